@@ -1,0 +1,47 @@
+"""Every error a user can meet. Each says what is wrong, where, and what to do next."""
+
+from __future__ import annotations
+
+
+class FxQuantError(Exception):
+    """The base of every error that fxquant raises on purpose."""
+
+
+class ConfigError(FxQuantError, ValueError):
+    """A setting that cannot be right, or an override that matches nothing."""
+
+
+class CaptureError(FxQuantError):
+    """The model's forward could not be written down as a graph."""
+
+
+class UnsupportedOperatorError(FxQuantError):
+    """An operator has no integer form and was not kept in float."""
+
+
+class RecipeError(FxQuantError):
+    """Passes in an order that cannot work."""
+
+
+class StageError(FxQuantError):
+    """A graph that has not travelled as far as the call needs, or too far."""
+
+
+class VerifyError(FxQuantError):
+    """A graph holds something that its stage does not allow: a pass is broken."""
+
+
+class UncalibratedError(FxQuantError):
+    """Ranges are missing: the prepared model has not seen any data."""
+
+
+class NonFiniteError(FxQuantError):
+    """A parameter is NaN or infinite."""
+
+
+class AccumulatorError(FxQuantError):
+    """A sum that could leave the 32 bits of its accumulator."""
+
+
+class MissingExtraError(FxQuantError, ImportError):
+    """A feature needs a package that is an optional extra of fxquant."""

@@ -1,0 +1,134 @@
+"""What the integers look like, and the one place that computes scales and zero points.
+
+    q = clamp(round(x / s) + z, qmin, qmax)        x ≈ (q - z) · s
+
+Rounding of a real number to an integer is half-up everywhere: `floor(x + 0.5)`.
+Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
+Integer-Arithmetic-Only Inference", equation 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fxquant.errors import ConfigError
+
+SMALLEST_SCALE = float(torch.finfo(torch.float32).tiny)  # so that 1 / scale stays finite
+
+
+@dataclass(frozen=True)
+class QuantScheme:
+    """The integers a real tensor is mapped to.
+
+    `symmetric` fixes the zero point at the middle of the range; `narrow` leaves the lowest
+    code out (-127..127), so that a weight and its negative are both representable;
+    `per_channel` gives every output channel of a weight its own scale.
+    """
+
+    bits: int = 8
+    signed: bool = True
+    symmetric: bool = True
+    narrow: bool = False
+    per_channel: bool = False
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise ConfigError(f"a scheme has 2 to 8 bits, got bits={self.bits}")
+        if self.narrow and not self.signed:
+            raise ConfigError("narrow range needs signed integers, got signed=False")
+        if self.symmetric and not self.signed:
+            raise ConfigError("a symmetric scheme needs signed integers, got signed=False")
+
+    @property
+    def qmin(self) -> int:
+        """The lowest code."""
+        return -(1 << (self.bits - 1)) + self.narrow if self.signed else 0
+
+    @property
+    def qmax(self) -> int:
+        """The highest code."""
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The integer type that stores the codes."""
+        return torch.int8 if self.signed else torch.uint8
+
+    def __str__(self) -> str:
+        kind = "int" if self.signed else "uint"
+        return f"{kind}{self.bits}" + ("/channel" if self.per_channel else "")
+
+
+UINT8 = QuantScheme(signed=False, symmetric=False)
+INT8_WEIGHT = QuantScheme(narrow=True, per_channel=True)
+
+
+class QParams(NamedTuple):
+    """The numbers that go with a scheme: `scale` (float32) and `zero_point` (int32).
+
+    Both are 0-dimensional, or of one shape that broadcasts against the tensor they describe.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    scheme: QuantScheme
+
+
+def round_half_up(x: Tensor) -> Tensor:
+    """Round to the nearest integer, ties towards plus infinity. Any float dtype, same out."""
+    return torch.floor(x + 0.5)
+
+
+def range_to_qparams(low: Tensor, high: Tensor, scheme: QuantScheme) -> QParams:
+    """Scale and zero point for real values in [low, high], two tensors of one shape.
+
+    The range is widened to hold 0, because padding and ReLU need it exact. A range that is
+    only the point 0 gets scale 1: every scale is positive and finite.
+    """
+    low = low.to(torch.float32).clamp(max=0.0)
+    high = high.to(torch.float32).clamp(min=0.0)
+    if scheme.symmetric:
+        scale = torch.maximum(-low, high) / scheme.qmax
+        zero_point = torch.zeros_like(scale)
+    else:
+        # halved before they meet, so that a range of all of float32 stays finite
+        steps = scheme.qmax - scheme.qmin
+        scale = high / steps - low / steps
+        zero_point = scheme.qmin + round_half_up(-low / scale.clamp(min=SMALLEST_SCALE))
+        zero_point = zero_point.clamp(scheme.qmin, scheme.qmax)
+    point = torch.maximum(-low, high) == 0.0
+    scale = torch.where(point, torch.ones_like(scale), scale.clamp(min=SMALLEST_SCALE))
+    return QParams(scale, zero_point.to(torch.int32), scheme)
+
+
+def weight_scale(weight: Tensor, scheme: QuantScheme, axis: int) -> Tensor:
+    """The scale of a weight, float32, one per channel of `axis` (all equal if per tensor).
+
+    `max|w| / qmax`, so that no weight is ever clipped. A channel of zeros gets the smallest
+    scale rather than 1: its bias alone decides the scale (see `intmath.layer_numbers`).
+    """
+    size = weight.detach().abs().to(torch.float32)
+    channels = size.transpose(0, axis).flatten(1).amax(1)
+    largest = channels if scheme.per_channel else channels.max().expand_as(channels)
+    return (largest / scheme.qmax).clamp(min=SMALLEST_SCALE)
+
+
+def quantize(x: Tensor, q: QParams) -> Tensor:
+    """Real numbers to integers of `q.scheme.dtype`, same shape."""
+    codes = round_half_up(x.to(torch.float32) / q.scale) + q.zero_point
+    return codes.clamp(q.scheme.qmin, q.scheme.qmax).to(q.scheme.dtype)
+
+
+def dequantize(codes: Tensor, q: QParams) -> Tensor:
+    """Integers to the real numbers they stand for, in the dtype of the scale, same shape."""
+    return (codes.to(torch.int32) - q.zero_point).to(q.scale.dtype) * q.scale
+
+
+def code_of(value: float, q: QParams) -> Tensor:
+    """The code that stands for one real number, clamped into the scheme: 0-dim int32."""
+    code = round_half_up(value / q.scale) + q.zero_point
+    return code.clamp(q.scheme.qmin, q.scheme.qmax).to(torch.int32)
