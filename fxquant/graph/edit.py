@@ -1,0 +1,106 @@
+"""Small edits of a GraphModule that passes are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+SITES = "fxquant"  # the submodule that holds what fxquant adds to a model
+
+
+def call_site(
+    gm: fx.GraphModule, name: str, module: nn.Module, args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None = None,
+) -> fx.Node:
+    """Register `module` among the sites and call it where the graph inserts; node and module
+    both get `name`, or the next that is free.
+    """
+    sites = getattr(gm, SITES, None)
+    if sites is None:
+        sites = nn.Module()
+        sites.train(gm.training)
+        gm.add_module(SITES, sites)
+    free, count = name, 0
+    while hasattr(sites, free):
+        count += 1
+        free = f"{name}_{count}"
+    module.train(gm.training)
+    sites.add_module(free, module)
+    return gm.graph.create_node("call_module", f"{SITES}.{free}", args, kwargs or {}, name=free)
+
+
+def replace_site(gm: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:
+    """Put another module where the site that `node` calls was."""
+    owner, _, name = str(node.target).rpartition(".")
+    module.train(gm.training)
+    setattr(gm.get_submodule(owner), name, module)
+
+
+def get_attribute(gm: fx.GraphModule, path: str) -> Any:
+    """The module, parameter or buffer at a dotted path."""
+    value: Any = gm
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def set_parameter(gm: fx.GraphModule, path: str, value: Tensor) -> None:
+    """Put a new parameter at `path`: trainable as the one before it, or as usual if new."""
+    owner, _, name = path.rpartition(".")
+    module = gm.get_submodule(owner)
+    old = module._parameters.get(name)
+    trains = old.requires_grad if old is not None else True
+    setattr(module, name, nn.Parameter(value.detach().clone(), requires_grad=trains))
+
+
+def module_at(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The module that a call_module or get_attr node names, if it is one."""
+    if node.op not in ("call_module", "get_attr"):
+        return None
+    value = get_attribute(gm, str(node.target))
+    return value if isinstance(value, nn.Module) else None
+
+
+def erase(node: fx.Node, use_instead: Any = None) -> None:
+    """Remove `node`; its readers read `use_instead` (a node, or any other argument)."""
+    if isinstance(use_instead, fx.Node):
+        node.replace_all_uses_with(use_instead)
+    else:
+        def swap(n: fx.Node) -> Any:
+            return use_instead if n is node else n
+
+        for reader in list(node.users):
+            reader.args = fx.node.map_arg(reader.args, swap)
+            reader.kwargs = fx.node.map_arg(reader.kwargs, swap)
+    node.graph.erase_node(node)
+
+
+def erase_unread_attributes(gm: fx.GraphModule) -> None:
+    """Remove get_attr nodes that nothing reads."""
+    for node in reversed(list(gm.graph.nodes)):
+        if node.op == "get_attr" and not node.users:
+            gm.graph.erase_node(node)
+
+
+def used_paths(gm: fx.GraphModule) -> set[str]:
+    """The paths that the graph names, and every prefix of them."""
+    paths: set[str] = set()
+    for node in gm.graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            parts = str(node.target).split(".")
+            paths.update(".".join(parts[: i + 1]) for i in range(len(parts)))
+    return paths
+
+
+def delete_unused(gm: fx.GraphModule, paths: set[str]) -> None:
+    """Delete those modules of `paths` that the graph no longer names."""
+    for path in paths - used_paths(gm):
+        gm.delete_submodule(path)
+
+
+def state_bytes(gm: nn.Module) -> int:
+    """Bytes of all parameters and buffers, each counted once."""
+    tensors: dict[int, torch.Tensor] = {id(t): t for t in (*gm.parameters(), *gm.buffers())}
+    return sum(t.numel() * t.element_size() for t in tensors.values())

@@ -1,0 +1,160 @@
+"""Join what a model does in eval() and what it does in train() into one graph.
+
+    eval     x ── conv ─────────────── add ── (y, None)
+    train    x ── conv ── drop_path ── add ── (y, aux(…))
+
+    merged   x ── conv ──┬─────────────────┐
+                         └─ train_only_0 ─ switch_0 ── add ── (y, switch_1)
+
+The eval graph is kept whole. The two are aligned in order; what only training does becomes
+`TrainOnly` regions, float, that give None in eval(); where a shared node reads something
+else in training, a `Switch` stands before it.
+"""
+
+from __future__ import annotations
+
+from difflib import SequenceMatcher
+from typing import Any
+
+from torch import fx, nn
+
+from fxquant.graph.edit import call_site
+from fxquant.graph.place import copy_place, place_of
+
+
+class Switch(nn.Module):
+    """Hands on its first input in eval() and its second in train()."""
+
+    def forward(self, in_eval: Any, in_training: Any) -> Any:
+        """Any two values; the one of the present mode comes back."""
+        return in_training if self.training else in_eval
+
+
+class TrainOnly(nn.Module):
+    """A float part of the network that runs in train() only; in eval() it gives Nones."""
+
+    def __init__(self, body: fx.GraphModule, outputs: int) -> None:
+        super().__init__()
+        # in a tuple, hence not registered: its submodules belong to the whole model, under
+        # the names that the user gave them
+        self._body = (body,)
+        self.outputs = outputs
+
+    @property
+    def body(self) -> fx.GraphModule:
+        """The region's own graph."""
+        return self._body[0]
+
+    def forward(self, *inputs: Any) -> tuple[Any, ...]:
+        """The region's outputs, or as many Nones."""
+        if not self.training:
+            return (None,) * self.outputs
+        outputs: tuple[Any, ...] = self.body(*inputs)
+        return outputs
+
+
+def merge(gm: fx.GraphModule, training: fx.Graph) -> None:
+    """Add to `gm`, which holds the eval graph, what `training` does beyond it."""
+    network, extra = list(gm.graph.nodes), list(training.nodes)
+    shared: dict[fx.Node, fx.Node] = {}  # node of training -> node of gm
+    regions: list[list[fx.Node]] = []
+    left, right = [_key(n) for n in network], [_key(n) for n in extra]
+    if left == right:
+        blocks = [(0, 0, len(left))]
+    else:
+        matcher = SequenceMatcher(None, left, right, autojunk=False)
+        blocks = [(m.a, m.b, m.size) for m in matcher.get_matching_blocks()]
+    end = 0
+    for i, j, size in blocks:
+        if j > end:
+            regions.append(extra[end:j])
+        shared.update(zip(extra[j : j + size], network[i : i + size], strict=True))
+        end = j + size
+    if regions or any(not _same_reads(node, shared) for node in extra):
+        _insert(gm, extra, shared, regions)
+
+
+def _key(node: fx.Node) -> tuple[object, ...]:
+    """What a node is, apart from which nodes it reads."""
+    if node.op == "output":
+        return ("output",)
+    immediates = fx.node.map_arg((node.args, node.kwargs), lambda _: None)
+    return (node.op, node.target, place_of(node).module, repr(immediates))
+
+
+def _same_reads(node: fx.Node, shared: dict[fx.Node, fx.Node]) -> bool:
+    mapped = fx.node.map_arg((node.args, node.kwargs), shared.__getitem__)
+    return bool(mapped == (shared[node].args, shared[node].kwargs))
+
+
+def _insert(
+    gm: fx.GraphModule,
+    extra: list[fx.Node],
+    shared: dict[fx.Node, fx.Node],
+    regions: list[list[fx.Node]],
+) -> None:
+    value = dict(shared)  # node of training -> the value in gm that stands for it
+    first = {region[0]: region for region in regions}
+    position = next(iter(gm.graph.nodes))
+    for node in extra:
+        if node in first:
+            position = _insert_region(gm, first[node], value, position)
+        ours = shared.get(node)
+        if ours is None:
+            continue
+        position = ours
+        if ours.op == "output":
+            args = fx.node.map_arg(node.args[0], value.__getitem__)
+            ours.args = (_join(gm, ours, ours.args[0], args),)
+        else:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), value.__getitem__)
+            ours.args = tuple(
+                _join(gm, ours, a, b) for a, b in zip(ours.args, args, strict=True)
+            )
+            ours.kwargs = {k: _join(gm, ours, v, kwargs[k]) for k, v in ours.kwargs.items()}
+
+
+def _join(gm: fx.GraphModule, reader: fx.Node, in_eval: Any, in_training: Any) -> Any:
+    """One argument for both modes: itself, or switches where the two part."""
+    if in_eval is in_training or (not isinstance(in_eval, fx.Node) and in_eval == in_training):
+        return in_eval
+    if type(in_eval) is type(in_training) and isinstance(in_eval, (tuple, list, dict)):
+        if len(in_eval) == len(in_training) and not isinstance(in_eval, dict):
+            pairs = zip(in_eval, in_training, strict=True)
+            return type(in_eval)([_join(gm, reader, a, b) for a, b in pairs])
+        if isinstance(in_eval, dict) and in_eval.keys() == in_training.keys():
+            return {k: _join(gm, reader, v, in_training[k]) for k, v in in_eval.items()}
+    with gm.graph.inserting_before(reader):
+        node = call_site(gm, "switch", Switch(), (in_eval, in_training))
+    copy_place(reader, node)
+    return node
+
+
+def _insert_region(
+    gm: fx.GraphModule, region: list[fx.Node], value: dict[fx.Node, fx.Node], position: fx.Node
+) -> fx.Node:
+    """One run of training-only nodes as a TrainOnly node after `position`; its last node."""
+    inside = set(region)
+    reads = dict.fromkeys(n for node in region for n in node.all_input_nodes if n not in inside)
+    results = [node for node in region if any(u not in inside for u in node.users)]
+    body = fx.Graph()
+    inner: dict[fx.Node, fx.Node] = {n: body.placeholder(n.name) for n in reads}
+    for node in region:
+        inner[node] = body.node_copy(node, inner.__getitem__)
+    body.output(tuple(inner[n] for n in results))
+    module = TrainOnly(fx.GraphModule(gm, body, class_name="TrainOnlyBody"), len(results))
+    with gm.graph.inserting_after(position):
+        call = call_site(gm, "train_only", module, tuple(value[n] for n in reads))
+    copy_place(region[0], call)
+    position = call
+    for i, node in enumerate(results):
+        with gm.graph.inserting_after(position):
+            position = gm.graph.call_function(item, (call, i))
+        copy_place(node, position)
+        value[node] = position
+    return position
+
+
+def item(values: tuple[Any, ...], index: int) -> Any:
+    """One output of a TrainOnly region."""
+    return values[index]

@@ -1,0 +1,237 @@
+"""Write down a model's forward as a torch.fx graph, as it behaves in each mode.
+
+    model.eval()  ── trace ── network ──┐
+                                        ├─ merge ── one graph for both modes
+    model.train() ── trace ── training ─┘
+
+The network is what the model does in eval(): that is what ships. What training adds to it
+(an auxiliary head, drop path) hangs on it as float regions that run in train() only.
+
+With example inputs every proxy also carries an example value on the meta device, so that
+shape comparisons in an `if`, iteration and unpacking are answered as the model would.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.proxy import TraceError
+
+from fxquant.errors import CaptureError
+from fxquant.graph.inplace import make_functional
+from fxquant.graph.merge import merge
+from fxquant.graph.place import caller_place, raised_at, set_place, set_rank
+
+_CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__  # before fx patches them
+_UNKNOWN = object()
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DataParallel, DistributedDataParallel or torch.compile."""
+    while True:
+        if isinstance(model, _WRAPPERS):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: Sequence[Any] | None = None,
+    leaves: frozenset[str] = frozenset(),
+) -> fx.GraphModule:
+    """A GraphModule over `model`'s own submodules; `model` is edited, so hand in a copy.
+
+    `leaves` are paths of submodules that stay one node each. Raises CaptureError, naming the
+    line of the user's code, where the forward depends on data or on unknown shapes.
+    """
+    modes = {module: module.training for module in model.modules()}
+    try:
+        network = _trace_mode(model, False, example_inputs, leaves)
+        training = _trace_mode(model, True, example_inputs, leaves)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    for graph in (network, training):
+        make_functional(graph, model)
+    gm = _graph_module(model, network)
+    merge(gm, training)
+    return gm
+
+
+def is_identity_in_eval(module: nn.Module) -> bool:
+    """Whether `module` does nothing in eval(): dropout, drop path, stochastic depth, noise."""
+    if isinstance(module, (nn.Identity, nn.modules.dropout._DropoutNd)):
+        return True
+    if next(module.children(), None) or next(module.parameters(), None) is not None:
+        return False
+    mode, module.training = module.training, False
+    try:
+        nodes = list(fx.Tracer().trace(module).nodes)
+    except Exception:  # whatever the user's forward raises: it is not a plain identity
+        return False
+    finally:
+        module.training = mode
+    return len(nodes) == 2 and nodes[1].args == (nodes[0],)
+
+
+def _trace_mode(
+    model: nn.Module, training: bool, example_inputs: Sequence[Any] | None, leaves: frozenset[str]
+) -> fx.Graph:
+    for module in model.modules():
+        module.training = training
+    tracer = _Tracer(example_inputs, leaves)
+    try:
+        with torch.no_grad():
+            return tracer.trace(model, _defaults(model, example_inputs))
+    except CaptureError:
+        raise
+    except Exception as error:
+        hint = "pass example_inputs, so that shapes are known; or " if not example_inputs else ""
+        raise CaptureError(
+            f"cannot capture {type(model).__name__}.forward in {'train' if training else 'eval'}() "
+            f"mode, in '{tracer.scope.module_path}' at {raised_at(error.__traceback__)}: {error}\n"
+            f"What to do: {hint}keep the submodule around that line as one float node with "
+            f"QuantConfig(keep_float=('{tracer.scope.module_path}',))."
+        ) from error
+
+
+def _defaults(model: nn.Module, example_inputs: Sequence[Any] | None) -> dict[str, Any] | None:
+    """Arguments of forward that stay at their defaults: those that no example is given for."""
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    given = len(example_inputs) if example_inputs is not None else 0
+    kept = {
+        p.name: p.default
+        for i, p in enumerate(parameters)
+        if p.default is not inspect.Parameter.empty and i >= max(given, 1)
+    }
+    return kept or None
+
+
+class _Proxy(fx.Proxy):
+    """A proxy that knows its length, where its example value does."""
+
+    def __len__(self) -> int:
+        assert isinstance(self.tracer, _Tracer)
+        value = self.tracer.examples.get(self.node, _UNKNOWN)
+        if value is _UNKNOWN:
+            raise TraceError("len() of a value whose shape is not known")
+        return len(value)
+
+
+class _Tracer(fx.Tracer):
+    """Records the place of every node, and an example value where one can be had."""
+
+    def __init__(self, example_inputs: Sequence[Any] | None, leaves: frozenset[str]) -> None:
+        super().__init__()
+        self.inputs = list(example_inputs) if example_inputs is not None else []
+        self.leaves = leaves
+        self.examples: dict[fx.Node, Any] = {}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if module_qualified_name in self.leaves or is_identity_in_eval(m):
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        set_place(node, caller_place(self.scope.module_path))
+        value = self._example(node)
+        if value is not _UNKNOWN:
+            self.examples[node] = value
+            set_rank(node, value.dim() if isinstance(value, torch.Tensor) else None)
+        return node
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        value = self.examples.get(obj.node, _UNKNOWN)
+        if value is _UNKNOWN:
+            return super().iter(obj)
+        return iter([obj[i] for i in range(len(value))])  # type: ignore[index]
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        value = self.examples.get(obj.node, _UNKNOWN)
+        if isinstance(value, (bool, int, float, tuple, list)):
+            return bool(value)
+        return super().to_bool(obj)
+
+    def _example(self, node: fx.Node) -> Any:
+        """What `node` gives, on the meta device, or _UNKNOWN."""
+        if node.op == "placeholder":
+            index = sum(n.op == "placeholder" for n in self.graph.nodes) - 1
+            return _to_meta(self.inputs[index]) if index < len(self.inputs) else _UNKNOWN
+        if node.op == "output":
+            return _UNKNOWN
+        if node.op == "get_attr":
+            return _to_meta(_attribute(self.root, str(node.target)))
+        if any(n not in self.examples for n in node.all_input_nodes):
+            return _UNKNOWN
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.examples.__getitem__)
+        try:
+            return self._call(node, args, kwargs)
+        except Exception:  # data-dependent, or not for the meta device: unknown from here on
+            return _UNKNOWN
+
+    def _call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        if isinstance(node.target, str):
+            if node.op == "call_method":
+                return getattr(args[0], node.target)(*args[1:], **kwargs)
+            module = self.root.get_submodule(node.target)
+            state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+            state = {name: _to_meta(value) for name, value in state.items()}
+            with _patches_off():
+                return torch.func.functional_call(module, state, args, kwargs)
+        return node.target(*args, **kwargs)
+
+
+@contextmanager
+def _patches_off() -> Iterator[None]:
+    """Let a leaf run for real: while tracing, fx routes module calls to the tracer."""
+    patched = nn.Module.__call__, nn.Module.__getattr__
+    nn.Module.__call__, nn.Module.__getattr__ = _CALL, _GETATTR  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__call__, nn.Module.__getattr__ = patched  # type: ignore[method-assign]
+
+
+def _to_meta(value: Any) -> Any:
+    return fx.node.map_aggregate(
+        value, lambda v: v.detach().to("meta") if isinstance(v, torch.Tensor) else v
+    )
+
+
+def _attribute(root: nn.Module, path: str) -> Any:
+    value: Any = root
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _graph_module(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """The graph over everything that `model` holds: its modules, parameters and attributes."""
+    gm = fx.GraphModule(model, graph, class_name=type(model).__name__)
+    for name, child in model.named_children():
+        gm.add_module(name, child)  # the user's own containers, not fx's empty ones
+    for name, parameter in model.named_parameters(recurse=False):
+        gm.register_parameter(name, parameter)
+    persistent = model.state_dict().keys()
+    for name, buffer in model.named_buffers(recurse=False):
+        gm.register_buffer(name, buffer, persistent=name in persistent)
+    for name, value in vars(model).items():
+        if name not in vars(gm):
+            setattr(gm, name, value)
+    gm.training = model.training
+    return gm
+
+

@@ -1,0 +1,41 @@
+"""Which values of a graph are plain numbers (shapes, sizes), not tensors."""
+
+from __future__ import annotations
+
+import builtins
+import math
+import operator
+
+from torch import fx
+
+_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "layout", "requires_grad"}
+_METHODS = {
+    *("size", "dim", "ndimension", "numel", "nelement", "stride", "element_size"),
+    "is_contiguous",
+}
+_ARITHMETIC = {
+    *(getattr(operator, name) for name in operator.__all__),
+    *(getattr(math, name) for name in ("ceil", "floor", "sqrt", "log2", "trunc", "prod")),
+    *(builtins.int, builtins.float, builtins.bool, builtins.round),
+    *(builtins.len, builtins.max, builtins.min, builtins.abs, builtins.sum, builtins.tuple),
+}
+
+
+def scalars(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that give numbers: shape queries, and arithmetic on nothing but those."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if _is_query(node) or (
+            node.op == "call_function"
+            and node.target in _ARITHMETIC
+            and node.all_input_nodes
+            and found.issuperset(node.all_input_nodes)
+        ):
+            found.add(node)
+    return found
+
+
+def _is_query(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in _METHODS
+    return node.op == "call_function" and node.target is getattr and node.args[1] in _ATTRIBUTES
