@@ -1,0 +1,100 @@
+"""Adaptive average pooling. The output keeps its input's range: no multiplier.
+
+    real      y = (Σ over the cell of x) / c
+    integer   q_y = z + floor((2·Σ(q_x - z) + c) / (2c))        round half-up of the mean
+
+Cell i of n over a length L reaches from floor(i·L/n) to ceil((i+1)·L/n); c is its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxquant.intmath import centered, divide_half_up, exact_integer
+from fxquant.ops.spec import (
+    OpSpec,
+    Output,
+    RealCall,
+    module_options,
+    per_channel,
+    signature_reader,
+)
+
+
+class AdaptiveAvgPoolNumbers(NamedTuple):
+    """`zero`, 0-dim int32: the zero point. A mean of codes needs no clamp."""
+
+    zero: Tensor
+
+
+def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:
+    """[N, C, L] to [N, C, n]."""
+    return F.adaptive_avg_pool1d(input, output_size)
+
+
+def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
+    """[N, C, H, W] to [N, C, h, w]."""
+    return F.adaptive_avg_pool2d(input, output_size)
+
+
+def adaptive_avg_pool3d(input: Tensor, output_size: Any) -> Tensor:
+    """[N, C, D, H, W] to [N, C, d, h, w]."""
+    return F.adaptive_avg_pool3d(input, output_size)
+
+
+def cell_sizes(length: int, cells: int) -> Tensor:
+    """How many elements each cell of one dimension holds: int64 [cells]."""
+    i = torch.arange(cells)
+    return -((-(i + 1) * length) // cells) - (i * length) // cells
+
+
+def _record(
+    function: Callable[..., Tensor], spellings: tuple[Any, ...], module: type[nn.Module], dims: int
+) -> OpSpec:
+    def options(module: nn.Module) -> dict[str, Any]:
+        return module_options(module, "output_size")
+
+    def numbers(call: RealCall) -> AdaptiveAvgPoolNumbers:
+        return AdaptiveAvgPoolNumbers(call.target.qparams.zero_point)
+
+    def kernel(
+        n: AdaptiveAvgPoolNumbers, dtype: torch.dtype, codes: Tensor, output_size: Any
+    ) -> Tensor:
+        mean = function(centered(codes, n.zero, torch.float64), output_size)
+        size = torch.ones((1,) * dims, dtype=torch.int64)
+        for i in range(dims):
+            cells = cell_sizes(codes.shape[i - dims], mean.shape[i - dims])
+            size = size * per_channel(cells, i, dims)
+        size = size.to(codes.device)
+        total = exact_integer(mean * size)
+        return (divide_half_up(total, size) + n.zero).to(dtype)
+
+    return OpSpec(
+        name=function.__name__,
+        function=function,
+        functions=spellings,
+        methods=(),
+        modules={module: options},
+        read=signature_reader(function),
+        output=Output.INPUT,
+        weight_axis=None,
+        folds=False,
+        numbers=numbers,
+        kernel=kernel,
+    )
+
+
+ADAPTIVE_AVG_POOL1D = _record(
+    adaptive_avg_pool1d, (F.adaptive_avg_pool1d, torch.adaptive_avg_pool1d), nn.AdaptiveAvgPool1d, 1
+)
+ADAPTIVE_AVG_POOL2D = _record(
+    adaptive_avg_pool2d, (F.adaptive_avg_pool2d,), nn.AdaptiveAvgPool2d, 2
+)
+ADAPTIVE_AVG_POOL3D = _record(
+    adaptive_avg_pool3d, (F.adaptive_avg_pool3d,), nn.AdaptiveAvgPool3d, 3
+)

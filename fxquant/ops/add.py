@@ -1,0 +1,83 @@
+"""Sum of n tensors, with one rounding.
+
+    real      y = x_1 + … + x_n
+    integer   q_y = clamp(z_y + ((Σ (q_i - z_i)·m_i + 2^(S-1)) >> S))
+
+with m_i = round(s_i/s_y · 2^S) over one common shift, short enough for the sum to fit 32 bits.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from fxquant.intmath import Rescale, common_rescale, requantize
+from fxquant.ops.spec import Call, OpSpec, Output, RealCall
+
+
+class AddNumbers(NamedTuple):
+    """`multiplier` int64 [n], `x_zero` int32 [n], one of each per operand; the others 0-dim."""
+
+    multiplier: Tensor
+    shift: Tensor
+    x_zero: Tensor
+    y_zero: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def add(*inputs: Tensor) -> Tensor:
+    """Two tensors or more, of shapes that broadcast."""
+    total = inputs[0] + inputs[1]
+    for x in inputs[2:]:
+        total = total + x
+    return total
+
+
+def _read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+    """Two tensors and no `alpha`; a tensor and a number is another operator."""
+    named = dict(kwargs)
+    inputs = (*args, *(named.pop(name) for name in ("input", "other") if name in named))
+    if len(inputs) != 2 or not all(isinstance(x, fx.Node) for x in inputs):
+        return None
+    return Call(inputs, {}) if named.pop("alpha", 1) == 1 and not named else None
+
+
+def _numbers(call: RealCall) -> AddNumbers:
+    scales = torch.stack([q.scale for q in call.inputs]).double()
+    rescale = common_rescale(scales / call.target.qparams.scale.double())
+    return AddNumbers(
+        multiplier=rescale.multiplier,
+        shift=rescale.shift,
+        x_zero=torch.stack([q.zero_point for q in call.inputs]),
+        y_zero=call.target.qparams.zero_point,
+        low=call.target.low,
+        high=call.target.high,
+    )
+
+
+def _kernel(n: AddNumbers, dtype: torch.dtype, *codes: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=torch.int64, device=codes[0].device)
+    for x, zero, multiplier in zip(codes, n.x_zero, n.multiplier, strict=True):
+        total = total + (x.to(torch.int64) - zero) * multiplier
+    one = torch.ones_like(n.shift)
+    return requantize(total, Rescale(one, n.shift), n.y_zero, n.low, n.high, dtype)
+
+
+ADD = OpSpec(
+    name="add",
+    function=add,
+    functions=(operator.add, torch.add),
+    methods=("add",),
+    modules={},
+    read=_read,
+    output=Output.OWN,
+    weight_axis=None,
+    folds=False,
+    numbers=_numbers,
+    kernel=_kernel,
+)

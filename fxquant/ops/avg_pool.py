@@ -1,0 +1,124 @@
+"""Average pooling with a window. The output keeps its input's range: no multiplier.
+
+    real      y = (Σ over the window of x) / c
+    integer   q_y = z + floor((2·Σ(q_x - z) + c) / (2c))        round half-up of the mean
+
+`c` is the window's divisor as torch counts it: with or without padding, ceil_mode's clipped
+windows, or `divisor_override`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxquant.intmath import centered, divide_half_up, exact_integer
+from fxquant.ops.spec import OpSpec, Output, RealCall, module_options, per_channel, signature_reader
+
+
+class AvgPoolNumbers(NamedTuple):
+    """`zero`, `low`, `high`, 0-dim int32: the zero point and the ends of the codes."""
+
+    zero: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def avg_pool1d(
+    input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
+    ceil_mode: bool = False, count_include_pad: bool = True,
+) -> Tensor:
+    """[N, C, L] to [N, C, L']."""
+    stride = kernel_size if stride is None else stride
+    return F.avg_pool1d(input, kernel_size, stride, padding, ceil_mode, count_include_pad)
+
+
+def avg_pool2d(
+    input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
+    ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: int | None = None,
+) -> Tensor:
+    """[N, C, H, W] to [N, C, H', W']."""
+    return F.avg_pool2d(
+        input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+    )
+
+
+def avg_pool3d(
+    input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
+    ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: int | None = None,
+) -> Tensor:
+    """[N, C, D, H, W] to [N, C, D', H', W']."""
+    return F.avg_pool3d(
+        input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+    )
+
+
+def window_counts(
+    length: int, windows: int, kernel: int, stride: int, padding: int, include_pad: bool
+) -> Tensor:
+    """How many elements each window of one dimension divides by: int64 [windows]."""
+    start = torch.arange(windows) * stride - padding
+    end = (start + kernel).clamp(max=length + padding)
+    return end - start if include_pad else end.clamp(max=length) - start.clamp(min=0)
+
+
+def _divisor(x: Tensor, mean: Tensor, dims: int, s: Mapping[str, Any]) -> Tensor:
+    """The divisor of every window, int64, shaped to broadcast against the output."""
+    if s.get("divisor_override"):
+        return torch.tensor(s["divisor_override"])
+    divisor = torch.ones((1,) * dims, dtype=torch.int64)
+    stride = s["kernel_size"] if s["stride"] in (None, []) else s["stride"]
+    for i in range(dims):
+        kernel, step, padding = (
+            v[i if len(v) > 1 else 0] if isinstance(v, (tuple, list)) else v
+            for v in (s["kernel_size"], stride, s["padding"])
+        )
+        axis = i - dims
+        include_pad = s["count_include_pad"]
+        counts = window_counts(x.shape[axis], mean.shape[axis], kernel, step, padding, include_pad)
+        divisor = divisor * per_channel(counts, i, dims)
+    return divisor
+
+
+def _record(
+    function: Callable[..., Tensor], spellings: tuple[Any, ...], module: type[nn.Module], dims: int
+) -> OpSpec:
+    names = ["kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"]
+    names += ["divisor_override"] if dims > 1 else []
+
+    def options(module: nn.Module) -> dict[str, Any]:
+        return module_options(module, *names)
+
+    def numbers(call: RealCall) -> AvgPoolNumbers:
+        return AvgPoolNumbers(call.target.qparams.zero_point, call.target.low, call.target.high)
+
+    def kernel(n: AvgPoolNumbers, dtype: torch.dtype, codes: Tensor, **settings: Any) -> Tensor:
+        x = centered(codes, n.zero, torch.float64)
+        mean = function(x, **settings)
+        divisor = _divisor(x, mean, dims, settings).to(x.device)
+        # torch divides once, so that times the divisor the sum comes back within 1e-6
+        total = exact_integer(mean * divisor)
+        return torch.clamp(divide_half_up(total, divisor) + n.zero, n.low, n.high).to(dtype)
+
+    return OpSpec(
+        name=function.__name__,
+        function=function,
+        functions=spellings,
+        methods=(),
+        modules={module: options},
+        read=signature_reader(function),
+        output=Output.INPUT,
+        weight_axis=None,
+        folds=False,
+        numbers=numbers,
+        kernel=kernel,
+    )
+
+
+AVG_POOL1D = _record(avg_pool1d, (F.avg_pool1d, torch.avg_pool1d), nn.AvgPool1d, 1)
+AVG_POOL2D = _record(avg_pool2d, (F.avg_pool2d,), nn.AvgPool2d, 2)
+AVG_POOL3D = _record(avg_pool3d, (F.avg_pool3d,), nn.AvgPool3d, 3)

@@ -1,0 +1,92 @@
+"""Batch norm on its own (after a pool, a sum or a concat), with running statistics.
+
+    real      y = f[c]·x + o[c]          f = γ/√(σ²+ε),  o = β - μ·f
+    integer   q_y = clamp(z_y + (((q_x - z_x)·m[c] + o_q[c] + 2^(S-1)) >> S))
+
+with signed multipliers m·2^-S = f·s_x/s_y and o_q = round(o/s_y · 2^S): one rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fxquant.intmath import rescale_of, shift_half_up
+from fxquant.ops.spec import Call, OpSpec, Output, Parameter, RealCall, per_channel
+
+_OFFSET_LIMIT = 2.0**62  # so that the sum stays inside int64
+
+
+class BatchNormNumbers(NamedTuple):
+    """Per channel: `multiplier`, `shift`, `offset` (int64 [C]); the others 0-dim int32."""
+
+    multiplier: Tensor
+    shift: Tensor
+    offset: Tensor
+    x_zero: Tensor
+    y_zero: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def batch_norm(input: Tensor, *, batch_norm: nn.Module) -> Tensor:
+    """[N, C, ...] through the BatchNorm module handed in; same shape."""
+    out: Tensor = batch_norm(input)
+    return out
+
+
+def _options(module: Any) -> dict[str, Any] | None:
+    # without running statistics it normalises each batch by itself: not a fixed function
+    return None if module.running_mean is None else {"batch_norm": Parameter("")}
+
+
+def _read(args: object, kwargs: object) -> Call | None:
+    return None  # only modules: the function form carries no state of its own
+
+
+def _numbers(call: RealCall) -> BatchNormNumbers:
+    assert call.weights is not None
+    assert call.weights.bias is not None
+    s_y = call.target.qparams.scale.double()
+    factor = call.weights.weight.detach().double() * call.inputs[0].scale.double() / s_y
+    rescale = rescale_of(factor)
+    offset = torch.ldexp(call.weights.bias.detach().double() / s_y, rescale.shift).round()
+    return BatchNormNumbers(
+        multiplier=rescale.multiplier,
+        shift=rescale.shift,
+        offset=offset.clamp(-_OFFSET_LIMIT, _OFFSET_LIMIT).to(torch.int64),
+        x_zero=call.inputs[0].zero_point,
+        y_zero=call.target.qparams.zero_point,
+        low=call.target.low,
+        high=call.target.high,
+    )
+
+
+def _kernel(n: BatchNormNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
+    dims = codes.dim()
+    centred = codes.to(torch.int64) - n.x_zero
+    product = centred * per_channel(n.multiplier, 1, dims) + per_channel(n.offset, 1, dims)
+    y = shift_half_up(product, per_channel(n.shift, 1, dims)) + n.y_zero
+    return torch.clamp(y, n.low, n.high).to(dtype)
+
+
+BATCH_NORM = OpSpec(
+    name="batch_norm",
+    function=batch_norm,
+    functions=(),
+    methods=(),
+    modules={
+        nn.BatchNorm1d: _options,
+        nn.BatchNorm2d: _options,
+        nn.BatchNorm3d: _options,
+        nn.SyncBatchNorm: _options,
+    },
+    read=_read,
+    output=Output.OWN,
+    weight_axis=None,
+    folds=False,
+    numbers=_numbers,
+    kernel=_kernel,
+)

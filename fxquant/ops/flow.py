@@ -1,0 +1,56 @@
+"""Which values of a graph are integers, and whose grid each of them lies on."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from fxquant.graph.edit import module_at
+from fxquant.ops.move import is_move
+from fxquant.ops.site import CallSite, InputQuantizer
+from fxquant.ops.spec import Output
+
+
+def sites(gm: fx.GraphModule) -> list[tuple[fx.Node, CallSite]]:
+    """Every operator call of the graph, in order."""
+    found = [(node, site_of(gm, node)) for node in gm.graph.nodes]
+    return [(node, site) for node, site in found if site is not None]
+
+
+def site_of(gm: fx.GraphModule, node: fx.Node) -> CallSite | None:
+    """The call site that `node` calls, if it is one."""
+    module = module_at(gm, node) if node.op == "call_module" else None
+    return module if isinstance(module, CallSite) else None
+
+
+def inputs_of(node: fx.Node) -> list[fx.Node]:
+    """The activations that a site's node reads: its positional arguments."""
+    return [arg for arg in node.args if isinstance(arg, fx.Node)]
+
+
+def integer_values(gm: fx.GraphModule) -> set[fx.Node]:
+    """The values that will be integers: results of sites, and what is moved around of them."""
+    found: set[fx.Node] = set()
+    for node in gm.graph.nodes:
+        module = module_at(gm, node) if node.op == "call_module" else None
+        moved = node.args and node.args[0] in found and is_move(gm, node)
+        if isinstance(module, (CallSite, InputQuantizer)) or moved:
+            found.add(node)
+    return found
+
+
+def grids(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
+    """For each integer value the node whose range it is quantized with.
+
+    Needs every site to read integer values only, as they do once observers are in.
+    """
+    grid: dict[fx.Node, fx.Node] = {}
+    for node in gm.graph.nodes:
+        module = module_at(gm, node) if node.op == "call_module" else None
+        own = isinstance(module, CallSite) and module.op.output is Output.OWN
+        if own or isinstance(module, InputQuantizer):
+            grid[node] = node
+        elif isinstance(module, CallSite) or is_move(gm, node):
+            source = node.args[0] if node.args else None
+            if isinstance(source, fx.Node) and source in grid:
+                grid[node] = grid[source]
+    return grid

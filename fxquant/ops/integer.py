@@ -1,0 +1,75 @@
+"""The modules of a converted network. Their buffers are all the numbers there are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxquant.ops.spec import OpSpec
+from fxquant.schemes import QParams, QuantScheme, dequantize, quantize
+
+
+class IntegerOp(nn.Module):
+    """One operator on integer tensors; every number it uses is a buffer of that name."""
+
+    def __init__(self, op: OpSpec, numbers: tuple[Tensor, ...], scheme: QuantScheme) -> None:
+        super().__init__()
+        self.op = op
+        self.scheme = scheme
+        self._numbers = type(numbers)
+        for name, value in numbers._asdict().items():  # type: ignore[attr-defined]
+            self.register_buffer(name, value.detach().clone())
+
+    def forward(self, *codes: Tensor, **options: Any) -> Tensor:
+        """Integer tensors in, one integer tensor out."""
+        with torch.no_grad():
+            return self.op.kernel(self.numbers, self.scheme.dtype, *codes, **options)
+
+    @property
+    def numbers(self) -> tuple[Tensor, ...]:
+        """The buffers, as the kernel takes them."""
+        return self._numbers(**self._buffers)
+
+    def extra_repr(self) -> str:
+        """The operator and its output's scheme, for print(model)."""
+        return f"{self.op.name} → {self.scheme}"
+
+
+class _Boundary(nn.Module):
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, q: QParams) -> None:
+        super().__init__()
+        self.scheme = q.scheme
+        self.register_buffer("scale", q.scale.detach().clone())
+        self.register_buffer("zero_point", q.zero_point.detach().clone())
+
+    @property
+    def qparams(self) -> QParams:
+        """The parameters of this boundary."""
+        return QParams(self.scale, self.zero_point, self.scheme)
+
+    def extra_repr(self) -> str:
+        """The scheme, for print(model)."""
+        return str(self.scheme)
+
+
+class Quantize(_Boundary):
+    """Real numbers in, integers out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape, of the scheme's integer dtype."""
+        return quantize(x.detach(), self.qparams)
+
+
+class Dequantize(_Boundary):
+    """Integers in, the real numbers they stand for out."""
+
+    def forward(self, codes: Any) -> Any:
+        """Same shape, of the scale's dtype; each tensor of a tuple by itself."""
+        if isinstance(codes, (tuple, list)):
+            return tuple(self.forward(part) for part in codes)
+        return dequantize(codes, self.qparams)

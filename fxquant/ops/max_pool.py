@@ -1,0 +1,79 @@
+"""Max pooling. Order is kept by quantization, so it picks the same elements.
+
+    real      y = max over the window, padding excluded
+    integer   q_y = max over the window of q_x
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxquant.ops.spec import OpSpec, Output, RealCall, module_options, signature_reader
+
+
+class MaxPoolNumbers(NamedTuple):
+    """None: the integers of the input decide alone."""
+
+
+def max_pool1d(
+    input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
+    dilation: Any = 1, ceil_mode: bool = False,
+) -> Tensor:
+    """[N, C, L] to [N, C, L']."""
+    return F.max_pool1d(input, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+def max_pool2d(
+    input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
+    dilation: Any = 1, ceil_mode: bool = False,
+) -> Tensor:
+    """[N, C, H, W] to [N, C, H', W']."""
+    return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+def max_pool3d(
+    input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
+    dilation: Any = 1, ceil_mode: bool = False,
+) -> Tensor:
+    """[N, C, D, H, W] to [N, C, D', H', W']."""
+    return F.max_pool3d(input, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+def _options(module: Any) -> dict[str, Any] | None:
+    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    return None if module.return_indices else module_options(module, *names)
+
+
+def _record(
+    function: Callable[..., Tensor], spellings: tuple[Any, ...], module: type[nn.Module]
+) -> OpSpec:
+    def kernel(n: MaxPoolNumbers, dtype: torch.dtype, codes: Tensor, **settings: Any) -> Tensor:
+        # in float32, which holds every code exactly and pads with -inf
+        return function(codes.to(torch.float32), **settings).to(dtype)
+
+    def numbers(call: RealCall) -> MaxPoolNumbers:
+        return MaxPoolNumbers()
+
+    return OpSpec(
+        name=function.__name__,
+        function=function,
+        functions=spellings,
+        methods=(),
+        modules={module: _options},
+        read=signature_reader(function),
+        output=Output.EXACT,
+        weight_axis=None,
+        folds=False,
+        numbers=numbers,
+        kernel=kernel,
+    )
+
+
+MAX_POOL1D = _record(max_pool1d, (F.max_pool1d, torch.max_pool1d), nn.MaxPool1d)
+MAX_POOL2D = _record(max_pool2d, (F.max_pool2d, torch.max_pool2d), nn.MaxPool2d)
+MAX_POOL3D = _record(max_pool3d, (F.max_pool3d, torch.max_pool3d), nn.MaxPool3d)

@@ -1,0 +1,191 @@
+"""One call of an operator in a graph, together with its quantizers.
+
+    in training   y = output(clamp(bn(function(x, weight_quant(weight), …))))      float
+    in eval       y = dequantize(kernel(quantize(x), numbers(…)))                  integers
+
+Both read the same graph arguments. Eval computes with the very integers, and the very kernel,
+that `convert` writes into the integer network: what is validated is what is shipped.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxquant.fake_quant import ActivationFakeQuant, WeightFakeQuant, fake_quantize
+from fxquant.intmath import Target
+from fxquant.observers import Observer
+from fxquant.ops.spec import OpSpec, Output, RealCall, Weights
+from fxquant.schemes import INT8_WEIGHT, QParams, code_of, dequantize, quantize
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """An activation that only limits values: ReLU is (0, inf), ReLU6 is (0, 6)."""
+
+    low: float
+    high: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Any shape; the gradient is the activation's own, also at its corners."""
+        if (self.low, self.high) == (0.0, math.inf):
+            return torch.relu(x)
+        if math.isfinite(self.low) and math.isfinite(self.high):
+            return F.hardtanh(x, self.low, self.high)
+        return x.clamp(self.low, self.high)
+
+    def __str__(self) -> str:
+        names = {(0.0, math.inf): "relu", (0.0, 6.0): "relu6"}
+        return names.get((self.low, self.high), f"clamp({self.low:g}, {self.high:g})")
+
+
+class CallSite(nn.Module):
+    """One operator call: `site(*inputs, **options)` as `op.function` takes them.
+
+    Passes fill it in: `activation` (fuse_conv_bn_relu), `output` and `weight_quant`
+    (insert_observers, insert_fake_quant), and `sources`, the quantizers of its inputs.
+    `batch_norm=` among the options is a BatchNorm module that stands behind the operator.
+    """
+
+    def __init__(self, op: OpSpec) -> None:
+        super().__init__()
+        self.op = op
+        self.activation: Clamp | None = None
+        self.weight_quant: WeightFakeQuant | None = None
+        self.output: Observer | ActivationFakeQuant | None = None
+        # a tuple, hence not registered: each quantizer belongs to the site that it follows
+        self.sources: tuple[ActivationFakeQuant, ...] = ()
+
+    def forward(self, *inputs: Tensor, **options: Any) -> Tensor:
+        """The operator's output: same shape in both modes."""
+        if self.training or not self.ready:
+            return self._real(*inputs, **options)
+        with torch.no_grad():
+            pairs = zip(inputs, self.sources, strict=True)
+            codes = [quantize(x, source.qparams) for x, source in pairs]
+            numbers, settings = self.integers(options)
+            q = self.target.qparams
+            return dequantize(self.op.kernel(numbers, q.scheme.dtype, *codes, **settings), q)
+
+    def _real(self, *inputs: Tensor, **options: Any) -> Tensor:
+        batch_norm = options.pop("batch_norm", None) if self.op.folds else None
+        if self.weight_quant is not None and self.training:
+            options["weight"] = self.weight_quant(options["weight"])
+        y = self.op.function(*inputs, **options)
+        if batch_norm is not None:
+            y = batch_norm(y)
+        if self.activation is not None:
+            y = self.activation(y)
+        if not self.training:
+            return y
+        if self.output is not None:
+            quantized: Tensor = self.output(y)
+            return quantized
+        if self.op.output is Output.INPUT and self.sources:
+            return fake_quantize(y, self.sources[0].qparams)
+        return y
+
+    @property
+    def quantizer(self) -> ActivationFakeQuant | None:
+        """What the output is quantized with, once the site has its fake-quants."""
+        if isinstance(self.output, ActivationFakeQuant):
+            return self.output
+        return self.sources[0] if self.sources and self.op.output is not Output.OWN else None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the ranges of the output and of every input are known."""
+        quantizer = self.quantizer
+        return (
+            quantizer is not None
+            and quantizer.ready
+            and all(source.ready for source in self.sources)
+        )
+
+    @property
+    def target(self) -> Target:
+        """Output parameters and clamp of the integer form."""
+        quantizer = self.quantizer
+        assert quantizer is not None  # asked for only once `ready`
+        q = quantizer.qparams
+        scheme, clamp = q.scheme, self.activation or Clamp(-math.inf, math.inf)
+        return Target(q, _limit(clamp.low, scheme.qmin, q), _limit(clamp.high, scheme.qmax, q))
+
+    def integers(self, options: dict[str, Any]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        """Every integer of this call, and the settings its kernel takes beside them."""
+        settings = dict(options)
+        batch_norm = settings.pop("batch_norm", None)
+        weight = settings.pop("weight", None)
+        bias = settings.pop("bias", None)
+        weights = None
+        if weight is not None and self.weight_quant is not None:
+            scale = self.weight_quant.scale(weight)
+            weights = Weights(weight, bias, scale, self.weight_quant.scheme)
+            if batch_norm is not None:
+                weights = _fold(weights, batch_norm, self.weight_quant.axis)
+        elif batch_norm is not None:
+            factor, offset = batch_norm_affine(batch_norm)
+            weights = Weights(factor, offset, factor.abs(), INT8_WEIGHT)
+        sources = tuple(source.qparams for source in self.sources)
+        return self.op.numbers(RealCall(sources, self.target, weights, settings)), settings
+
+    def extra_repr(self) -> str:
+        """The operator and its activation, for print(model)."""
+        return " → ".join(str(part) for part in (self.op.name, self.activation) if part)
+
+
+class InputQuantizer(nn.Module):
+    """Where a float value enters the integer part of a network."""
+
+    def __init__(self, output: Observer | ActivationFakeQuant) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` on its grid; as it is while only observed, or while no range is known."""
+        if self.training or not isinstance(self.output, ActivationFakeQuant):
+            out: Tensor = self.output(x)
+            return out
+        if not self.output.ready:
+            return x
+        return dequantize(quantize(x, self.output.qparams), self.output.qparams)
+
+
+def batch_norm_affine(batch_norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """A batch norm in eval() as `y = factor · x + offset`, both [C].
+
+        factor = γ / √(σ² + ε)        offset = β - μ · factor
+    """
+    bn: Any = batch_norm
+    factor = torch.rsqrt(bn.running_var + bn.eps)
+    if bn.weight is not None:
+        factor = factor * bn.weight
+    offset = -bn.running_mean * factor
+    return factor, offset if bn.bias is None else offset + bn.bias
+
+
+def fold_affine(
+    weight: Tensor, bias: Tensor | None, factor: Tensor, offset: Tensor, axis: int
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a layer whose output goes through `factor · y + offset`."""
+    shape = [1] * weight.dim()
+    shape[axis] = -1
+    return weight * factor.reshape(shape), offset if bias is None else bias * factor + offset
+
+
+def _fold(weights: Weights, batch_norm: nn.Module, axis: int) -> Weights:
+    """Symmetric weights take a batch norm as a change of scale: their codes stay."""
+    factor, offset = batch_norm_affine(batch_norm)
+    weight, bias = fold_affine(weights.weight, weights.bias, factor, offset, axis)
+    return Weights(weight, bias, weights.scale * factor.abs(), weights.scheme)
+
+
+def _limit(value: float, end: int, q: QParams) -> Tensor:
+    if math.isinf(value):
+        return torch.full_like(q.zero_point, end)
+    return code_of(value, q)

@@ -1,0 +1,59 @@
+"""Zeros of a tensor's shape: DARTS' `none` operator, spelled `x.mul(0.)`.
+
+    real      y = 0·x
+    integer   q_y = z_x
+
+It keeps its input's range, so its scale is never 0 and never infinite.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from fxquant.ops.spec import Call, OpSpec, Output, RealCall
+
+
+class ZeroNumbers(NamedTuple):
+    """`zero`, 0-dim int32: the code that stands for 0."""
+
+    zero: Tensor
+
+
+def zero(input: Tensor) -> Tensor:
+    """Any shape."""
+    return input * 0.0
+
+
+def _read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+    operands = (*args, *kwargs.values())
+    tensors = tuple(x for x in operands if isinstance(x, fx.Node))
+    numbers = [x for x in operands if isinstance(x, (int, float)) and x == 0]
+    return Call(tensors, {}) if len(operands) == 2 and len(tensors) == len(numbers) == 1 else None
+
+
+def _numbers(call: RealCall) -> ZeroNumbers:
+    return ZeroNumbers(call.target.qparams.zero_point)
+
+
+def _kernel(n: ZeroNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
+    return torch.zeros_like(codes) + n.zero.to(dtype)
+
+
+ZERO = OpSpec(
+    name="zero",
+    function=zero,
+    functions=(operator.mul, torch.mul),
+    methods=("mul",),
+    modules={},
+    read=_read,
+    output=Output.EXACT,
+    weight_axis=None,
+    folds=False,
+    numbers=_numbers,
+    kernel=_kernel,
+)
