@@ -1,0 +1,18 @@
+"""Quantization of PyTorch networks by rewriting torch.fx graphs, down to exact integers."""
+
+from fxquant.api import convert, prepare_qat
+from fxquant.config import QuantConfig
+from fxquant.errors import FxQuantError
+from fxquant.explain import explain
+from fxquant.schemes import QuantScheme
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "FxQuantError",
+    "QuantConfig",
+    "QuantScheme",
+    "convert",
+    "explain",
+    "prepare_qat",
+]

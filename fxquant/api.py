@@ -1,0 +1,95 @@
+"""What most users call: prepare, train, convert, explain."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxquant.config import QuantConfig
+from fxquant.errors import CaptureError, ConfigError, StageError
+from fxquant.graph.trace import trace, unwrap
+from fxquant.pipeline import Stage, stage_of
+from fxquant.recipes import CONVERT, prepare_recipe
+
+
+def prepare_qat(
+    model: nn.Module,
+    example_inputs: Sequence[Any] | torch.Tensor | None = None,
+    config: QuantConfig | None = None,
+) -> fx.GraphModule:
+    """A copy of `model` that trains with fake-quants and evaluates in exact integers.
+
+    Train it in any loop: the ranges of activations follow the data in train(). In eval() it
+    computes on the integer grid, bit for bit what `convert` of it will compute; until every
+    range has seen data, eval() is the float network.
+
+    Args:
+        model: any module whose forward torch.fx can capture; it is not touched.
+        example_inputs: the positional arguments of one call (or one tensor), needed where the
+            forward asks for shapes; values do not matter, shapes and dtypes do.
+        config: what to quantize and how; None for 8 bits everywhere.
+
+    Raises:
+        CaptureError: the forward depends on data or on unknown shapes; names the line.
+        UnsupportedOperatorError: an operator has no integer form; names node, module, line.
+        ConfigError: an override that matches nothing.
+        StageError: `model` was prepared or converted before.
+    """
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"prepare_qat takes an nn.Module, got {type(model).__name__}")
+    model = unwrap(model)
+    if isinstance(model, fx.GraphModule) and stage_of(model) is not Stage.FLOAT:
+        raise StageError(f"prepare_qat takes a float model, got a {stage_of(model).value} graph")
+    config = config or QuantConfig()
+    if isinstance(example_inputs, torch.Tensor):
+        example_inputs = (example_inputs,)
+    leaves = _float_leaves(model, config)
+    gm = trace(copy.deepcopy(model), example_inputs, leaves)
+    prepare_recipe(config, leaves).run(gm)
+    return gm
+
+
+def convert(prepared: fx.GraphModule) -> fx.GraphModule:
+    """The integer network of a prepared model: `convert(p)(x)` equals `p.eval()(x)`, bit for bit.
+
+    Between a quantize at each input and a dequantize at each output there are integer tensors
+    only, in either mode. `prepared` is not touched and trains on as if nothing had happened.
+
+    Raises:
+        StageError: `prepared` did not come from prepare_qat.
+        UncalibratedError: it has not seen data in train() yet; names the first such value.
+        AccumulatorError: a sum may leave 32 bits; names the channel.
+        NonFiniteError: a parameter is NaN or infinite.
+    """
+    stage = stage_of(prepared) if isinstance(prepared, fx.GraphModule) else Stage.FLOAT
+    if stage is not Stage.FAKE_QUANT:
+        raise StageError(
+            f"convert takes what prepare_qat returned, got a {stage.value} "
+            f"{type(prepared).__name__}"
+        )
+    gm = copy.deepcopy(prepared).eval()
+    CONVERT.run(gm)
+    # a new module, which holds only what the integer graph names
+    quantized = fx.GraphModule(gm, gm.graph, class_name=type(prepared).__name__)
+    quantized.meta.update(gm.meta)
+    return quantized.eval()
+
+
+def _float_leaves(model: nn.Module, config: QuantConfig) -> frozenset[str]:
+    """The module paths that `keep_float` names."""
+    paths = [path for path, _ in model.named_modules(remove_duplicate=False) if path]
+    found: set[str] = set()
+    for pattern in config.keep_float:
+        matches = fnmatch.filter(paths, pattern)
+        if not matches:
+            near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3)
+            hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+            raise ConfigError(f"keep_float: no submodule matches '{pattern}'{hint}")
+        found.update(matches)
+    return frozenset(found)

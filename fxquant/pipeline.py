@@ -1,0 +1,176 @@
+"""Stages, passes, recipes, and the log of what each pass did and did not do.
+
+    Recipe  =  Pass, Pass, Pass …      each declares the stage it needs and the stage it gives
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar
+
+from torch import fx
+
+from fxquant.errors import RecipeError, StageError
+from fxquant.graph.edit import erase_unread_attributes
+from fxquant.ops.verify import verify_fake_quant, verify_integer, verify_observed
+
+_STAGE, _LOG = "fxquant_stage", "fxquant_log"
+
+
+class Stage(Enum):
+    """How far a graph has travelled."""
+
+    FLOAT = "float"
+    OBSERVED = "observed"
+    FAKE_QUANT = "fake-quant"
+    INTEGER = "integer"
+
+
+_VERIFY: dict[Stage, Callable[[fx.GraphModule], None]] = {
+    Stage.FLOAT: lambda gm: None,
+    Stage.OBSERVED: verify_observed,
+    Stage.FAKE_QUANT: verify_fake_quant,
+    Stage.INTEGER: verify_integer,
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a log: something done at a node, or left alone there, and why."""
+
+    node: str
+    text: str
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What one pass did to one graph."""
+
+    name: str
+    summary: str
+    nodes_before: int
+    nodes_after: int
+    changed: tuple[Entry, ...]
+    left_alone: tuple[Entry, ...]
+
+
+class Log:
+    """What a pass writes while it runs."""
+
+    def __init__(self) -> None:
+        self.changed: list[Entry] = []
+        self.left_alone: list[Entry] = []
+
+    def change(self, node: fx.Node, text: str) -> None:
+        """Something was done at `node`."""
+        self.changed.append(Entry(node.name, text))
+
+    def leave(self, node: fx.Node, reason: str) -> None:
+        """A place where the pass might have fitted stays as it is, for this reason."""
+        self.left_alone.append(Entry(node.name, reason))
+
+
+class Pass(ABC):
+    """One named change of a graph, in place. It keeps the function, or says what it changes."""
+
+    name: ClassVar[str]
+    needs: ClassVar[Stage]
+    gives: ClassVar[Stage]
+
+    @abstractmethod
+    def edit(self, gm: fx.GraphModule, log: Log) -> None:
+        """Change the graph and its modules; write each change and each refusal down."""
+
+    def run(self, gm: fx.GraphModule) -> PassRecord:
+        """Edit `gm`, check what came out, and add what happened to the graph's log."""
+        if stage_of(gm) is not self.needs:
+            raise StageError(
+                f"'{self.name}' needs a {self.needs.value} graph, but this is a "
+                f"{stage_of(gm).value} graph"
+            )
+        before, log = len(gm.graph.nodes), Log()
+        self.edit(gm, log)
+        erase_unread_attributes(gm)
+        gm.graph.lint()
+        gm.recompile()
+        _VERIFY[self.gives](gm)
+        record = PassRecord(
+            self.name,
+            _first_line(type(self)),
+            before,
+            len(gm.graph.nodes),
+            tuple(log.changed),
+            tuple(log.left_alone),
+        )
+        gm.meta[_STAGE] = self.gives
+        gm.meta[_LOG] = (*history(gm), record)
+        return record
+
+
+class RewritePass(Pass):
+    """A pass that looks at places one by one: where, why not, what."""
+
+    @abstractmethod
+    def match(self, gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, ...] | None:
+        """The nodes of a place that ends at `node`, or None. Changes nothing."""
+
+    @abstractmethod
+    def reject(self, gm: fx.GraphModule, match: tuple[fx.Node, ...]) -> str | None:
+        """Why this place must stay as it is, as a sentence, or None. Changes nothing."""
+
+    @abstractmethod
+    def rewrite(self, gm: fx.GraphModule, match: tuple[fx.Node, ...]) -> str:
+        """Change this place; what was done comes back as a phrase."""
+
+    def edit(self, gm: fx.GraphModule, log: Log) -> None:
+        """Visit every node once, in order."""
+        for node in list(gm.graph.nodes):
+            match = self.match(gm, node)
+            if match is None:
+                continue
+            reason = self.reject(gm, match)
+            if reason is not None:
+                log.leave(node, reason)
+            else:
+                log.change(match[0], self.rewrite(gm, match))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Passes in order. A wrong order is an error when the recipe is made, not when it runs."""
+
+    name: str
+    passes: tuple[Pass, ...]
+
+    def __post_init__(self) -> None:
+        for before, after in zip(self.passes, self.passes[1:], strict=False):
+            if before.gives is not after.needs:
+                raise RecipeError(
+                    f"recipe '{self.name}': '{after.name}' needs a {after.needs.value} graph, "
+                    f"but '{before.name}' before it gives a {before.gives.value} graph"
+                )
+
+    def run(self, gm: fx.GraphModule) -> None:
+        """Run every pass on `gm`, in place."""
+        for step in self.passes:
+            step.run(gm)
+
+
+def stage_of(gm: fx.GraphModule) -> Stage:
+    """How far `gm` has travelled; a graph that no pass has touched is a float graph."""
+    stage = gm.meta.get(_STAGE, Stage.FLOAT)
+    assert isinstance(stage, Stage)
+    return stage
+
+
+def history(gm: fx.GraphModule) -> tuple[PassRecord, ...]:
+    """What each pass did to `gm`, in order."""
+    records: tuple[PassRecord, ...] = gm.meta.get(_LOG, ())
+    return records
+
+
+def _first_line(cls: type) -> str:
+    return (cls.__doc__ or "").strip().splitlines()[0]

@@ -1,0 +1,36 @@
+"""The passes: one change of the graph each, one file each, in the order of the recipes."""
+
+if __name__ != "fxquant.passes":
+    raise ImportError(f"import this package as 'fxquant.passes', not as '{__name__}'")
+
+from fxquant.passes.canonicalize import Canonicalize
+from fxquant.passes.equalize_cross_layer import EqualizeCrossLayer
+from fxquant.passes.fold_bn import FoldBatchNorm
+from fxquant.passes.fuse_conv_bn_relu import FuseConvBnRelu
+from fxquant.passes.insert_fake_quant import InsertFakeQuant
+from fxquant.passes.insert_observers import InsertObservers
+from fxquant.passes.join_adds import JoinAdds
+from fxquant.passes.lower_to_integer import LowerToInteger
+
+PASSES = (
+    Canonicalize,
+    JoinAdds,
+    FoldBatchNorm,
+    FuseConvBnRelu,
+    InsertObservers,
+    EqualizeCrossLayer,
+    InsertFakeQuant,
+    LowerToInteger,
+)
+
+__all__ = [
+    "PASSES",
+    "Canonicalize",
+    "EqualizeCrossLayer",
+    "FoldBatchNorm",
+    "FuseConvBnRelu",
+    "InsertFakeQuant",
+    "InsertObservers",
+    "JoinAdds",
+    "LowerToInteger",
+]

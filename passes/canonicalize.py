@@ -1,0 +1,114 @@
+"""Write every operator that has an integer form in one way: as a call site.
+
+    before   conv1(x)     F.conv2d(x, self.conv1.weight, …)     x + y     x.add(y)
+    after    fxquant.conv1(x, weight=conv1.weight, bias=…, stride=…)     fxquant.add(x, y)
+
+A site is one module per call, so a layer that is called twice has two; its parameters are
+arguments that the graph shows. `x + 0`, and dropout that is switched off, disappear.
+Left alone: calls that only move elements, and calls that have no integer form.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from fxquant.graph.edit import call_site, erase, get_attribute, module_at
+from fxquant.graph.place import copy_place
+from fxquant.graph.values import scalars
+from fxquant.ops import op_of_function, op_of_method, op_of_module
+from fxquant.ops.site import CallSite
+from fxquant.ops.spec import Call, OpSpec, Parameter
+from fxquant.pipeline import Log, Pass, Stage
+
+_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, torch.dropout)
+
+
+class Canonicalize(Pass):
+    """Writes every operator that has an integer form as a call site."""
+
+    name = "canonicalize"
+    needs = gives = Stage.FLOAT
+
+    def edit(self, gm: fx.GraphModule, log: Log) -> None:
+        """Visit every node once, in order."""
+        numbers = scalars(gm.graph)
+        for node in list(gm.graph.nodes):
+            if node in numbers:
+                continue
+            if _does_nothing(node):
+                log.change(node, "does nothing, removed")
+                erase(node, node.all_input_nodes[0])
+                continue
+            op, call = _read(gm, node)
+            if op is None or call is None or not numbers.isdisjoint(node.all_input_nodes):
+                continue
+            if op.weight_axis is not None and not _is_parameter(gm, call.options.get("weight")):
+                continue
+            site = _replace(gm, node, op, call)
+            log.change(site, f"{op.name} is a call site")
+
+
+def _read(gm: fx.GraphModule, node: fx.Node) -> tuple[OpSpec | None, Call | None]:
+    """The operator that `node` spells, and the call in its canonical form."""
+    if node.op == "call_function":
+        op = op_of_function(node.target)  # type: ignore[arg-type]
+        return op, op.read(node.args, node.kwargs) if op else None
+    if node.op == "call_method":
+        op = op_of_method(str(node.target))
+        return op, op.read(node.args, node.kwargs) if op else None
+    module = module_at(gm, node) if node.op == "call_module" else None
+    op = op_of_module(module) if module is not None else None
+    if module is None or op is None:
+        return None, None
+    options = op.modules[type(module)](module)
+    inputs = (*node.args, *node.kwargs.values())
+    return op, None if options is None else Call(inputs, options)
+
+
+def _replace(gm: fx.GraphModule, node: fx.Node, op: OpSpec, call: Call) -> fx.Node:
+    with gm.graph.inserting_before(node):
+        options = {name: _argument(gm, node, value) for name, value in call.options.items()}
+        site = call_site(gm, node.name, CallSite(op), call.inputs, options)
+    copy_place(node, site)
+    name = node.name
+    erase(node, site)
+    site.name = name  # free again: the node that had it is gone
+    return site
+
+
+def _argument(gm: fx.GraphModule, node: fx.Node, value: Any) -> Any:
+    """A Parameter of the node's module as a get_attr node; anything else as it is."""
+    if not isinstance(value, Parameter):
+        return value
+    path = ".".join(part for part in (str(node.target), value.name) if part)
+    attribute = gm.graph.get_attr(path)
+    copy_place(node, attribute)
+    return attribute
+
+
+def _is_parameter(gm: fx.GraphModule, weight: Any) -> bool:
+    """Whether a weight is one that the model holds, not one that the network computes."""
+    if isinstance(weight, Parameter):
+        return True
+    return (
+        isinstance(weight, fx.Node)
+        and weight.op == "get_attr"
+        and isinstance(get_attribute(gm, str(weight.target)), torch.Tensor)
+    )
+
+
+def _does_nothing(node: fx.Node) -> bool:
+    """`x + 0`, as Python's sum() starts with, and functional dropout outside training."""
+    if node.op != "call_function" or len(node.all_input_nodes) != 1:
+        return False
+    if node.target in _DROPOUTS:
+        training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
+        return training is False
+    is_add = op_of_function(node.target) is op_of_method("add")  # type: ignore[arg-type]
+    return is_add and any(isinstance(a, (int, float)) and a == 0 for a in node.args)
+
+

@@ -1,0 +1,79 @@
+"""Make one site of a layer, the batch norm behind it and the activation behind that.
+
+    before   x ── conv ── bn ── relu ── y           x ── add ── relu ── y
+    after    x ── conv → bn → relu ── y             x ── add → relu ── y
+
+The batch norm stays live: it goes on training, and is folded into the integers of eval().
+Inside a site nothing is rounded to integers; the activation becomes a clamp of the codes.
+Left alone, with the reason: a place whose inner value something else reads too.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from fxquant.graph.edit import erase
+from fxquant.ops.clamp import CLAMP, HARDTANH, RELU6
+from fxquant.ops.flow import inputs_of, site_of
+from fxquant.ops.norms import layer_and_norm, why_not_one
+from fxquant.ops.relu import RELU
+from fxquant.ops.site import CallSite, Clamp
+from fxquant.ops.spec import Output
+from fxquant.pipeline import RewritePass, Stage
+
+
+class FuseConvBnRelu(RewritePass):
+    """Makes one site of a layer, its batch norm and its activation."""
+
+    name = "fuse_conv_bn_relu"
+    needs = gives = Stage.FLOAT
+
+    def match(self, gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, ...] | None:
+        """A layer and a batch norm, or an operator with a range of its own and a clamp."""
+        pair = layer_and_norm(gm, node)
+        if pair is not None:
+            return pair
+        site = site_of(gm, node)
+        if site is None or _clamp(node, site) is None:
+            return None
+        producer = inputs_of(node)[0]
+        before = site_of(gm, producer)
+        if before is None or before.op.output is not Output.OWN or before.activation:
+            return None
+        return producer, node
+
+    def reject(self, gm: fx.GraphModule, match: tuple[fx.Node, ...]) -> str | None:
+        """Every reader of the inner value must be inside."""
+        first, second = match
+        if "batch_norm" in second.kwargs:
+            return why_not_one(gm, first, second)
+        others = [reader.name for reader in first.users if reader is not second]
+        return f"'{first.name}' is also read by '{others[0]}'" if others else None
+
+    def rewrite(self, gm: fx.GraphModule, match: tuple[fx.Node, ...]) -> str:
+        """Move the batch norm or the clamp into the first site."""
+        first, second = match
+        inner, outer = site_of(gm, first), site_of(gm, second)
+        assert inner is not None
+        assert outer is not None
+        if "batch_norm" in second.kwargs:
+            # the site moves down to its batch norm, whose module is read from there on
+            second.append(first)
+            first.kwargs = {**first.kwargs, "batch_norm": second.kwargs["batch_norm"]}
+        else:
+            inner.activation = _clamp(second, outer)
+        second.replace_all_uses_with(first, delete_user_cb=lambda user: user is not first)
+        erase(second)
+        return f"took '{second.name}' in"
+
+
+def _clamp(node: fx.Node, site: CallSite) -> Clamp | None:
+    """The limits of a ReLU, ReLU6, Hardtanh or clamp."""
+    if site.op is RELU:
+        return Clamp(0.0, float("inf"))
+    if site.op not in (CLAMP, RELU6, HARDTANH):
+        return None
+    low, high = node.kwargs["low"], node.kwargs["high"]
+    assert isinstance(low, float)
+    assert isinstance(high, float)
+    return Clamp(low, high)

@@ -1,0 +1,58 @@
+"""Put a fake-quant on every value that will be an integer, and on every weight.
+
+    before   x ── input ── conv(w) ─────────── y      input and conv hold observers
+    after    x ── input ── conv(fq(w)) → fq ── y      and now the fake-quants around them
+
+Each site also learns the quantizers of the values it reads: in eval() it computes in their
+integers. A value that keeps its input's range shares its input's quantizer.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from fxquant.fake_quant import ActivationFakeQuant, WeightFakeQuant
+from fxquant.graph.edit import module_at
+from fxquant.observers import Observer
+from fxquant.ops.flow import grids, inputs_of, sites
+from fxquant.ops.site import CallSite, InputQuantizer
+from fxquant.pipeline import Log, Pass, Stage
+from fxquant.schemes import INT8_WEIGHT, UINT8, QuantScheme
+
+
+class InsertFakeQuant(Pass):
+    """Puts a fake-quant on every value that will be an integer, and on every weight."""
+
+    name = "insert_fake_quant"
+    needs = Stage.OBSERVED
+    gives = Stage.FAKE_QUANT
+
+    def __init__(self, activation: QuantScheme = UINT8, weight: QuantScheme = INT8_WEIGHT) -> None:
+        """The schemes of activations and of weights."""
+        self.activation = activation
+        self.weight = weight
+
+    def edit(self, gm: fx.GraphModule, log: Log) -> None:
+        """Wrap the observers, quantize the weights, then tell each site what it reads."""
+        for node in gm.graph.nodes:
+            module = module_at(gm, node) if node.op == "call_module" else None
+            if not isinstance(module, (CallSite, InputQuantizer)):
+                continue
+            if isinstance(module.output, Observer):
+                quantizer = ActivationFakeQuant(self.activation, module.output)
+                module.output = quantizer.train(module.training)
+                log.change(node, f"output in {self.activation}")
+            if isinstance(module, CallSite) and module.op.weight_axis is not None:
+                module.weight_quant = WeightFakeQuant(self.weight, module.op.weight_axis)
+                module.weight_quant.train(module.training)
+                log.change(node, f"weight in {self.weight}")
+        grid = grids(gm)
+        for node, site in sites(gm):
+            site.sources = tuple(_quantizer(gm, grid[value]) for value in inputs_of(node))
+
+
+def _quantizer(gm: fx.GraphModule, node: fx.Node) -> ActivationFakeQuant:
+    module = module_at(gm, node)
+    assert isinstance(module, (CallSite, InputQuantizer))
+    assert isinstance(module.output, ActivationFakeQuant)
+    return module.output

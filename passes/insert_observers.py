@@ -1,0 +1,102 @@
+"""Watch every value that will be an integer with a range of its own.
+
+    before   x ─────────── conv ── relu ── y
+    after    x ── input ── conv ── relu ── y          input and conv each hold an observer
+
+A float value that enters the integer part (an input of the network, the result of a layer
+kept in float) gets a node for that; every other observer sits in the site it watches. Values
+that keep their input's range (pools, ReLU, reshapes) need none.
+An operator without an integer form is an error here, unless it was kept in float.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from fxquant.errors import UnsupportedOperatorError
+from fxquant.graph.edit import call_site, module_at
+from fxquant.graph.merge import TrainOnly, item
+from fxquant.graph.place import copy_place, describe, place_of
+from fxquant.graph.values import scalars
+from fxquant.observers import MovingAverage
+from fxquant.ops.flow import inputs_of, integer_values, sites
+from fxquant.ops.move import is_move
+from fxquant.ops.site import CallSite, InputQuantizer
+from fxquant.ops.spec import Output
+from fxquant.pipeline import Log, Pass, Stage
+
+
+class InsertObservers(Pass):
+    """Watches every value that will be an integer with a range of its own."""
+
+    name = "insert_observers"
+    needs = Stage.FLOAT
+    gives = Stage.OBSERVED
+
+    def __init__(self, float_leaves: frozenset[str] = frozenset()) -> None:
+        """`float_leaves`: the module paths that were kept in float on purpose."""
+        self.float_leaves = float_leaves
+
+    def edit(self, gm: fx.GraphModule, log: Log) -> None:
+        """One observer per range, then one entrance per float value that a site reads."""
+        self._refuse_unsupported(gm)
+        for node, site in sites(gm):
+            if site.op.output is Output.OWN:
+                site.output = MovingAverage().train(site.training)
+                log.change(node, "observed")
+        integers = integer_values(gm)
+        entrances: dict[fx.Node, fx.Node] = {}
+        for node, _ in sites(gm):
+            for value in inputs_of(node):
+                if value in integers:
+                    continue
+                if value not in entrances:
+                    entrances[value] = _add_entrance(gm, value)
+                    log.change(entrances[value], f"'{value.name}' enters here, observed")
+                node.replace_input_with(value, entrances[value])
+
+    def _refuse_unsupported(self, gm: fx.GraphModule) -> None:
+        numbers = scalars(gm.graph)
+        unknown = [
+            node
+            for node in gm.graph.nodes
+            if node not in numbers and not self._is_known(gm, node)
+        ]
+        if not unknown:
+            return
+        lines = "\n".join(f"  {describe(node)}" for node in unknown[:10])
+        more = f"\n  and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+        path = place_of(unknown[0]).module
+        way_out = (
+            f"keep the module in float: QuantConfig(keep_float=('{path}',))"
+            if path
+            else "move it into a submodule and keep that in float: QuantConfig(keep_float=(…,))"
+        )
+        raise UnsupportedOperatorError(
+            f"no integer form for:\n{lines}{more}\nWhat to do: {way_out}."
+        )
+
+    def _is_known(self, gm: fx.GraphModule, node: fx.Node) -> bool:
+        if node.op in ("placeholder", "get_attr", "output") or node.target is item:
+            return True
+        module = module_at(gm, node) if node.op == "call_module" else None
+        return (
+            isinstance(module, (CallSite, TrainOnly))
+            or is_move(gm, node)
+            or (module is not None and node.target in self.float_leaves)
+        )
+
+
+def _add_entrance(gm: fx.GraphModule, value: fx.Node) -> fx.Node:
+    entrance = InputQuantizer(MovingAverage())
+    with gm.graph.inserting_after(_after_inputs(value)):
+        node = call_site(gm, f"input_{value.name}", entrance, (value,))
+    copy_place(value, node)
+    return node
+
+
+def _after_inputs(value: fx.Node) -> fx.Node:
+    """`value`, or the last placeholder where it is one: they stand together at the top."""
+    while value.op == "placeholder" and value.next.op == "placeholder":
+        value = value.next
+    return value

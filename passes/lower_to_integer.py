@@ -1,0 +1,137 @@
+"""Replace every site by its integer operator, between one quantize and one dequantize.
+
+    before   x ── input ── conv → fq ── flatten ── y
+    after    x ── quantize ── conv ── flatten ── dequantize ── y       integers inside
+
+The integers are those that eval() computes with, made by the same functions. What only
+training does is dropped; calls that move elements stay as they are, now moving integers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxquant.errors import AccumulatorError, NonFiniteError, UncalibratedError
+from fxquant.fake_quant import ActivationFakeQuant
+from fxquant.graph.edit import call_site, erase, get_attribute, module_at, replace_site
+from fxquant.graph.merge import Switch
+from fxquant.graph.place import copy_place, describe
+from fxquant.graph.trace import is_identity_in_eval
+from fxquant.graph.values import scalars
+from fxquant.intmath import ACCUMULATOR_LIMIT, LayerNumbers
+from fxquant.ops.flow import grids, inputs_of
+from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
+from fxquant.ops.site import CallSite, InputQuantizer
+from fxquant.pipeline import Log, Pass, Stage
+
+
+class LowerToInteger(Pass):
+    """Replaces every site by its integer operator, between quantize and dequantize."""
+
+    name = "lower_to_integer"
+    needs = Stage.FAKE_QUANT
+    gives = Stage.INTEGER
+
+    def edit(self, gm: fx.GraphModule, log: Log) -> None:
+        """Drop what eval() does not do, add the way out of the integers, then lower."""
+        _drop_training(gm)
+        quantizers = {node: _quantizer(gm, grid) for node, grid in grids(gm).items()}
+        _refuse_uncalibrated(quantizers)
+        _add_exits(gm, quantizers)
+        for node in list(gm.graph.nodes):
+            module = module_at(gm, node) if node.op == "call_module" else None
+            if isinstance(module, InputQuantizer):
+                _lower_entrance(gm, node, quantizers[node])
+            elif isinstance(module, CallSite):
+                _lower_site(gm, node, module)
+                log.change(node, f"is {module_at(gm, node)}")
+
+
+def _drop_training(gm: fx.GraphModule) -> None:
+    """Switches give what they give in eval(); dropout and what only training reads go."""
+    for node in list(gm.graph.nodes):
+        module = module_at(gm, node) if node.op == "call_module" else None
+        if isinstance(module, Switch) or (module is not None and is_identity_in_eval(module)):
+            erase(node, node.args[0])
+    for node in reversed(list(gm.graph.nodes)):
+        if not node.users and node.op not in ("placeholder", "output"):
+            gm.graph.erase_node(node)
+
+
+def _quantizer(gm: fx.GraphModule, node: fx.Node) -> ActivationFakeQuant:
+    module = module_at(gm, node)
+    assert isinstance(module, (CallSite, InputQuantizer))
+    assert isinstance(module.output, ActivationFakeQuant)
+    return module.output
+
+
+def _refuse_uncalibrated(quantizers: dict[fx.Node, ActivationFakeQuant]) -> None:
+    missing = [node for node, quantizer in quantizers.items() if not quantizer.ready]
+    if missing:
+        raise UncalibratedError(
+            f"{len(missing)} of {len(quantizers)} values have no range yet, the first at "
+            f"{describe(missing[0])}: it has seen no finite data.\n"
+            "What to do: run some batches through the prepared model in train() mode first."
+        )
+
+
+def _add_exits(gm: fx.GraphModule, quantizers: dict[fx.Node, ActivationFakeQuant]) -> None:
+    """A dequantize behind every integer value that something else than integers reads."""
+    numbers = scalars(gm.graph)
+    for node, quantizer in quantizers.items():
+        readers = [r for r in node.users if r not in quantizers and r not in numbers]
+        if not readers:
+            continue
+        dequantize = Dequantize(quantizer.qparams)
+        with gm.graph.inserting_after(node):
+            exit_ = call_site(gm, f"dequantize_{node.name}", dequantize, (node,))
+        copy_place(node, exit_)
+        for reader in readers:
+            reader.replace_input_with(node, exit_)
+
+
+def _lower_entrance(gm: fx.GraphModule, node: fx.Node, quantizer: ActivationFakeQuant) -> None:
+    value = inputs_of(node)[0]
+    with gm.graph.inserting_before(node):
+        lowered = call_site(gm, f"quantize_{value.name}", Quantize(quantizer.qparams), (value,))
+    copy_place(node, lowered)
+    erase(node, lowered)
+
+
+def _lower_site(gm: fx.GraphModule, node: fx.Node, site: CallSite) -> None:
+    options = {
+        name: get_attribute(gm, str(value.target)) if isinstance(value, fx.Node) else value
+        for name, value in node.kwargs.items()
+        if not isinstance(value, fx.Node) or value.op == "get_attr"
+    }
+    _refuse_nonfinite(node, options)
+    with torch.no_grad():
+        numbers, settings = site.integers(options)
+    if isinstance(numbers, LayerNumbers):
+        _prove_accumulator(node, numbers)
+    replace_site(gm, node, IntegerOp(site.op, numbers, site.target.qparams.scheme))
+    computed = {name: node.kwargs[name] for name in node.kwargs if name not in options}
+    node.kwargs = settings | computed
+
+
+def _refuse_nonfinite(node: fx.Node, options: dict[str, object]) -> None:
+    for name, value in options.items():
+        tensors = list(value.state_dict().values()) if isinstance(value, nn.Module) else [value]
+        for tensor in tensors:
+            if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor).all()):
+                raise NonFiniteError(
+                    f"the {name} of {describe(node)} holds NaN or infinity.\n"
+                    "What to do: the training has diverged; go back to an earlier checkpoint."
+                )
+
+
+def _prove_accumulator(node: fx.Node, numbers: LayerNumbers) -> None:
+    worst = numbers.bound + numbers.bias.abs()
+    channel = int(worst.argmax())
+    if int(worst[channel]) >= ACCUMULATOR_LIMIT:
+        raise AccumulatorError(
+            f"channel {channel} of {describe(node)} may reach {int(worst[channel])}, beyond the "
+            f"32 bits of its accumulator.\n"
+            "What to do: keep this layer in float (QuantConfig.keep_float), or split its inputs."
+        )
