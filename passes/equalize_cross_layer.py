@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.graph.edit import get_attribute, module_at, set_parameter
+from fxquant.graph.modes import is_identity_in_eval
 from fxquant.graph.sharing import parameter_reads
-from fxquant.graph.trace import is_identity_in_eval
 from fxquant.ops.adaptive_avg_pool import (
     ADAPTIVE_AVG_POOL1D,
     ADAPTIVE_AVG_POOL2D,

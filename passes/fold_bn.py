@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fxquant.graph.edit import delete_unused, erase, get_attribute, set_parameter
 from fxquant.graph.place import copy_place
@@ -64,23 +64,27 @@ class FoldBatchNorm(RewritePass):
             axis = site.op.weight_axis or 0
             new = fold_affine(_value(gm, weight), old_bias, factor, offset, axis)
         set_parameter(gm, str(weight.target), new[0])
-        if not isinstance(bias, fx.Node):
-            bias = _add_bias(gm, layer, weight)
-        set_parameter(gm, str(bias.target), new[1])
+        if isinstance(bias, fx.Node):
+            set_parameter(gm, str(bias.target), new[1])
+        else:
+            _add_bias(gm, layer, weight, new[1])
         self._reads[_id(gm, norm_module)] -= 1
         self._folded.add(str(norm_module.target))
         erase(norm, layer)
         return f"took '{norm.name}' in"
 
 
-def _add_bias(gm: fx.GraphModule, layer: fx.Node, weight: fx.Node) -> fx.Node:
+def _add_bias(gm: fx.GraphModule, layer: fx.Node, weight: fx.Node, value: Tensor) -> None:
     """Let a layer that had no bias read one, beside its weight."""
-    owner, _, _ = str(weight.target).rpartition(".")
+    owner, _, name = str(weight.target).rpartition(".")
+    # a layer's own empty place for it, or a new name beside a weight that stands alone
+    own = name == "weight" and getattr(gm.get_submodule(owner), "bias", 0) is None
+    path = f"{owner}.bias" if own else f"{weight.target}_bias"
+    set_parameter(gm, path, value)
     with gm.graph.inserting_before(layer):
-        bias = gm.graph.get_attr(f"{owner}.bias" if owner else "bias")
+        bias = gm.graph.get_attr(path)
     copy_place(layer, bias)
     layer.kwargs = {**layer.kwargs, "bias": bias}
-    return bias
 
 
 def _value(gm: fx.GraphModule, node: fx.Node) -> Any:

@@ -17,7 +17,7 @@ from fxquant.errors import UnsupportedOperatorError
 from fxquant.graph.edit import call_site, module_at
 from fxquant.graph.merge import TrainOnly, item
 from fxquant.graph.place import copy_place, describe, place_of
-from fxquant.graph.values import scalars
+from fxquant.graph.values import assertions, scalars
 from fxquant.observers import MovingAverage
 from fxquant.ops.flow import inputs_of, integer_values, sites
 from fxquant.ops.move import is_move
@@ -56,11 +56,11 @@ class InsertObservers(Pass):
                 node.replace_input_with(value, entrances[value])
 
     def _refuse_unsupported(self, gm: fx.GraphModule) -> None:
-        numbers = scalars(gm.graph)
+        others = scalars(gm.graph) | assertions(gm.graph)
         unknown = [
             node
             for node in gm.graph.nodes
-            if node not in numbers and not self._is_known(gm, node)
+            if node not in others and not self._is_known(gm, node)
         ]
         if not unknown:
             return

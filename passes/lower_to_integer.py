@@ -16,9 +16,9 @@ from fxquant.errors import AccumulatorError, NonFiniteError, UncalibratedError
 from fxquant.fake_quant import ActivationFakeQuant
 from fxquant.graph.edit import call_site, erase, get_attribute, module_at, replace_site
 from fxquant.graph.merge import Switch
+from fxquant.graph.modes import is_identity_in_eval
 from fxquant.graph.place import copy_place, describe
-from fxquant.graph.trace import is_identity_in_eval
-from fxquant.graph.values import scalars
+from fxquant.graph.values import assertions, scalars
 from fxquant.intmath import ACCUMULATOR_LIMIT, LayerNumbers
 from fxquant.ops.flow import grids, inputs_of
 from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
@@ -54,8 +54,9 @@ def _drop_training(gm: fx.GraphModule) -> None:
         module = module_at(gm, node) if node.op == "call_module" else None
         if isinstance(module, Switch) or (module is not None and is_identity_in_eval(module)):
             erase(node, node.args[0])
+    checks = assertions(gm.graph)
     for node in reversed(list(gm.graph.nodes)):
-        if not node.users and node.op not in ("placeholder", "output"):
+        if not node.users and node.op not in ("placeholder", "output") and node not in checks:
             gm.graph.erase_node(node)
 
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
 from fxquant.errors import CaptureError
+from fxquant.graph.modes import is_identity
 from fxquant.graph.place import describe
 from fxquant.graph.values import scalars
 
@@ -38,108 +39,143 @@ _VIEWS = {
 }
 
 
-def make_functional(graph: fx.Graph, root: nn.Module) -> None:
-    """Rewrite every in-place call in `graph`; `root` holds its modules, edited likewise."""
+class Form(NamedTuple):
+    """The out-of-place form of a call."""
+
+    target: Any
+    args: Any
+    kwargs: Any
+
+
+def overwriting_modules(root: nn.Module) -> set[nn.Module]:
+    """The modules that overwrite their input, as ReLU(inplace=True) does."""
+    return {module for module in root.modules() if getattr(module, "inplace", False) is True}
+
+
+def make_functional(
+    graph: fx.Graph, root: nn.Module, overwriting: set[nn.Module], training: bool
+) -> None:
+    """Rewrite every in-place call in `graph`, which was captured from `root` in that mode.
+
+    Modules are not edited: who calls this switches off the `inplace` of those `overwriting`.
+    """
     numbers = scalars(graph)
+    forms = {
+        node: form
+        for node in graph.nodes
+        if node not in numbers and (form := _out_of_place(node, root, overwriting)) is not None
+    }
     order = {node: i for i, node in enumerate(graph.nodes)}
-    aliases = _Aliases(graph, root)
-    for node in list(graph.nodes):
-        if node in numbers or not _drop_inplace(node, root):
-            continue
-        overwritten = node.args[0]
-        if isinstance(overwritten, fx.Node):
-            _refuse_aliases(node, overwritten, aliases, order)
-            for reader in list(overwritten.users):
-                if order[reader] > order[node]:
-                    reader.replace_input_with(overwritten, node)
+    memory = _Memory(graph, root, training, forms)
+    for node, form in forms.items():
+        if isinstance(node.args[0], fx.Node):
+            _redirect_readers(node, *memory.shared_with(node.args[0], order[node], order), order)
+            form = Form(form.target, (node.args[0], *form.args[1:]), form.kwargs)
+        node.target, node.args, node.kwargs = form
 
 
-def _drop_inplace(node: fx.Node, root: nn.Module) -> bool:
-    """Point `node` at the functional form of what it calls; False if it already was one."""
-    if node.op == "call_module":
-        module = root.get_submodule(str(node.target))
-        if not getattr(module, "inplace", False):
-            return False
-        module.inplace = False  # type: ignore[assignment]
-        # a module called several times is in place at each of its calls
-        for other in node.graph.nodes:
-            if other.op == "call_module" and other.target == node.target:
-                other.meta["fxquant_was_inplace"] = True
-    if node.meta.pop("fxquant_was_inplace", False):
-        return True
+def _redirect_readers(
+    node: fx.Node, same: list[fx.Node], views: list[fx.Node], order: dict[fx.Node, int]
+) -> None:
+    """Whoever reads the overwritten value after `node` reads `node` instead."""
+    for view in views:
+        later = [reader.name for reader in view.users if order[reader] > order[node]]
+        if later:
+            raise CaptureError(
+                f"{describe(node)} overwrites memory that '{view.name}' shares and that "
+                f"'{later[0]}' reads afterwards.\n"
+                "What to do: use the out-of-place form of that operation."
+            )
+    for value in same:
+        for reader in list(value.users):
+            if order[reader] > order[node]:
+                reader.replace_input_with(value, node)
+
+
+def _out_of_place(node: fx.Node, root: nn.Module, overwriting: set[nn.Module]) -> Form | None:
+    """The functional form of an in-place call; None if it already is one."""
     if node.target is operator.setitem or node.kwargs.get("out") is not None:
         raise CaptureError(
             f"{describe(node)} writes into a part of a tensor, which has no functional form.\n"
             "What to do: build the result with torch.cat or torch.where instead."
         )
+    if node.op == "call_module":
+        overwrites = root.get_submodule(str(node.target)) in overwriting
+        return Form(node.target, node.args, node.kwargs) if overwrites else None
     if node.op == "call_method":
-        return _rename(node, torch.Tensor)
-    if node.op == "call_function":
-        if node.target in _OPERATORS:
-            node.target = _OPERATORS[node.target]
-            return True
-        return _drop_flag(node) or _rename(node, torch) or _rename(node, F)
-    return False
+        name = _without_underscore(str(node.target))
+        known = name is not None and hasattr(torch.Tensor, name)
+        return Form(name, node.args, node.kwargs) if known else None
+    if node.op != "call_function":
+        return None
+    if node.target in _OPERATORS:
+        return Form(_OPERATORS[node.target], node.args, node.kwargs)
+    return _without_flag(node) or _other_function(node)
 
 
-def _rename(node: fx.Node, namespace: Any) -> bool:
-    """`relu_` to `relu`, where `namespace` has both."""
-    is_method = node.op == "call_method"
-    name = str(node.target) if is_method else getattr(node.target, "__name__", "")
-    plain = name.removesuffix("_")
-    if name == plain or name.endswith("__") or not hasattr(namespace, plain):
-        return False
-    if not is_method and getattr(namespace, name, None) is not node.target:
-        return False
-    node.target = plain if is_method else getattr(namespace, plain)
-    return True
+def _without_underscore(name: str) -> str | None:
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else None
 
 
-def _drop_flag(node: fx.Node) -> bool:
-    """`relu(x, inplace=True)` to `relu(x)`."""
+def _other_function(node: fx.Node) -> Form | None:
+    """`torch.relu_(x)` as `torch.relu(x)`."""
+    name = getattr(node.target, "__name__", "")
+    plain = _without_underscore(name)
+    for namespace in (torch, F):
+        if plain is not None and getattr(namespace, name, None) is node.target:
+            return Form(getattr(namespace, plain), node.args, node.kwargs)
+    return None
+
+
+def _without_flag(node: fx.Node) -> Form | None:
+    """`relu(x, inplace=True)` as `relu(x)`."""
     try:
         bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
     except (TypeError, ValueError):  # a builtin without a signature has no such flag
-        return False
+        return None
     if not bound.arguments.get("inplace"):
-        return False
+        return None
     bound.arguments["inplace"] = False
-    node.args, node.kwargs = bound.args, bound.kwargs
-    return True
+    return Form(node.target, bound.args, bound.kwargs)
 
 
-class _Aliases:
-    """Which values may share memory: views of one base."""
+class _Memory:
+    """Which values may lie in the same memory: views of one base, or the base itself."""
 
-    def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
+    def __init__(
+        self, graph: fx.Graph, root: nn.Module, training: bool, forms: dict[fx.Node, Form]
+    ) -> None:
+        self.whole: dict[fx.Node, fx.Node] = {}  # the value that this one is, all of it
         self.base: dict[fx.Node, fx.Node] = {}
         self.group: dict[fx.Node, list[fx.Node]] = {}
         for node in graph.nodes:
-            source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-            shares = source is not None and _is_view(node, root)
-            base = self.base[source] if source is not None and shares else node
-            self.base[node] = base
-            self.group.setdefault(base, []).append(node)
+            source = node.args[0] if node.args else None
+            self.whole[node] = self.base[node] = node
+            if isinstance(source, fx.Node):
+                same = node in forms or _is_same(node, root, training)
+                if same:
+                    self.whole[node] = self.whole[source]
+                if same or _is_view(node, root):
+                    self.base[node] = self.base[source]
+            self.group.setdefault(self.base[node], []).append(node)
+
+    def shared_with(
+        self, value: fx.Node, now: int, order: dict[fx.Node, int]
+    ) -> tuple[list[fx.Node], list[fx.Node]]:
+        """What is the same as `value` at step `now`, and what else shares its memory."""
+        group = [node for node in self.group[self.base[value]] if order[node] < now]
+        same = [node for node in group if self.whole[node] is self.whole[value]]
+        return same, [node for node in group if self.whole[node] is not self.whole[value]]
+
+
+def _is_same(node: fx.Node, root: nn.Module, training: bool) -> bool:
+    if node.op != "call_module":
+        return False
+    return is_identity(root.get_submodule(str(node.target)), training)
 
 
 def _is_view(node: fx.Node, root: nn.Module) -> bool:
     if node.op == "call_module":
-        return isinstance(
-            root.get_submodule(str(node.target)),
-            (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd),
-        )
+        return isinstance(root.get_submodule(str(node.target)), (nn.Flatten, nn.Unflatten))
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return node.op in ("call_method", "call_function") and name in _VIEWS
-
-
-def _refuse_aliases(
-    node: fx.Node, overwritten: fx.Node, aliases: _Aliases, order: dict[fx.Node, int]
-) -> None:
-    for alias in aliases.group[aliases.base[overwritten]]:
-        later = [r for r in alias.users if order[r] > order[node]]
-        if alias not in (overwritten, node) and order[alias] < order[node] and later:
-            raise CaptureError(
-                f"{describe(node)} overwrites memory that '{alias.name}' shares and that "
-                f"'{later[0].name}' reads afterwards.\n"
-                "What to do: use the out-of-place form of that operation."
-            )

@@ -14,6 +14,7 @@ shape comparisons in an `if`, iteration and unpacking are answered as the model 
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,8 +24,9 @@ from torch import fx, nn
 from torch.fx.proxy import TraceError
 
 from fxquant.errors import CaptureError
-from fxquant.graph.inplace import make_functional
+from fxquant.graph.inplace import make_functional, overwriting_modules
 from fxquant.graph.merge import merge
+from fxquant.graph.modes import is_identity_in_eval
 from fxquant.graph.place import caller_place, raised_at, set_place, set_rank
 
 _CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__  # before fx patches them
@@ -60,27 +62,15 @@ def trace(
     finally:
         for module, mode in modes.items():
             module.training = mode
-    for graph in (network, training):
-        make_functional(graph, model)
+    overwriting = overwriting_modules(model)
+    make_functional(network, model, overwriting, training=False)
+    make_functional(training, model, overwriting, training=True)
+    for module in overwriting:
+        module.inplace = False  # type: ignore[assignment]
     gm = _graph_module(model, network)
     merge(gm, training)
+    gm.recompile()
     return gm
-
-
-def is_identity_in_eval(module: nn.Module) -> bool:
-    """Whether `module` does nothing in eval(): dropout, drop path, stochastic depth, noise."""
-    if isinstance(module, (nn.Identity, nn.modules.dropout._DropoutNd)):
-        return True
-    if next(module.children(), None) or next(module.parameters(), None) is not None:
-        return False
-    mode, module.training = module.training, False
-    try:
-        nodes = list(fx.Tracer().trace(module).nodes)
-    except Exception:  # whatever the user's forward raises: it is not a plain identity
-        return False
-    finally:
-        module.training = mode
-    return len(nodes) == 2 and nodes[1].args == (nodes[0],)
 
 
 def _trace_mode(
@@ -98,9 +88,9 @@ def _trace_mode(
         hint = "pass example_inputs, so that shapes are known; or " if not example_inputs else ""
         raise CaptureError(
             f"cannot capture {type(model).__name__}.forward in {'train' if training else 'eval'}() "
-            f"mode, in '{tracer.scope.module_path}' at {raised_at(error.__traceback__)}: {error}\n"
+            f"mode, in '{tracer.failed_in}' at {raised_at(error.__traceback__)}: {error}\n"
             f"What to do: {hint}keep the submodule around that line as one float node with "
-            f"QuantConfig(keep_float=('{tracer.scope.module_path}',))."
+            f"QuantConfig(keep_float=('{tracer.failed_in}',))."
         ) from error
 
 
@@ -117,7 +107,21 @@ def _defaults(model: nn.Module, example_inputs: Sequence[Any] | None) -> dict[st
 
 
 class _Proxy(fx.Proxy):
-    """A proxy that knows its length, where its example value does."""
+    """A proxy that knows its length, where its example value does, and that writes `x += y`
+    down as what it is; fx makes `x = x + y` of it.
+    """
+
+    def __iadd__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
 
     def __len__(self) -> int:
         assert isinstance(self.tracer, _Tracer)
@@ -135,6 +139,14 @@ class _Tracer(fx.Tracer):
         self.inputs = list(example_inputs) if example_inputs is not None else []
         self.leaves = leaves
         self.examples: dict[fx.Node, Any] = {}
+        self.failed_in = ""  # the innermost module whose forward could not be captured
+
+    def call_module(self, m: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().call_module(m, *args, **kwargs)
+        except Exception:
+            self.failed_in = self.failed_in or self.path_of_module(m)
+            raise
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.leaves or is_identity_in_eval(m):
@@ -147,7 +159,8 @@ class _Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         set_place(node, caller_place(self.scope.module_path))
-        value = self._example(node)
+        with _patches_off():
+            value = self._example(node)
         if value is not _UNKNOWN:
             self.examples[node] = value
             set_rank(node, value.dim() if isinstance(value, torch.Tensor) else None)
@@ -189,14 +202,13 @@ class _Tracer(fx.Tracer):
             module = self.root.get_submodule(node.target)
             state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
             state = {name: _to_meta(value) for name, value in state.items()}
-            with _patches_off():
-                return torch.func.functional_call(module, state, args, kwargs)
+            return torch.func.functional_call(module, state, args, kwargs)
         return node.target(*args, **kwargs)
 
 
 @contextmanager
 def _patches_off() -> Iterator[None]:
-    """Let a leaf run for real: while tracing, fx routes module calls to the tracer."""
+    """Use modules as they are: while tracing, fx routes their calls and reads to the tracer."""
     patched = nn.Module.__call__, nn.Module.__getattr__
     nn.Module.__call__, nn.Module.__getattr__ = _CALL, _GETATTR  # type: ignore[method-assign]
     try:
@@ -221,13 +233,14 @@ def _attribute(root: nn.Module, path: str) -> Any:
 def _graph_module(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     """The graph over everything that `model` holds: its modules, parameters and attributes."""
     gm = fx.GraphModule(model, graph, class_name=type(model).__name__)
-    for name, child in model.named_children():
+    # not named_children() and the like, which leave out the second name of one thing
+    for name, child in model._modules.items():
         gm.add_module(name, child)  # the user's own containers, not fx's empty ones
-    for name, parameter in model.named_parameters(recurse=False):
+    for name, parameter in model._parameters.items():
         gm.register_parameter(name, parameter)
-    persistent = model.state_dict().keys()
-    for name, buffer in model.named_buffers(recurse=False):
-        gm.register_buffer(name, buffer, persistent=name in persistent)
+    for name, buffer in model._buffers.items():
+        persistent = name not in model._non_persistent_buffers_set
+        gm.register_buffer(name, buffer, persistent=persistent)
     for name, value in vars(model).items():
         if name not in vars(gm):
             setattr(gm, name, value)

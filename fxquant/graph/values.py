@@ -1,4 +1,4 @@
-"""Which values of a graph are plain numbers (shapes, sizes), not tensors."""
+"""Which nodes of a graph are not about tensors: plain numbers, and checks of arguments."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import builtins
 import math
 import operator
 
+import torch
 from torch import fx
+from torch.fx._symbolic_trace import _assert_is_none
 
+_ASSERTIONS = {torch._assert, _assert_is_none}
 _ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "layout", "requires_grad"}
 _METHODS = {
     *("size", "dim", "ndimension", "numel", "nelement", "stride", "element_size"),
@@ -30,6 +33,17 @@ def scalars(graph: fx.Graph) -> set[fx.Node]:
             and node.target in _ARITHMETIC
             and node.all_input_nodes
             and found.issuperset(node.all_input_nodes)
+        ):
+            found.add(node)
+    return found
+
+
+def assertions(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that only check an argument which capture took at its default."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and (
+            node.target in _ASSERTIONS or (node.users and found.issuperset(node.users))
         ):
             found.add(node)
     return found

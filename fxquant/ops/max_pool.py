@@ -6,14 +6,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.ops.spec import OpSpec, Output, RealCall, module_options, signature_reader
+from fxquant.ops.spec import (
+    Call,
+    OpSpec,
+    Output,
+    Reader,
+    RealCall,
+    module_options,
+    signature_reader,
+)
 
 
 class MaxPoolNumbers(NamedTuple):
@@ -49,6 +57,16 @@ def _options(module: Any) -> dict[str, Any] | None:
     return None if module.return_indices else module_options(module, *names)
 
 
+def _read(function: Callable[..., Tensor]) -> Reader:
+    by_signature = signature_reader(function)
+
+    def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+        named = dict(kwargs)
+        return None if named.pop("return_indices", False) else by_signature(args, named)
+
+    return read
+
+
 def _record(
     function: Callable[..., Tensor], spellings: tuple[Any, ...], module: type[nn.Module]
 ) -> OpSpec:
@@ -65,7 +83,7 @@ def _record(
         functions=spellings,
         methods=(),
         modules={module: _options},
-        read=signature_reader(function),
+        read=_read(function),
         output=Output.EXACT,
         weight_axis=None,
         folds=False,

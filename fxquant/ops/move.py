@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from fxquant.graph.edit import module_at
 from fxquant.graph.merge import Switch
-from fxquant.graph.trace import is_identity_in_eval
+from fxquant.graph.modes import is_identity_in_eval
 
 _METHODS = {
     *("view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "contiguous"),

@@ -1,0 +1,125 @@
+"""What is always true. Written once, run on every listed pass and on both recipes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from hypothesis import assume
+from torch import Tensor, fx, nn
+
+from fxquant import QuantConfig
+from fxquant.errors import CaptureError
+from fxquant.graph.trace import trace
+from fxquant.pipeline import Pass, Stage
+from fxquant.recipes import CONVERT, prepare_recipe
+from tests.strategies import NetSpec
+
+CONFIGS = {
+    "train": QuantConfig(),
+    "fold": QuantConfig(batch_norm="fold"),
+    "equalize": QuantConfig(batch_norm="fold", equalize=True),
+}
+
+
+def graph_before(step: Pass, model: nn.Module, config: QuantConfig) -> fx.GraphModule:
+    """A copy of `model` taken as far as the recipe goes before `step`; observed ranges settle
+    on random data where the stage has them.
+    """
+    gm = capture(model)
+    for earlier in (*prepare_recipe(config, frozenset()).passes, *CONVERT.passes):
+        if type(earlier) is type(step):
+            return gm
+        earlier.run(gm)
+        if earlier.gives is Stage.FAKE_QUANT:
+            settle(gm)
+    raise AssertionError(f"'{step.name}' is in no recipe")
+
+
+def capture(model: nn.Module) -> fx.GraphModule:
+    """The captured copy; a network that overwrites memory others view is honestly refused."""
+    try:
+        return trace(copy.deepcopy(model))
+    except CaptureError as error:
+        assume("overwrites memory" not in str(error))
+        raise
+
+
+def settle(gm: nn.Module, *inputs: Tensor) -> None:
+    """Let ranges see two batches, as training would; then eval()."""
+    gm.train()
+    spec = getattr(gm, "spec", None)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        for seed in range(2):
+            gm(*(inputs or (spec.inputs(seed=seed),)))
+    gm.eval()
+
+
+def flat(outputs: Any) -> list[Any]:
+    """The leaves of a nested output."""
+    found: list[Any] = []
+    fx.node.map_aggregate(outputs, found.append)
+    return found
+
+
+def assert_close(ours: Any, theirs: Any) -> None:
+    """Same structure, tensors within 1e-10 (they are float64)."""
+    assert len(flat(ours)) == len(flat(theirs))
+    for a, b in zip(flat(ours), flat(theirs), strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def assert_equal(ours: Any, theirs: Any) -> None:
+    """Same structure, tensors equal bit for bit."""
+    assert len(flat(ours)) == len(flat(theirs))
+    for a, b in zip(flat(ours), flat(theirs), strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or torch.equal(a, b)
+
+
+def keeps_the_function(step: Pass, spec: NetSpec, config: QuantConfig) -> None:
+    """A float pass changes no output in eval(), and in train() only where it says so."""
+    gm = graph_before(step, spec.build().double(), config)
+    x = spec.inputs().double()
+    before = copy.deepcopy(gm)
+    step.run(gm)
+    assert_close(gm.eval()(x), before.eval()(x))
+    if step.name not in ("fold_bn", "insert_fake_quant"):
+        assert_close(_in_training(gm, x), _in_training(before, x))
+
+
+def _in_training(gm: fx.GraphModule, x: Tensor) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return copy.deepcopy(gm).train()(x)
+
+
+def twice_is_once(step: Pass, spec: NetSpec, config: QuantConfig) -> None:
+    """A second run finds nothing left to do."""
+    gm = graph_before(step, spec.build(), config)
+    step.run(gm)
+    code = gm.code
+    again = step.run(gm)
+    assert gm.code == code
+    assert step.name == "equalize_cross_layer" or again.changed == ()
+
+
+def leaves_a_sound_graph(step: Pass, spec: NetSpec, config: QuantConfig) -> None:
+    """The graph lints, its code compiles, and no parameter name of the user is lost or new."""
+    model = spec.build()
+    gm = graph_before(step, model, config)
+    names = set(gm.state_dict())
+    step.run(gm)
+    gm.graph.lint()
+    gm.recompile()
+    gone = {name for name in names - set(gm.state_dict()) if not name.startswith("fxquant.")}
+    folded = {name for name in gone if name.rsplit(".", 1)[0] in _norms(model)}
+    assert step.name == "lower_to_integer" or gone == folded
+
+
+def _norms(model: nn.Module) -> set[str]:
+    return {name for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}

@@ -1,0 +1,117 @@
+"""canonicalize: every spelling of an operator becomes one call site."""
+
+import operator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fxquant.graph.trace import trace
+from fxquant.passes import Canonicalize
+from tests.passes.shapes import shape
+
+
+class Call(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.weight, self.bias = nn.Parameter(torch.randn(2, 2, 1, 1)), nn.Parameter(torch.ones(2))
+        self.matrix = nn.Parameter(torch.randn(3, 4))
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+SPELLINGS = [
+    ("conv2d", lambda m, x: F.conv2d(x, m.weight, m.bias, padding=1)),
+    ("conv2d", lambda m, x: torch.conv2d(input=x, weight=m.weight)),
+    ("linear", lambda m, x: F.linear(x, m.matrix)),
+    ("relu", lambda m, x: F.relu(x, inplace=True)),
+    ("relu", lambda m, x: x.relu()),
+    ("relu", lambda m, x: torch.relu_(x)),
+    ("relu6", lambda m, x: F.relu6(x)),
+    ("hardtanh", lambda m, x: F.hardtanh(x)),
+    ("hardtanh", lambda m, x: F.hardtanh(x, max_val=2.0)),
+    ("clamp", lambda m, x: torch.clamp(x, -1, 1)),
+    ("clamp", lambda m, x: x.clamp(min=0)),
+    ("clamp", lambda m, x: x.clip(max=2.5)),
+    ("add", lambda m, x: x + x),
+    ("add", lambda m, x: operator.iadd(x, x)),
+    ("add", lambda m, x: torch.add(x, other=x)),
+    ("add", lambda m, x: x.add(x)),
+    ("add", lambda m, x: sum([x, x])),
+    ("cat", lambda m, x: torch.cat((x, x), 1)),
+    ("cat", lambda m, x: torch.cat(tensors=[x, x], dim=-1)),
+    ("max_pool2d", lambda m, x: F.max_pool2d(x, 2)),
+    ("avg_pool2d", lambda m, x: F.avg_pool2d(x, 2, count_include_pad=False)),
+    ("adaptive_avg_pool2d", lambda m, x: F.adaptive_avg_pool2d(x, (1, 1))),
+    ("mean", lambda m, x: x.mean([2, 3])),
+    ("mean", lambda m, x: torch.mean(x, dim=(2, 3), keepdim=True)),
+    ("zero", lambda m, x: x.mul(0.0)),
+    ("zero", lambda m, x: 0 * x),
+    ("pad", lambda m, x: F.pad(x, (1, 1), value=2.0)),
+    ("", lambda m, x: F.dropout(x, 0.5, training=False)),
+]
+
+
+@pytest.mark.parametrize(("name", "call"), SPELLINGS)
+def test_rewrites(name, call):
+    gm = trace(Call(call))
+    x = torch.randn(2, 2, 4, 4)
+    expected = Call(call)
+    expected.load_state_dict(gm.state_dict())
+    Canonicalize().run(gm)
+    assert shape(gm) == name
+    torch.testing.assert_close(gm(x.clone()), expected(x.clone()))
+
+
+LEFT_ALONE = [
+    lambda m, x: x + 1,
+    lambda m, x: x * 2,
+    lambda m, x: torch.add(x, x, alpha=2),
+    lambda m, x: F.conv2d(x, x[:, :, :1, :1]),  # a weight that the network computes
+    lambda m, x: F.max_pool2d(x, 2, return_indices=True),
+    lambda m, x: x.clamp(min=x),
+    lambda m, x: F.pad(x, (1, 1), mode="reflect"),
+    lambda m, x: torch.sigmoid(x),
+]
+
+
+@pytest.mark.parametrize("call", LEFT_ALONE)
+def test_leaves_alone(call):
+    gm = trace(Call(call))
+    Canonicalize().run(gm)
+    assert shape(gm) == ""
+
+
+def test_modules_without_an_integer_form_are_left_alone():
+    gm = trace(
+        nn.Sequential(
+            nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"),
+            nn.BatchNorm2d(2, track_running_stats=False),
+            nn.MaxPool2d(2, return_indices=True),
+        )
+    )
+    Canonicalize().run(gm)
+    assert shape(gm) == ""
+
+
+def test_a_layer_called_twice_is_two_sites_with_one_weight():
+    conv = nn.Conv2d(2, 2, 1)
+    gm = trace(nn.Sequential(conv, conv))
+    Canonicalize().run(gm)
+    assert shape(gm) == "conv2d conv2d"
+    assert sum("weight" in name for name in gm.state_dict()) == 2  # one tensor, the user's names
+    assert len({id(p) for p in gm.parameters()}) == 2
+
+
+def test_numbers_are_not_taken_for_tensors():
+    class Net(nn.Module):
+        def forward(self, x):
+            return x.view(x.size(0), x.shape[1] + x.shape[1] - x.size(1), -1)
+
+    gm = trace(Net())
+    Canonicalize().run(gm)
+    assert shape(gm) == ""
+    assert gm(torch.ones(2, 3, 4)).shape == (2, 3, 4)

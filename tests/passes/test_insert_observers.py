@@ -1,0 +1,64 @@
+"""insert_observers: one observer per range of its own, and an entrance per float value."""
+
+import pytest
+import torch
+from torch import nn
+
+from fxquant.errors import StageError, UnsupportedOperatorError
+from fxquant.graph.trace import trace
+from fxquant.observers import Observer
+from fxquant.ops.flow import sites
+from fxquant.ops.site import InputQuantizer
+from fxquant.passes import Canonicalize, InsertFakeQuant, InsertObservers
+from tests.strategies import chain
+
+
+def observe(model):
+    gm = trace(model)
+    Canonicalize().run(gm)
+    return gm, InsertObservers().run(gm)
+
+
+def test_values_with_a_range_of_their_own_are_observed():
+    gm, _ = observe(chain("conv", "relu", "max_pool", "avg_pool", "bn").build())
+    observed = [site.op.name for _, site in sites(gm) if isinstance(site.output, Observer)]
+    assert observed == ["conv2d", "batch_norm"]
+
+
+def test_a_float_value_enters_once_however_many_read_it():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)
+
+        def forward(self, x):
+            return self.a(x) + self.b(x) + x
+
+    gm, _ = observe(Net())
+    entrances = [n for n in gm.graph.nodes if n.name == "input_x"]
+    assert len(entrances) == 1
+    assert len(entrances[0].users) == 3
+    assert isinstance(gm.fxquant.input_x, InputQuantizer)
+
+
+def test_observers_watch_in_train_and_stand_still_in_eval():
+    gm, _ = observe(chain("conv").build())
+    x = torch.randn(2, 4, 8, 8)
+    gm.eval()(x)
+    assert not gm.fxquant.input_x.output.seen
+    gm.train()(x)
+    assert gm.fxquant.input_x.output.low == x.min()
+    gm.eval()(x * 10)
+    assert gm.fxquant.input_x.output.low == x.min()
+
+
+def test_an_operator_without_an_integer_form_is_named_with_its_place():
+    model = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Sequential(nn.Softsign()))
+    with pytest.raises(UnsupportedOperatorError, match=r"(?s)in '1.0'.*keep_float=\('1.0',\)"):
+        observe(model)
+
+
+def test_a_fake_quant_pass_needs_an_observed_graph():
+    gm = trace(chain("conv").build())
+    with pytest.raises(StageError, match="'insert_fake_quant' needs a observed graph"):
+        InsertFakeQuant().run(gm)

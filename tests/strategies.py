@@ -1,0 +1,205 @@
+"""Random networks, drawn as small frozen specs so that a failure shrinks to one line.
+
+Every value of a network has the shape [N, channels, 8, 8], so that any step may read any value
+before it: branches, fan-out, shared layers and outputs in the middle come about by themselves.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+SIZE = 8
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: what it does, and how far back lie the values that it reads (0: the last)."""
+
+    kind: str
+    reads: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
+class NetSpec:
+    """A network; `outputs` are further values that it returns, counted back from the last."""
+
+    steps: tuple[Step, ...]
+    channels: int = 4
+    head: bool = False
+    outputs: tuple[int, ...] = ()
+    seed: int = 0
+
+    def build(self) -> nn.Module:
+        """The network with random weights and settled batch-norm statistics, in eval()."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            return _Net(self).eval()
+
+    def inputs(self, batch: int = 2, seed: int = 0) -> Tensor:
+        """A random batch."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(batch, self.channels, SIZE, SIZE, generator=generator)
+
+
+def chain(*kinds: str, channels: int = 4, head: bool = False, seed: int = 0) -> NetSpec:
+    """A network in which each step reads the one before it."""
+    return NetSpec(tuple(Step(kind) for kind in kinds), channels, head, (), seed)
+
+
+def _conv(c: int, kernel: int | tuple[int, int] = 3, **options: object) -> nn.Conv2d:
+    return nn.Conv2d(c, c, kernel, padding="same", **options)  # type: ignore[arg-type]
+
+
+def _batch_norm(c: int, **options: bool) -> nn.BatchNorm2d:
+    bn = nn.BatchNorm2d(c, **options)
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    bn.running_mean.normal_(0, 0.5)
+    bn.running_var.uniform_(0.25, 2)
+    if bn.affine:
+        nn.init.normal_(bn.weight)  # negative ones too
+        nn.init.normal_(bn.bias)
+        bn.weight.data[0] *= 0.0
+    return bn
+
+
+class _Shuffle(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        return x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+
+
+class _CatConv(nn.Module):
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(2 * c, c, 1)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.reduce(torch.cat([x, y], dim=1))
+
+
+class _Function(nn.Module):
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)
+
+
+class _DropPath(nn.Module):
+    """As search code writes it: does something in training only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        return x * torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype).bernoulli_(0.5) / 0.5
+
+
+class _Functional(nn.Module):
+    """A conv that is called as a function, with dropout that asks for the mode itself."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(c, c, 1, 1) / c**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(F.conv2d(x, self.weight), 0.5, self.training)
+
+
+ONE_INPUT: dict[str, Callable[[int], nn.Module]] = {
+    "conv": lambda c: _conv(c),
+    "conv_no_bias": lambda c: _conv(c, bias=False),
+    "conv_depthwise": lambda c: _conv(c, groups=c),
+    "conv_grouped": lambda c: _conv(c, groups=2),
+    "conv_dilated": lambda c: _conv(c, dilation=2),
+    "conv_asymmetric": lambda c: _conv(c, (1, 5)),
+    "conv_functional": _Functional,
+    "bn": _batch_norm,
+    "bn_plain": lambda c: _batch_norm(c, affine=False),
+    "relu": lambda c: nn.ReLU(),
+    "relu_inplace": lambda c: nn.ReLU(inplace=True),
+    "relu_method": lambda c: _Function(lambda x: x.relu_()),
+    "relu6": lambda c: nn.ReLU6(),
+    "clamp": lambda c: _Function(lambda x: x.clamp(-0.5, 1.5)),
+    "max_pool": lambda c: nn.MaxPool2d(3, 1, 1),
+    "avg_pool": lambda c: nn.AvgPool2d(3, 1, 1),
+    "avg_pool_inside": lambda c: nn.AvgPool2d(3, 1, 1, count_include_pad=False),
+    "identity": lambda c: nn.Identity(),
+    "dropout": lambda c: nn.Dropout(0.5),
+    "drop_path": lambda c: _DropPath(),
+    "zero": lambda c: _Function(lambda x: x.mul(0.0)),
+    "shift": lambda c: _Function(lambda x: F.pad(x[:, :, 1:, 1:], (0, 1, 0, 1))),
+    "shuffle": lambda c: _Shuffle(),
+}
+TWO_INPUTS: dict[str, Callable[[int], nn.Module]] = {
+    "add": lambda c: _Function(operator.add),
+    "add_inplace": lambda c: _Function(lambda x, y: x.clone().add_(y)),
+    "cat_conv": _CatConv,
+}
+# these call again, or share a weight with, the last convolution before them
+SHARING = ("again", "tied")
+KINDS = (*ONE_INPUT, *TWO_INPUTS, *SHARING)
+
+
+class _Net(nn.Module):
+    def __init__(self, spec: NetSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.steps = nn.ModuleList()
+        last = _conv(spec.channels)
+        for step in spec.steps:
+            if step.kind == "tied":
+                layer: nn.Module = _conv(spec.channels)
+                layer.weight = last.weight
+            elif step.kind == "again":
+                layer = last
+            else:
+                layer = {**ONE_INPUT, **TWO_INPUTS}[step.kind](spec.channels)
+            if isinstance(layer, nn.Conv2d) and layer.weight.shape == last.weight.shape:
+                last = layer
+            self.steps.append(layer)
+        if spec.head:
+            self.pool = nn.AdaptiveAvgPool2d((2, 3))
+            self.classifier = nn.Linear(spec.channels * 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        values = [x]
+        for step, layer in zip(self.spec.steps, self.steps, strict=True):
+            values.append(layer(*(values[-1 - min(r, len(values) - 1)] for r in step.reads)))
+        y = values[-1]
+        if self.spec.head:
+            y = self.classifier(torch.flatten(self.pool(y), 1))
+        if not self.spec.outputs:
+            return y
+        return (y, *(values[-1 - min(back, len(values) - 1)] for back in self.spec.outputs))
+
+
+def steps() -> st.SearchStrategy[Step]:
+    """One step of any kind, reading any values before it."""
+    one = st.builds(
+        Step, st.sampled_from((*ONE_INPUT, *SHARING)), st.tuples(st.integers(0, 3))
+    )
+    two = st.builds(
+        Step, st.sampled_from(tuple(TWO_INPUTS)), st.tuples(st.integers(0, 3), st.integers(0, 3))
+    )
+    return st.one_of(one, one, two)
+
+
+def net_specs(max_steps: int = 8) -> st.SearchStrategy[NetSpec]:
+    """Networks of up to `max_steps` steps."""
+    return st.builds(
+        NetSpec,
+        steps=st.lists(steps(), min_size=1, max_size=max_steps).map(tuple),
+        channels=st.sampled_from((2, 4, 6)),
+        head=st.booleans(),
+        outputs=st.lists(st.integers(0, 3), max_size=2).map(tuple),
+        seed=st.integers(0, 3),
+    )

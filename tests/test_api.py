@@ -1,0 +1,114 @@
+"""The public functions: what they take, what they refuse, and in which words."""
+
+import pytest
+import torch
+from torch import nn
+
+import fxquant
+from fxquant.errors import CaptureError, ConfigError, RecipeError, StageError
+from fxquant.passes import FoldBatchNorm, LowerToInteger
+from fxquant.pipeline import Recipe, history
+from tests import laws
+from tests.strategies import chain
+
+
+def test_prepare_qat_needs_a_float_module():
+    prepared = fxquant.prepare_qat(chain("conv").build())
+    with pytest.raises(StageError, match="takes a float model, got a fake-quant graph"):
+        fxquant.prepare_qat(prepared)
+    with pytest.raises(CaptureError, match="takes an nn.Module, got str"):
+        fxquant.prepare_qat("resnet18")
+
+
+def test_convert_needs_a_prepared_model():
+    model = chain("conv").build()
+    with pytest.raises(StageError, match="takes what prepare_qat returned, got a float _Net"):
+        fxquant.convert(model)
+    prepared = fxquant.prepare_qat(model)
+    laws.settle(prepared)
+    quantized = fxquant.convert(prepared)
+    with pytest.raises(StageError, match="got a integer"):
+        fxquant.convert(quantized)
+
+
+def test_an_override_that_matches_nothing_names_near_misses():
+    with pytest.raises(ConfigError, match=r"no submodule matches 'classifer'.*'classifier'"):
+        fxquant.prepare_qat(
+            chain("conv", head=True).build(),
+            config=fxquant.QuantConfig(keep_float=("classifer",)),
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_norm": "freeze"}, "batch_norm is 'train' or 'fold'"),
+        ({"equalize": True}, "needs batch_norm='fold'"),
+        ({"keep_float": "head"}, "a tuple of paths"),
+        ({"weight": fxquant.QuantScheme(symmetric=False)}, "weights need a symmetric scheme"),
+        ({"activation": fxquant.QuantScheme(per_channel=True)}, "one scale per tensor"),
+    ],
+)
+def test_a_config_checks_itself(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        fxquant.QuantConfig(**settings)
+
+
+def test_wrappers_are_taken_off():
+    spec = chain("conv", "relu")
+    model = spec.build()
+    for wrapped in (nn.DataParallel(model), torch.compile(model, backend="eager")):
+        laws.assert_equal(fxquant.prepare_qat(wrapped)(spec.inputs()), model(spec.inputs()))
+
+
+def test_a_single_tensor_will_do_as_example_inputs():
+    spec = chain("shuffle", "conv")
+    prepared = fxquant.prepare_qat(spec.build(), spec.inputs())
+    assert prepared(spec.inputs()).shape == spec.inputs().shape
+
+
+def test_explain_says_what_changed_and_what_was_left_alone():
+    prepared = fxquant.prepare_qat(
+        chain("conv", "bn", "relu6", "conv").build(), config=laws.CONFIGS["equalize"]
+    )
+    text = fxquant.explain(prepared)
+    assert "3. fold_bn" in text
+    assert "changed: steps_0: took 'steps_1' in" in text
+    assert "left alone: steps_3: relu6 behind 'steps_0' does not let factors through" in text
+    assert [record.name for record in history(prepared)] == [
+        *("canonicalize", "join_adds", "fold_bn", "fuse_conv_bn_relu"),
+        *("insert_observers", "equalize_cross_layer", "insert_fake_quant"),
+    ]
+
+
+def test_a_recipe_in_a_wrong_order_fails_when_made():
+    with pytest.raises(
+        RecipeError,
+        match="recipe 'mine': 'lower_to_integer' needs a fake-quant graph, "
+        "but 'fold_bn' before it gives a float graph",
+    ):
+        Recipe("mine", (FoldBatchNorm(), LowerToInteger()))
+
+
+def test_structures_of_outputs_are_kept():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(2, 4, 1)
+
+        def forward(self, x, scale=None):
+            y = self.conv(x)
+            return {"y": y, "parts": y.chunk(2, 1), "nothing": None, "list": [y, (x, 3)]}
+
+    prepared = fxquant.prepare_qat(Net())
+    x = torch.randn(2, 2, 3, 3)
+    laws.settle(prepared, x)
+    quantized = fxquant.convert(prepared)
+    a, b = quantized(x), prepared(x)
+    laws.assert_equal([a["y"], a["parts"], a["list"][0]], [b["y"], b["parts"], b["list"][0]])
+    assert a.keys() == b.keys()
+    assert a["nothing"] is None
+    assert torch.equal(a["list"][1][0], x)  # an input that is handed through is not quantized
+    assert a["list"][1][1] == 3
+    with pytest.raises(AssertionError, match="scale has been specialized"):
+        quantized(x, 2.0)  # captured at its default: another value is refused, not ignored

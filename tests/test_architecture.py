@@ -1,0 +1,91 @@
+"""Who may import whom: each layer sees only those before it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from fxquant.ops import OPS
+from fxquant.passes import PASSES
+
+ROOT = Path(__file__).parent.parent
+LAYERS = (
+    ("errors",),
+    ("schemes",),
+    ("intmath",),
+    ("observers",),
+    ("fake_quant",),
+    ("graph",),
+    ("ops",),
+    ("pipeline",),
+    ("passes",),
+    ("config",),
+    ("recipes",),
+    ("api", "explain", "draw"),
+    ("darts",),
+    ("demo",),
+    ("cli",),
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+SOURCES = sorted((*(ROOT / "fxquant").rglob("*.py"), *(ROOT / "passes").rglob("*.py")))
+
+
+def part_of(path: Path) -> str:
+    relative = path.relative_to(ROOT).with_suffix("").parts
+    return "passes" if relative[0] == "passes" else relative[1]
+
+
+def imported(path: Path) -> set[str]:
+    """The full names of the fxquant modules that a file imports anywhere."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("fxquant"):
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found |= {a.name for a in node.names if a.name.startswith("fxquant")}
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_layers(path: Path):
+    part = part_of(path)
+    if part == "__init__":  # the public names may come from anywhere
+        return
+    for module in imported(path):
+        other = module.split(".")[1] if "." in module else None
+        assert other is None or LEVEL[other] <= LEVEL[part], f"{path} imports {module}"
+
+
+def test_no_pass_imports_a_pass():
+    for path in (ROOT / "passes").glob("*.py"):
+        if path.name != "__init__.py":
+            assert not any(m.startswith("fxquant.passes") for m in imported(path)), path
+
+
+def test_no_operator_imports_an_operator():
+    """But for the records that another part of ops/ asks about by name."""
+    infrastructure = {"__init__", "spec", "site", "integer", "flow", "verify", "norms", "move"}
+    records = {p.stem for p in (ROOT / "fxquant/ops").glob("*.py")} - infrastructure
+    for name in records:
+        others = {m.split(".")[-1] for m in imported(ROOT / f"fxquant/ops/{name}.py")}
+        assert others.isdisjoint(records), name
+
+
+def test_every_pass_is_listed():
+    files = {p.stem for p in (ROOT / "passes").glob("*.py")} - {"__init__"}
+    assert {p.name for p in PASSES} == files
+
+
+def test_every_operator_file_is_listed():
+    text = (ROOT / "fxquant/ops/__init__.py").read_text()
+    for path in (ROOT / "fxquant/ops").glob("*.py"):
+        if "= OpSpec(" in path.read_text() or "return OpSpec(" in path.read_text():
+            assert f"fxquant.ops.{path.stem} import" in text, path
+    names = [op.name for op in OPS]
+    assert len(names) == len(set(names))
+
+
+def test_torch_fx_private_names_stay_in_graph():
+    for path in SOURCES:
+        if part_of(path) != "graph":
+            assert "fx.node" not in path.read_text().replace("fx.node.map_aggregate", ""), path
