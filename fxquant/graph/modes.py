@@ -9,6 +9,8 @@ def is_identity_in_eval(module: nn.Module) -> bool:
     """Whether `module` does nothing in eval(): dropout, drop path, stochastic depth, noise."""
     if isinstance(module, (nn.Identity, nn.modules.dropout._DropoutNd)):
         return True
+    if type(module).__module__.startswith("torch.nn."):
+        return False  # of torch's own those above are all there are
     if next(module.children(), None) or next(module.parameters(), None) is not None:
         return False
     mode, module.training = module.training, False

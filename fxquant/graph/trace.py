@@ -85,12 +85,17 @@ def _trace_mode(
     except CaptureError:
         raise
     except Exception as error:
-        hint = "pass example_inputs, so that shapes are known; or " if not example_inputs else ""
+        inside = f" in '{tracer.failed_in}'" if tracer.failed_in else ""
+        hints = ["pass example_inputs, so that shapes are known"] if not example_inputs else []
+        if inside:
+            keep = f"QuantConfig(keep_float=('{tracer.failed_in}',))"
+            hints.append(f"keep that submodule as one float node with {keep}")
+        else:
+            hints.append("move that line into a submodule and keep it in float (keep_float)")
         raise CaptureError(
             f"cannot capture {type(model).__name__}.forward in {'train' if training else 'eval'}() "
-            f"mode, in '{tracer.failed_in}' at {raised_at(error.__traceback__)}: {error}\n"
-            f"What to do: {hint}keep the submodule around that line as one float node with "
-            f"QuantConfig(keep_float=('{tracer.failed_in}',))."
+            f"mode,{inside} at {raised_at(error.__traceback__)}: {error}\n"
+            f"What to do: {', or '.join(hints)}."
         ) from error
 
 
@@ -159,8 +164,7 @@ class _Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         set_place(node, caller_place(self.scope.module_path))
-        with _patches_off():
-            value = self._example(node)
+        value = self._example(node)
         if value is not _UNKNOWN:
             self.examples[node] = value
             set_rank(node, value.dim() if isinstance(value, torch.Tensor) else None)
@@ -182,7 +186,10 @@ class _Tracer(fx.Tracer):
         """What `node` gives, on the meta device, or _UNKNOWN."""
         if node.op == "placeholder":
             index = sum(n.op == "placeholder" for n in self.graph.nodes) - 1
-            return _to_meta(self.inputs[index]) if index < len(self.inputs) else _UNKNOWN
+            if index >= len(self.inputs):
+                return _UNKNOWN
+            rest = str(node.target).startswith("*")  # forward(self, *inputs)
+            return _to_meta(tuple(self.inputs[index:]) if rest else self.inputs[index])
         if node.op == "output":
             return _UNKNOWN
         if node.op == "get_attr":
@@ -191,7 +198,8 @@ class _Tracer(fx.Tracer):
             return _UNKNOWN
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.examples.__getitem__)
         try:
-            return self._call(node, args, kwargs)
+            with _patches_off():
+                return self._call(node, args, kwargs)
         except Exception:  # data-dependent, or not for the meta device: unknown from here on
             return _UNKNOWN
 
@@ -224,9 +232,12 @@ def _to_meta(value: Any) -> Any:
 
 
 def _attribute(root: nn.Module, path: str) -> Any:
+    """What lies at `path`, read past nn.Module.__getattr__, which fx has patched."""
     value: Any = root
     for name in path.split("."):
-        value = getattr(value, name)
+        held = vars(value)
+        tables = (held.get("_parameters", {}), held.get("_buffers", {}), held.get("_modules", {}))
+        value = next(table[name] for table in (*tables, held) if name in table)
     return value
 
 

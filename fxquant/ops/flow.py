@@ -32,8 +32,9 @@ def integer_values(gm: fx.GraphModule) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in gm.graph.nodes:
         module = module_at(gm, node) if node.op == "call_module" else None
-        moved = node.args and node.args[0] in found and is_move(gm, node)
-        if isinstance(module, (CallSite, InputQuantizer)) or moved:
+        if isinstance(module, (CallSite, InputQuantizer)) or (
+            node.args and node.args[0] in found and is_move(gm, node)
+        ):
             found.add(node)
     return found
 
@@ -49,8 +50,7 @@ def grids(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
         own = isinstance(module, CallSite) and module.op.output is Output.OWN
         if own or isinstance(module, InputQuantizer):
             grid[node] = node
-        elif isinstance(module, CallSite) or is_move(gm, node):
-            source = node.args[0] if node.args else None
-            if isinstance(source, fx.Node) and source in grid:
-                grid[node] = grid[source]
+        elif node.args and node.args[0] in grid:
+            if isinstance(module, CallSite) or is_move(gm, node):
+                grid[node] = grid[node.args[0]]
     return grid

@@ -1,0 +1,135 @@
+"""The laws of operators, on every listed one.
+
+An example is the operator as a module; its inputs are random. What must hold of each: the
+integers lie within one step of quantize ∘ real ∘ dequantize, where nothing is clipped; eval()
+of a prepared model and the converted one agree; the record is complete.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import fxquant
+from fxquant.ops import OPS
+from fxquant.ops.flow import sites
+from fxquant.ops.integer import IntegerOp
+from fxquant.ops.spec import Output
+from tests import laws
+
+
+class Call(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs):
+        return self.function(*inputs)
+
+
+def settled(bn):
+    bn.running_mean.normal_()
+    bn.running_var.uniform_(0.5, 2)
+    nn.init.normal_(bn.weight)
+    nn.init.normal_(bn.bias)
+    return bn
+
+
+IMAGE = (2, 4, 7, 6)
+EXAMPLES = {
+    "conv1d": (lambda: nn.Conv1d(4, 6, 3, 2, 1), [(2, 4, 9)]),
+    "conv2d": (lambda: nn.Conv2d(4, 6, (1, 3), (2, 1), (0, 2), (1, 2), groups=2), [IMAGE]),
+    "conv3d": (lambda: nn.Conv3d(4, 6, 3, padding="same"), [(1, 4, 4, 4, 4)]),
+    "linear": (lambda: nn.Linear(6, 5), [(2, 3, 6)]),
+    "batch_norm": (lambda: settled(nn.BatchNorm2d(4)), [IMAGE]),
+    "relu": (nn.ReLU, [IMAGE]),
+    "relu6": (nn.ReLU6, [IMAGE]),
+    "hardtanh": (lambda: nn.Hardtanh(-0.3, 1.1), [IMAGE]),
+    "clamp": (lambda: Call(lambda x: x.clamp(max=0.7)), [IMAGE]),
+    "add": (lambda: Call(lambda x, y, z: x + y + z), [IMAGE, IMAGE, (1, 4, 1, 1)]),
+    "cat": (lambda: Call(lambda x, y: torch.cat([x, 0.0 * x, y], 1)), [IMAGE, IMAGE]),
+    "max_pool1d": (lambda: nn.MaxPool1d(3, 2, 1), [(2, 4, 9)]),
+    "max_pool2d": (lambda: nn.MaxPool2d(3, 2, 1, ceil_mode=True), [IMAGE]),
+    "max_pool3d": (lambda: nn.MaxPool3d(2), [(1, 4, 4, 4, 4)]),
+    "avg_pool1d": (lambda: nn.AvgPool1d(3, 2, 1), [(2, 4, 9)]),
+    "avg_pool2d": (lambda: nn.AvgPool2d(3, 2, 1, True, False), [IMAGE]),
+    "avg_pool3d": (lambda: nn.AvgPool3d(2, padding=1, divisor_override=5), [(1, 4, 4, 4, 4)]),
+    "adaptive_avg_pool1d": (lambda: nn.AdaptiveAvgPool1d(4), [(2, 4, 9)]),
+    "adaptive_avg_pool2d": (lambda: nn.AdaptiveAvgPool2d((3, None)), [IMAGE]),
+    "adaptive_avg_pool3d": (lambda: nn.AdaptiveAvgPool3d(3), [(1, 4, 4, 4, 4)]),
+    "mean": (lambda: Call(lambda x: x.mean((2, 3))), [IMAGE]),
+    "zero": (lambda: Call(lambda x: x.mul(0.0)), [IMAGE]),
+    "pad": (lambda: Call(lambda x: F.pad(x, (1, 2, -1, 0), value=0.5)), [IMAGE]),
+}
+
+
+def quantized_example(name, seed):
+    make, shapes = EXAMPLES[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module, inputs = make(), [torch.randn(shape) for shape in shapes]
+    module = nn.Sequential(module) if len(inputs) == 1 else module
+    prepared = fxquant.prepare_qat(module.eval(), inputs)
+    # a standalone batch norm would change its statistics while ranges settle
+    state = {k: v.clone() for k, v in module.state_dict().items()}
+    laws.settle(prepared, *inputs)
+    prepared.load_state_dict(state, strict=False)
+    return module, inputs, prepared, fxquant.convert(prepared)
+
+
+def test_every_operator_has_an_example():
+    assert set(EXAMPLES) == {op.name for op in OPS}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_integers_follow_the_real_operator(name, seed):
+    """Within one step of the output, where the real operator reads what the integers stand for."""
+    module, inputs, prepared, quantized = quantized_example(name, seed)
+    kinds = [m.op.name for m in quantized.modules() if isinstance(m, IntegerOp)]
+    assert name in kinds
+    sources = [m for n, m in prepared.fxquant.named_children() if n.startswith("input_")]
+    real = module(*(source(x) for source, x in zip(sources, inputs, strict=True)))
+    (*_, (_, last)) = sites(prepared)
+    step = float(last.quantizer.scale)
+    # a range that moved on after its first batch may clip: such values say nothing here
+    q = last.quantizer.qparams
+    low = (q.scheme.qmin - q.zero_point) * q.scale
+    high = (q.scheme.qmax - q.zero_point) * q.scale
+    weights = 0.0 if last.weight_quant is None else _weight_error(last, prepared)
+    error = (quantized(*inputs) - real.clamp(low, high)).abs().max()
+    assert error <= step * 1.01 + weights
+
+
+def _weight_error(site, prepared):
+    """Half a step of every weight, times the largest input, summed: the most rounding can do."""
+    weight = next(p for p in prepared.parameters() if p.dim() > 1)
+    largest = float(site.sources[0].scale) * 255
+    return float((site.weight_quant.scale(weight) / 2).max()) * weight[0].numel() * largest
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_eval_is_what_convert_gives(name):
+    _, inputs, prepared, quantized = quantized_example(name, 0)
+    for x in ([3 * i for i in inputs], [torch.zeros_like(i) for i in inputs]):
+        laws.assert_equal(quantized(*x), prepared(*x))
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_records_agree_with_themselves(op):
+    assert op.functions or op.methods or op.modules
+    assert op.folds == (op.weight_axis is not None)
+    assert op.output in Output
+
+
+def test_exact_operators_stay_on_the_grid():
+    """An operator that claims to keep the grid rounds nothing: integers equal the real result."""
+    for op in OPS:
+        if op.output is Output.EXACT:
+            module, inputs, prepared, quantized = quantized_example(op.name, 1)
+            sources = [m for n, m in prepared.fxquant.named_children() if n.startswith("input_")]
+            real = module(*(source(x) for source, x in zip(sources, inputs, strict=True)))
+            laws.assert_equal(quantized(*inputs), real)
