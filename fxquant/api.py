@@ -13,8 +13,9 @@ from torch import fx, nn
 
 from fxquant.config import QuantConfig
 from fxquant.errors import CaptureError, ConfigError, StageError
+from fxquant.graph.network import Network
 from fxquant.graph.trace import trace, unwrap
-from fxquant.pipeline import Stage, stage_of
+from fxquant.pipeline import Stage, carry_over, stage_of
 from fxquant.recipes import CONVERT, prepare_recipe
 
 
@@ -76,8 +77,8 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
     gm = copy.deepcopy(prepared).eval()
     CONVERT.run(gm)
     # a new module, which holds only what the integer graph names
-    quantized = fx.GraphModule(gm, gm.graph, class_name=type(prepared).__name__)
-    quantized.meta.update(gm.meta)
+    quantized = Network(gm, gm.graph, class_name=type(prepared).__name__)
+    carry_over(gm, quantized)
     return quantized.eval()
 
 

@@ -17,7 +17,7 @@ from fxquant.errors import RecipeError, StageError
 from fxquant.graph.edit import erase_unread_attributes
 from fxquant.ops.verify import verify_fake_quant, verify_integer, verify_observed
 
-_STAGE, _LOG = "fxquant_stage", "fxquant_log"
+_STAGE, _LOG = "_fxquant_stage", "_fxquant_log"  # attributes of a graph module
 
 
 class Stage(Enum):
@@ -105,8 +105,8 @@ class Pass(ABC):
             tuple(log.changed),
             tuple(log.left_alone),
         )
-        gm.meta[_STAGE] = self.gives
-        gm.meta[_LOG] = (*history(gm), record)
+        setattr(gm, _STAGE, self.gives)
+        setattr(gm, _LOG, (*history(gm), record))
         return record
 
 
@@ -161,14 +161,19 @@ class Recipe:
 
 def stage_of(gm: fx.GraphModule) -> Stage:
     """How far `gm` has travelled; a graph that no pass has touched is a float graph."""
-    stage = gm.meta.get(_STAGE, Stage.FLOAT)
-    assert isinstance(stage, Stage)
+    stage: Stage = getattr(gm, _STAGE, Stage.FLOAT)
     return stage
+
+
+def carry_over(source: fx.GraphModule, target: fx.GraphModule) -> None:
+    """Let `target`, made from `source`'s graph, be of its stage and have its log."""
+    setattr(target, _STAGE, stage_of(source))
+    setattr(target, _LOG, history(source))
 
 
 def history(gm: fx.GraphModule) -> tuple[PassRecord, ...]:
     """What each pass did to `gm`, in order."""
-    records: tuple[PassRecord, ...] = gm.meta.get(_LOG, ())
+    records: tuple[PassRecord, ...] = getattr(gm, _LOG, ())
     return records
 
 

@@ -9,6 +9,7 @@ integers. A value that keeps its input's range shares its input's quantizer.
 
 from __future__ import annotations
 
+import torch
 from torch import fx
 
 from fxquant.fake_quant import ActivationFakeQuant, WeightFakeQuant
@@ -34,13 +35,15 @@ class InsertFakeQuant(Pass):
 
     def edit(self, gm: fx.GraphModule, log: Log) -> None:
         """Wrap the observers, quantize the weights, then tell each site what it reads."""
+        double = any(p.dtype is torch.float64 for p in gm.parameters())
         for node in gm.graph.nodes:
             module = module_at(gm, node) if node.op == "call_module" else None
             if not isinstance(module, (CallSite, InputQuantizer)):
                 continue
             if isinstance(module.output, Observer):
                 quantizer = ActivationFakeQuant(self.activation, module.output)
-                module.output = quantizer.train(module.training)
+                # in a float64 network real numbers are float64 on both sides of the integers
+                module.output = (quantizer.double() if double else quantizer).train(module.training)
                 log.change(node, f"output in {self.activation}")
             if isinstance(module, CallSite) and module.op.weight_axis is not None:
                 module.weight_quant = WeightFakeQuant(self.weight, module.op.weight_axis)

@@ -14,7 +14,14 @@ from torch import Tensor, fx, nn
 
 from fxquant.errors import AccumulatorError, NonFiniteError, UncalibratedError
 from fxquant.fake_quant import ActivationFakeQuant
-from fxquant.graph.edit import call_site, erase, get_attribute, module_at, replace_site
+from fxquant.graph.edit import (
+    call_site,
+    constant_site,
+    erase,
+    get_attribute,
+    module_at,
+    replace_site,
+)
 from fxquant.graph.merge import Switch
 from fxquant.graph.modes import is_identity_in_eval
 from fxquant.graph.place import copy_place, describe
@@ -24,6 +31,7 @@ from fxquant.ops.flow import grids, inputs_of
 from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.pipeline import Log, Pass, Stage
+from fxquant.schemes import quantize
 
 
 class LowerToInteger(Pass):
@@ -94,6 +102,11 @@ def _add_exits(gm: fx.GraphModule, quantizers: dict[fx.Node, ActivationFakeQuant
 
 def _lower_entrance(gm: fx.GraphModule, node: fx.Node, quantizer: ActivationFakeQuant) -> None:
     value = inputs_of(node)[0]
+    if value.op == "get_attr":  # a constant of the network: its integers are constants too
+        codes = quantize(get_attribute(gm, str(value.target)).detach(), quantizer.qparams)
+        with gm.graph.inserting_before(node):
+            erase(node, constant_site(gm, f"{value.name}_codes", codes))
+        return
     with gm.graph.inserting_before(node):
         lowered = call_site(gm, f"quantize_{value.name}", Quantize(quantizer.qparams), (value,))
     copy_place(node, lowered)

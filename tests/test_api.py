@@ -1,5 +1,8 @@
 """The public functions: what they take, what they refuse, and in which words."""
 
+import copy
+import io
+
 import pytest
 import torch
 from torch import nn
@@ -88,6 +91,55 @@ def test_a_recipe_in_a_wrong_order_fails_when_made():
         "but 'fold_bn' before it gives a float graph",
     ):
         Recipe("mine", (FoldBatchNorm(), LowerToInteger()))
+
+
+def test_copies_and_pickles_keep_what_the_user_had():
+    conv = nn.Conv2d(4, 4, 1)
+    model = nn.Sequential(conv, nn.ReLU(), conv)  # one layer, two names
+    model.note = "mine"
+    prepared = fxquant.prepare_qat(model)
+    x = torch.randn(2, 4, 3, 3)
+    laws.settle(prepared, x)
+    pickled = io.BytesIO()
+    torch.save(prepared, pickled)
+    pickled.seek(0)
+    for again in (
+        copy.deepcopy(copy.deepcopy(prepared)),
+        torch.load(pickled, weights_only=False),
+    ):
+        assert again.note == "mine"
+        assert again.state_dict().keys() == prepared.state_dict().keys()
+        assert {"0.weight", "2.weight"} < again.state_dict().keys()
+        laws.assert_equal(fxquant.convert(again)(x), prepared(x))
+        assert "insert_observers" in fxquant.explain(again)
+
+
+def test_constants_of_the_network_become_integers():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.table = nn.Conv2d(2, 4, 1), nn.Parameter(torch.randn(1, 4, 1, 1))
+
+        def forward(self, x):
+            return self.conv(x) + self.table
+
+    prepared = fxquant.prepare_qat(Net())
+    x = torch.randn(2, 2, 3, 3)
+    laws.settle(prepared, x)
+    quantized = fxquant.convert(prepared)
+    laws.assert_equal(quantized(x), prepared(x))
+    assert quantized.fxquant.table_codes.dtype is torch.uint8
+    assert sum(n.name.startswith("quantize") for n in quantized.graph.nodes) == 1
+
+
+def test_real_numbers_are_of_the_models_dtype():
+    spec = chain("conv", "relu", head=True)
+    prepared = fxquant.prepare_qat(spec.build().double())
+    laws.settle(prepared, spec.inputs().double())
+    quantized = fxquant.convert(prepared)
+    x = spec.inputs(seed=3).double()
+    assert quantized(x).dtype is torch.float64
+    laws.assert_equal(quantized(x), prepared(x))
 
 
 def test_structures_of_outputs_are_kept():

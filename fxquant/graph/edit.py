@@ -17,6 +17,21 @@ def call_site(
     """Register `module` among the sites and call it where the graph inserts; node and module
     both get `name`, or the next that is free.
     """
+    sites, free = _free_name(gm, name)
+    module.train(gm.training)
+    sites.add_module(free, module)
+    return gm.graph.create_node("call_module", f"{SITES}.{free}", args, kwargs or {}, name=free)
+
+
+def constant_site(gm: fx.GraphModule, name: str, value: Tensor) -> fx.Node:
+    """Register a buffer among the sites and read it where the graph inserts."""
+    sites, free = _free_name(gm, name)
+    sites.register_buffer(free, value)
+    return gm.graph.create_node("get_attr", f"{SITES}.{free}", name=free)
+
+
+def _free_name(gm: fx.GraphModule, name: str) -> tuple[nn.Module, str]:
+    """The module that holds the sites, and `name` or the next name that is free there."""
     sites = getattr(gm, SITES, None)
     if sites is None:
         sites = nn.Module()
@@ -26,9 +41,7 @@ def call_site(
     while hasattr(sites, free):
         count += 1
         free = f"{name}_{count}"
-    module.train(gm.training)
-    sites.add_module(free, module)
-    return gm.graph.create_node("call_module", f"{SITES}.{free}", args, kwargs or {}, name=free)
+    return sites, free
 
 
 def replace_site(gm: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:

@@ -27,6 +27,7 @@ from fxquant.errors import CaptureError
 from fxquant.graph.inplace import make_functional, overwriting_modules
 from fxquant.graph.merge import merge
 from fxquant.graph.modes import is_identity_in_eval
+from fxquant.graph.network import Network, network
 from fxquant.graph.place import caller_place, raised_at, set_place, set_rank
 
 _CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__  # before fx patches them
@@ -49,7 +50,7 @@ def trace(
     model: nn.Module,
     example_inputs: Sequence[Any] | None = None,
     leaves: frozenset[str] = frozenset(),
-) -> fx.GraphModule:
+) -> Network:
     """A GraphModule over `model`'s own submodules; `model` is edited, so hand in a copy.
 
     `leaves` are paths of submodules that stay one node each. Raises CaptureError, naming the
@@ -57,18 +58,18 @@ def trace(
     """
     modes = {module: module.training for module in model.modules()}
     try:
-        network = _trace_mode(model, False, example_inputs, leaves)
-        training = _trace_mode(model, True, example_inputs, leaves)
+        in_eval = _trace_mode(model, False, example_inputs, leaves)
+        in_training = _trace_mode(model, True, example_inputs, leaves)
     finally:
         for module, mode in modes.items():
             module.training = mode
     overwriting = overwriting_modules(model)
-    make_functional(network, model, overwriting, training=False)
-    make_functional(training, model, overwriting, training=True)
+    make_functional(in_eval, model, overwriting, training=False)
+    make_functional(in_training, model, overwriting, training=True)
     for module in overwriting:
         module.inplace = False  # type: ignore[assignment]
-    gm = _graph_module(model, network)
-    merge(gm, training)
+    gm = network(model, in_eval)
+    merge(gm, in_training)
     gm.recompile()
     return gm
 
@@ -139,7 +140,10 @@ class _Proxy(fx.Proxy):
 class _Tracer(fx.Tracer):
     """Records the place of every node, and an example value where one can be had."""
 
-    def __init__(self, example_inputs: Sequence[Any] | None, leaves: frozenset[str]) -> None:
+    def __init__(
+        self, example_inputs: Sequence[Any] | None = None, leaves: frozenset[str] = frozenset()
+    ) -> None:
+        """Both default, because unpickling a GraphModule makes its tracer without arguments."""
         super().__init__()
         self.inputs = list(example_inputs) if example_inputs is not None else []
         self.leaves = leaves
@@ -239,23 +243,3 @@ def _attribute(root: nn.Module, path: str) -> Any:
         tables = (held.get("_parameters", {}), held.get("_buffers", {}), held.get("_modules", {}))
         value = next(table[name] for table in (*tables, held) if name in table)
     return value
-
-
-def _graph_module(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """The graph over everything that `model` holds: its modules, parameters and attributes."""
-    gm = fx.GraphModule(model, graph, class_name=type(model).__name__)
-    # not named_children() and the like, which leave out the second name of one thing
-    for name, child in model._modules.items():
-        gm.add_module(name, child)  # the user's own containers, not fx's empty ones
-    for name, parameter in model._parameters.items():
-        gm.register_parameter(name, parameter)
-    for name, buffer in model._buffers.items():
-        persistent = name not in model._non_persistent_buffers_set
-        gm.register_buffer(name, buffer, persistent=persistent)
-    for name, value in vars(model).items():
-        if name not in vars(gm):
-            setattr(gm, name, value)
-    gm.training = model.training
-    return gm
-
-

@@ -50,7 +50,10 @@ def grids(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
         own = isinstance(module, CallSite) and module.op.output is Output.OWN
         if own or isinstance(module, InputQuantizer):
             grid[node] = node
-        elif node.args and node.args[0] in grid:
-            if isinstance(module, CallSite) or is_move(gm, node):
-                grid[node] = grid[node.args[0]]
+        elif (
+            node.args
+            and node.args[0] in grid
+            and (isinstance(module, CallSite) or is_move(gm, node))
+        ):
+            grid[node] = grid[node.args[0]]
     return grid

@@ -49,7 +49,7 @@ def verify_integer(gm: fx.GraphModule) -> None:
             raise VerifyError(f"{describe(node)} was not lowered")
         if isinstance(module, IntegerOp):
             for x in inputs_of(node):
-                if x.op in ("placeholder", "get_attr") or isinstance(module_at(gm, x), Dequantize):
+                if x.op == "placeholder" or isinstance(module_at(gm, x), Dequantize):
                     raise VerifyError(f"{describe(node)} reads a float value")
         if isinstance(module, kinds) and node.op != "call_module":
             raise VerifyError(f"{describe(node)} names an integer module without calling it")
