@@ -1,7 +1,13 @@
-"""Fold a batch norm into the layer before it.
+"""Fold a batch norm, `y = f·x + o` per channel, into the layers beside it.
 
     before   x ── conv(w, b) ── bn ── y
-    after    x ── conv(w·f, b·f + o) ── y            f = γ/√(σ²+ε),  o = β - μ·f
+    after    x ── conv(f·w, f·b + o) ── y                 f = γ/√(σ²+ε),  o = β - μ·f
+
+    before   x ── conv ──┐                                through a concat of channels, each
+             x ── conv ── cat ── bn ── y                  layer takes its own part of f and o
+
+    before   x ── bn ── conv(w, b) ── y                   without padding only: it would have
+    after    x ── conv(w·f, b + Σ w·o) ── y               put zeros behind the bn, not before
 
 Left alone, with the reason: a layer whose output something else reads too, a weight or bias
 that another call shares, a linear layer whose output may have more than two dimensions.
@@ -10,6 +16,7 @@ Source: Jacob et al. 2018, section 3.2.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -18,73 +25,164 @@ from torch import Tensor, fx
 from fxquant.graph.edit import delete_unused, erase, get_attribute, set_parameter
 from fxquant.graph.place import copy_place
 from fxquant.graph.sharing import parameter_reads
-from fxquant.ops.flow import site_of
-from fxquant.ops.norms import layer_and_norm, why_not_one
+from fxquant.ops.batch_norm import BATCH_NORM
+from fxquant.ops.cat import CAT
+from fxquant.ops.flow import inputs_of, site_of
+from fxquant.ops.norms import can_take_norm, why_not_one
 from fxquant.ops.site import batch_norm_affine, fold_affine
-from fxquant.pipeline import Log, RewritePass, Stage
+from fxquant.pipeline import Log, Pass, Stage
 
 
-class FoldBatchNorm(RewritePass):
-    """Folds a batch norm into the layer before it."""
+class FoldBatchNorm(Pass):
+    """Folds a batch norm into the layers beside it."""
 
     name = "fold_bn"
     needs = gives = Stage.FLOAT
 
     def edit(self, gm: fx.GraphModule, log: Log) -> None:
         """Fold where it fits, then delete the batch norms that nothing reads any more."""
-        self._reads = parameter_reads(gm)
-        self._folded: set[str] = set()
-        super().edit(gm, log)
-        gone = {p for p in self._folded if self._reads[id(get_attribute(gm, p))] == 0}
+        reads = parameter_reads(gm)
+        folded: set[str] = set()
+        for node in list(gm.graph.nodes):
+            site = site_of(gm, node)
+            if site is None or site.op is not BATCH_NORM:
+                continue
+            module = node.kwargs["batch_norm"]
+            assert isinstance(module, fx.Node)
+            before, after = _layers_before(gm, node), _layer_after(gm, node)
+            why_not_before = _why_not_before(gm, before, node, reads) if before else None
+            if before and why_not_before is None:
+                _fold_before(gm, before, node, module)
+            elif after is not None and _why_not_after(gm, node, after, reads) is None:
+                _fold_after(gm, node, after, module)
+            else:
+                reason = why_not_before or (after and _why_not_after(gm, node, after, reads))
+                if reason:
+                    log.leave(node, reason)
+                continue
+            log.change(node, "folded into the layers beside it")
+            folded.add(str(module.target))
+            reads[_id(gm, module)] -= 1
+        gone = {path for path in folded if reads[id(get_attribute(gm, path))] == 0}
         delete_unused(gm, gone)
 
-    def match(self, gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, ...] | None:
-        """A layer that can take a batch norm in, and the batch norm."""
-        return layer_and_norm(gm, node)
 
-    def reject(self, gm: fx.GraphModule, match: tuple[fx.Node, ...]) -> str | None:
-        """Nobody else may see the change."""
-        layer, norm = match
-        for parameter in (layer.kwargs["weight"], layer.kwargs["bias"]):
-            if isinstance(parameter, fx.Node) and self._reads[_id(gm, parameter)] > 1:
-                return f"'{parameter.target}' is shared with another call"
-        return why_not_one(gm, layer, norm)
-
-    def rewrite(self, gm: fx.GraphModule, match: tuple[fx.Node, ...]) -> str:
-        """Scale the weight, shift the bias, drop the batch norm."""
-        layer, norm = match
-        site, norm_module = site_of(gm, layer), norm.kwargs["batch_norm"]
-        weight, bias = layer.kwargs["weight"], layer.kwargs["bias"]
-        assert site is not None
-        assert isinstance(weight, fx.Node)
-        assert isinstance(norm_module, fx.Node)
-        with torch.no_grad():
-            factor, offset = batch_norm_affine(_value(gm, norm_module))
-            old_bias = _value(gm, bias) if isinstance(bias, fx.Node) else None
-            axis = site.op.weight_axis or 0
-            new = fold_affine(_value(gm, weight), old_bias, factor, offset, axis)
-        set_parameter(gm, str(weight.target), new[0])
-        if isinstance(bias, fx.Node):
-            set_parameter(gm, str(bias.target), new[1])
-        else:
-            _add_bias(gm, layer, weight, new[1])
-        self._reads[_id(gm, norm_module)] -= 1
-        self._folded.add(str(norm_module.target))
-        erase(norm, layer)
-        return f"took '{norm.name}' in"
+def _layers_before(gm: fx.GraphModule, norm: fx.Node) -> tuple[fx.Node, ...]:
+    """The layer that the norm reads, or all those behind a concat of channels, or none."""
+    value = inputs_of(norm)[0]
+    if can_take_norm(gm, value):
+        return (value,)
+    site = site_of(gm, value)
+    joins = site is not None and site.op is CAT and value.kwargs["dim"] == 1
+    layers = tuple(inputs_of(value)) if joins else ()
+    return layers if all(can_take_norm(gm, layer) for layer in layers) else ()
 
 
-def _add_bias(gm: fx.GraphModule, layer: fx.Node, weight: fx.Node, value: Tensor) -> None:
-    """Let a layer that had no bias read one, beside its weight."""
-    owner, _, name = str(weight.target).rpartition(".")
+def _why_not_before(
+    gm: fx.GraphModule, layers: tuple[fx.Node, ...], norm: fx.Node, reads: Counter[int]
+) -> str | None:
+    value = inputs_of(norm)[0]
+    others = [reader.name for reader in value.users if reader is not norm]
+    if others:
+        return f"'{value.name}' is also read by '{others[0]}'"
+    if len(set(layers)) < len(layers):
+        return f"'{value.name}' holds '{layers[0].name}' twice"
+    for layer in layers:
+        reader = norm if layer is value else value
+        reason = _shared(gm, layer, reads) or why_not_one(gm, layer, reader)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _layer_after(gm: fx.GraphModule, norm: fx.Node) -> fx.Node | None:
+    """The only reader of the norm, if that is a layer over its channels."""
+    reader = next(iter(norm.users), None)
+    return reader if reader is not None and can_take_norm(gm, reader) else None
+
+
+def _why_not_after(
+    gm: fx.GraphModule, norm: fx.Node, layer: fx.Node, reads: Counter[int]
+) -> str | None:
+    others = [reader.name for reader in norm.users if reader is not layer]
+    if others:
+        return f"'{norm.name}' is also read by '{others[0]}'"
+    padding = layer.kwargs.get("padding", 0)
+    if padding not in (0, "valid") and any(p != 0 for p in _as_tuple(padding)):
+        return f"'{layer.name}' pads with zeros, which the batch norm would have moved"
+    return _shared(gm, layer, reads) or why_not_one(gm, norm, layer)
+
+
+def _shared(gm: fx.GraphModule, layer: fx.Node, reads: Counter[int]) -> str | None:
+    for parameter in (layer.kwargs["weight"], layer.kwargs["bias"]):
+        if isinstance(parameter, fx.Node) and reads[_id(gm, parameter)] > 1:
+            return f"'{parameter.target}' is shared with another call"
+    return None
+
+
+def _fold_before(
+    gm: fx.GraphModule, layers: tuple[fx.Node, ...], norm: fx.Node, module: fx.Node
+) -> None:
+    """Scale each weight, shift each bias, drop the norm."""
+    with torch.no_grad():
+        factor, offset = batch_norm_affine(_value(gm, module))
+        start = 0
+        for layer in layers:
+            weight, bias = _parameters(gm, layer)
+            part = slice(start, start + weight.shape[0])
+            start += weight.shape[0]
+            _set(gm, layer, *fold_affine(weight, bias, factor[part], offset[part], 0))
+    erase(norm, inputs_of(norm)[0])
+
+
+def _fold_after(gm: fx.GraphModule, norm: fx.Node, layer: fx.Node, module: fx.Node) -> None:
+    """Scale the weight's input channels, add what the offset sums to, drop the norm."""
+    with torch.no_grad():
+        factor, offset = batch_norm_affine(_value(gm, module))
+        weight, bias = _parameters(gm, layer)
+        _set(gm, layer, *fold_input_affine(weight, bias, factor, offset))
+    erase(norm, inputs_of(norm)[0])
+
+
+def fold_input_affine(
+    weight: Tensor, bias: Tensor | None, factor: Tensor, offset: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weight [O, C/groups, ...], bias [O] of a layer that reads `factor·x + offset`, both [C]."""
+    groups = factor.numel() // weight.shape[1]
+    rows = weight.reshape(groups, -1, weight.shape[1], weight[0, 0].numel())
+    per_input = (groups, 1, weight.shape[1], 1)
+    scaled = (rows * factor.reshape(per_input)).reshape(weight.shape)
+    shift = (rows * offset.reshape(per_input)).sum((2, 3)).flatten()
+    return scaled, shift if bias is None else bias + shift
+
+
+def _parameters(gm: fx.GraphModule, layer: fx.Node) -> tuple[Tensor, Tensor | None]:
+    weight, bias = layer.kwargs["weight"], layer.kwargs["bias"]
+    assert isinstance(weight, fx.Node)
+    return _value(gm, weight), _value(gm, bias) if isinstance(bias, fx.Node) else None
+
+
+def _set(gm: fx.GraphModule, layer: fx.Node, weight: Tensor, bias: Tensor) -> None:
+    """Put new parameters in the place of a layer's own."""
+    weight_node, bias_node = layer.kwargs["weight"], layer.kwargs["bias"]
+    assert isinstance(weight_node, fx.Node)
+    set_parameter(gm, str(weight_node.target), weight)
+    if isinstance(bias_node, fx.Node):
+        set_parameter(gm, str(bias_node.target), bias)
+        return
+    owner, _, name = str(weight_node.target).rpartition(".")
     # a layer's own empty place for it, or a new name beside a weight that stands alone
     own = name == "weight" and getattr(gm.get_submodule(owner), "bias", 0) is None
-    path = f"{owner}.bias" if own else f"{weight.target}_bias"
-    set_parameter(gm, path, value)
+    path = f"{owner}.bias" if own else f"{weight_node.target}_bias"
+    set_parameter(gm, path, bias)
     with gm.graph.inserting_before(layer):
-        bias = gm.graph.get_attr(path)
-    copy_place(layer, bias)
-    layer.kwargs = {**layer.kwargs, "bias": bias}
+        added = gm.graph.get_attr(path)
+    copy_place(layer, added)
+    layer.kwargs = {**layer.kwargs, "bias": added}
+
+
+def _as_tuple(padding: Any) -> tuple[Any, ...]:
+    return tuple(padding) if isinstance(padding, (tuple, list)) else (padding,)
 
 
 def _value(gm: fx.GraphModule, node: fx.Node) -> Any:

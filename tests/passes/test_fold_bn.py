@@ -6,6 +6,7 @@ from torch import nn
 
 from fxquant.graph.trace import trace
 from fxquant.passes import Canonicalize, FoldBatchNorm
+from tests import laws
 from tests.passes.shapes import shape
 from tests.strategies import chain
 
@@ -27,7 +28,9 @@ def fold(model, *example_inputs):
         ("relu conv conv bn", "relu conv2d conv2d"),  # only the last conv takes it in
         ("conv relu bn", "conv2d relu batch_norm"),  # relu in between: unchanged
         ("max_pool bn", "max_pool2d batch_norm"),
-        ("bn conv", "batch_norm conv2d"),
+        ("bn conv", "batch_norm conv2d"),  # padded
+        ("bn conv_functional", "conv2d"),  # not padded
+        ("conv bn conv_functional", "conv2d conv2d"),  # the layer before comes first
     ],
 )
 def test_rewrites(before, after):
@@ -68,6 +71,73 @@ def test_leaves_alone(kind, reason):
     gm, record = fold(Shared(kind))
     assert reason in [entry.text for entry in record.left_alone]
     assert "batch_norm" in shape(gm)
+
+
+class Reduce(nn.Module):
+    """DARTS' FactorizedReduce, and what may go wrong with it."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.conv_1, self.conv_2 = nn.Conv2d(3, 2, 1, 2, bias=False), nn.Conv2d(3, 4, 1, 2)
+        self.bn = _settled(nn.BatchNorm2d(4 if kind == "twice" else 6))
+
+    def forward(self, x):
+        parts = [self.conv_1(x), self.conv_2(x[:, :, 1:, 1:])]
+        if self.kind == "twice":
+            parts = [parts[0], parts[0]]
+        if self.kind == "not a layer":
+            parts[1] = parts[1].relu()
+        y = self.bn(torch.cat(parts, 1))
+        return (y, parts[1]) if self.kind == "read elsewhere" else y
+
+
+def _settled(bn):
+    for tensor in (bn.running_mean, bn.weight.data, bn.bias.data):
+        tensor.normal_()
+    bn.running_var.uniform_(0.5, 2)
+    return bn
+
+
+@pytest.mark.parametrize(
+    ("kind", "after", "reasons"),
+    [
+        ("", "conv2d conv2d cat", []),
+        ("twice", "conv2d conv2d cat batch_norm", ["'cat' holds 'conv_1' twice"]),
+        ("not a layer", "conv2d conv2d relu cat batch_norm", []),
+        (
+            "read elsewhere",
+            "conv2d conv2d cat batch_norm",
+            ["'conv_2' is also read by 'output'"],
+        ),
+    ],
+)
+def test_through_a_concat(kind, after, reasons):
+    model = Reduce(kind).double().eval()
+    x = torch.randn(2, 3, 8, 8).double()
+    expected = model(x)
+    gm, record = fold(model)
+    assert shape(gm) == after
+    assert [entry.text for entry in record.left_alone] == reasons
+    laws.assert_close(gm(x), expected)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_into_the_layer_after(groups):
+    model = nn.Sequential(_settled(nn.BatchNorm2d(6)), nn.Conv2d(6, 6, 3, groups=groups))
+    model = model.double().eval()
+    x = torch.randn(2, 6, 8, 8).double()
+    expected = model(x)
+    gm, _ = fold(model)
+    assert shape(gm) == "conv2d"
+    laws.assert_close(gm(x), expected)
+
+
+def test_not_into_a_layer_that_pads():
+    _, record = fold(nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3, padding=1)))
+    assert [entry.text for entry in record.left_alone] == [
+        "'_1' pads with zeros, which the batch norm would have moved"
+    ]
 
 
 def test_a_linear_layer_needs_its_rank():
