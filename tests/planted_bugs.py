@@ -1,0 +1,414 @@
+"""Plant bugs, one at a time, and see that a test fails for each.
+
+    python tests/planted_bugs.py             all of them
+    python tests/planted_bugs.py eps axis    those whose name holds one of the words
+
+A bug is a replacement of text in a temporary copy of the tree; the tree itself is not touched.
+Each names a few tests that must find it, and those tests must pass without it. Exit code 1 if
+a bug survives. A bug in fxquant is also a bug in its tests: a surviving one asks for a test.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+
+REFERENCE = "tests/test_reference.py::test_every_activation_is_the_reference"
+REAL = "tests/test_reference.py::test_every_operator_is_within_half_a_step_of_the_real_one"
+EVAL = "tests/test_reference.py::test_converted_is_eval"
+UNCALIBRATED = "tests/test_reference.py::test_until_it_has_seen_data_eval_is_the_float_network"
+
+# lines of fxquant/recipes.py
+JOIN = (
+    "            JoinAdds(),  "
+    "# before fuse: a sum that has taken an activation in is no longer joined\n"
+)
+FOLD = "            *fold,  # before fuse, which would keep the batch norms live\n"
+FUSE = "            FuseConvBnRelu(),\n"
+
+
+class Bug(NamedTuple):
+    """`old` becomes `new` in `file`, where it stands exactly once; one of `tests` must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+BUGS = (
+    # ---------------------------------------------------------------- a layer's numbers
+    Bug(
+        "the bias is dropped",
+        "fxquant/intmath.py",
+        "bias=b_codes.to(torch.int32),",
+        "bias=torch.zeros_like(b_codes).to(torch.int32),",
+        (f"{REAL}[convs-default]",),
+    ),
+    Bug(
+        "a bias that does not fit is clipped",
+        "fxquant/intmath.py",
+        "s_w = torch.maximum(scale.double(), b.abs() / (s_x * BIAS_LIMIT))",
+        "s_w = scale.double()",
+        ("tests/test_intmath.py::test_a_layers_integers_stand_for_its_real_numbers",),
+    ),
+    Bug(
+        "multipliers of 15 bits",
+        "fxquant/intmath.py",
+        "MULTIPLIER_BITS = 31",
+        "MULTIPLIER_BITS = 15",
+        ("tests/test_intmath.py::test_multipliers_have_31_bits",),
+    ),
+    Bug(
+        "multipliers of a sum one bit too long",
+        "fxquant/intmath.py",
+        "bits = 22 - max(len(factors) - 1, 1).bit_length()",
+        "bits = 24 - max(len(factors) - 1, 1).bit_length()",
+        ("tests/test_intmath.py::test_a_sum_of_rescaled_codes_fits_32_bits",),
+    ),
+    Bug(
+        "eps is missing where a batch norm is folded",
+        "fxquant/ops/site.py",
+        "factor = torch.rsqrt(bn.running_var + bn.eps)",
+        "factor = torch.rsqrt(bn.running_var)",
+        (f"{REAL}[convs-default]", f"{UNCALIBRATED}[convs-fold]"),
+    ),
+    Bug(
+        "the sign of a negative gamma goes into the scale",
+        "fxquant/ops/site.py",
+        "weights.scale * factor.abs()",
+        "weights.scale * factor",
+        (f"{REAL}[convs-default]",),
+    ),
+    Bug(
+        "equalization forgets the bias",
+        "passes/equalize_cross_layer.py",
+        '    for name in ("weight", "bias"):\n        if isinstance',
+        '    for name in ("weight",):\n        if isinstance',
+        (f"{UNCALIBRATED}[convs-equalize]",),
+    ),
+    Bug(
+        "weight scales along the wrong axis",
+        "fxquant/schemes.py",
+        "channels = size.transpose(0, axis).flatten(1).amax(1)",
+        "channels = size.transpose(0, 1 - axis).flatten(1).amax(1)",
+        ("tests/test_schemes.py::test_weight_scales_by_hand",),
+    ),
+    Bug(
+        "one weight scale for all channels of a depthwise convolution",
+        "fxquant/schemes.py",
+        "largest = channels if scheme.per_channel",
+        "largest = channels if scheme.per_channel and weight.shape[1] > 1",
+        ("tests/test_intmath.py::test_scales_lie_along_the_output_channels",),
+    ),
+    Bug(
+        "the axis of the bound is not that of the channels",
+        "fxquant/intmath.py",
+        "rows = codes.transpose(0, axis)",
+        "rows = codes.transpose(0, 1 - axis)",
+        ("tests/test_intmath.py::test_the_bound_follows_the_axis_of_the_output_channels",),
+    ),
+    Bug(
+        "the bound looks at one sign only",
+        "fxquant/intmath.py",
+        "return torch.maximum(top, bottom).to(torch.int64)",
+        "return top.to(torch.int64)",
+        ("tests/test_intmath.py::test_no_partial_sum_exceeds_the_bound",),
+    ),
+    # ---------------------------------------------------------------- kernels
+    Bug(
+        "the certificate is ignored: float32 carries every sum",
+        "fxquant/intmath.py",
+        "int(bound.max()) < FLOAT32_EXACT",
+        "int(bound.max()) < ACCUMULATOR_LIMIT",
+        (
+            "tests/test_reference.py::test_sums_beyond_float32_are_exact",
+            "tests/test_intmath.py::test_terms_that_cancel_need_the_wider_carrier",
+        ),
+    ),
+    Bug(
+        "floor instead of rounding half-up",
+        "fxquant/intmath.py",
+        "return (product + ((1 << shift) >> 1)) >> shift",
+        "return product >> shift",
+        (f"{REFERENCE}[convs-default]", f"{REAL}[convs-default]"),
+    ),
+    Bug(
+        "means are rounded down",
+        "fxquant/intmath.py",
+        'torch.div(2 * total + divisor, 2 * divisor, rounding_mode="floor")',
+        'torch.div(total, divisor, rounding_mode="floor")',
+        (f"{REFERENCE}[means-default]", f"{REAL}[means-default]"),
+    ),
+    Bug(
+        "means are rounded half away from zero",
+        "fxquant/intmath.py",
+        'torch.div(2 * total + divisor, 2 * divisor, rounding_mode="floor")',
+        "total.sign() * ((2 * total.abs() + divisor) // (2 * divisor))",
+        (f"{REFERENCE}[pools_2d-default]",),
+    ),
+    Bug(
+        "real numbers are rounded half to even",
+        "fxquant/schemes.py",
+        "return torch.floor(x + 0.5)",
+        "return torch.round(x)",
+        ("tests/test_schemes.py::test_halves_are_rounded_up",),
+    ),
+    Bug(
+        "convolutions pad with 0 instead of the zero point",
+        "fxquant/ops/conv.py",
+        "total = function(centered(codes, n.x_zero, kind), n.weight.to(kind), **settings)",
+        "total = function(codes.to(kind), n.weight.to(kind), **settings)\n"
+        "        sums = n.x_zero.to(kind) * n.weight.to(kind).flatten(1).sum(1)\n"
+        "        total = total - per_channel(sums, 1 - n.weight.dim(), total.dim())",
+        (f"{REFERENCE}[convs-default]", f"{REAL}[convs-default]"),
+    ),
+    Bug(
+        "constant padding with 0 instead of the constant's code",
+        "fxquant/ops/pad.py",
+        "F.pad(codes, pad, mode, int(n.fill))",
+        "F.pad(codes, pad, mode, 0)",
+        (f"{REFERENCE}[constants-default]",),
+    ),
+    Bug(
+        "the zero operator gives code 0",
+        "fxquant/ops/zero.py",
+        "return torch.zeros_like(codes) + n.zero.to(dtype)",
+        "return torch.zeros_like(codes)",
+        (f"{REFERENCE}[constants-default]",),
+    ),
+    Bug(
+        "multipliers lie along the last axis of a convolution's output",
+        "fxquant/ops/conv.py",
+        "dims, axis = total.dim(), 1 - n.weight.dim()",
+        "dims, axis = total.dim(), -1 if total.shape[-1] == len(n.bias) else 1 - n.weight.dim()",
+        (f"{REFERENCE}[darts-default]",),
+    ),
+    Bug(
+        "the operands of a concatenation are not rescaled",
+        "fxquant/ops/cat.py",
+        "x.to(torch.int64) - zero, Rescale(multiplier, shift), n.y_zero,",
+        "x.to(torch.int64) - zero, Rescale(1 << shift, shift), n.y_zero,",
+        (f"{REFERENCE}[joined-default]", f"{REAL}[joined-default]"),
+    ),
+    Bug(
+        "every operand of a sum has the first one's zero point",
+        "fxquant/ops/add.py",
+        "total = total + (x.to(torch.int64) - zero) * multiplier",
+        "total = total + (x.to(torch.int64) - n.x_zero[0]) * multiplier",
+        (f"{REFERENCE}[readers-default]",),
+    ),
+    Bug(
+        "the clamp of a fused activation is dropped",
+        "fxquant/ops/site.py",
+        "scheme, clamp = q.scheme, self.activation or Clamp(-math.inf, math.inf)",
+        "scheme, clamp = q.scheme, Clamp(-math.inf, math.inf)",
+        (f"{REAL}[convs-symmetric]", f"{REAL}[readers-symmetric]"),
+    ),
+    Bug(
+        "average pooling counts padding the other way round",
+        "fxquant/ops/avg_pool.py",
+        "return end - start if include_pad else",
+        "return end - start if not include_pad else",
+        (f"{REFERENCE}[pools_2d-default]", f"{REAL}[pools_2d-default]"),
+    ),
+    Bug(
+        "windows beyond the padding count whole (ceil_mode)",
+        "fxquant/ops/avg_pool.py",
+        "end = (start + kernel).clamp(max=length + padding)",
+        "end = start + kernel",
+        (f"{REFERENCE}[pools_2d-default]",),
+    ),
+    Bug(
+        "uneven cells of an adaptive pool end too early",
+        "fxquant/ops/adaptive_avg_pool.py",
+        "return -((-(i + 1) * length) // cells) - (i * length) // cells",
+        "return ((i + 1) * length) // cells - (i * length) // cells",
+        (f"{REFERENCE}[pools_2d-default]",),
+    ),
+    Bug(
+        "autocast reaches the carriers",
+        "fxquant/intmath.py",
+        "if torch.is_autocast_enabled(device):",
+        "if False:",
+        ("tests/test_reference.py::test_autocast_does_not_reach_the_integers",),
+    ),
+    # ---------------------------------------------------------------- graphs
+    Bug(
+        "batch norms are folded after they were fused",
+        "fxquant/recipes.py",
+        f"{FOLD}{FUSE}",
+        f"{FUSE}{FOLD}",
+        ("tests/test_reference.py::test_a_folded_network_has_no_batch_norm_left",),
+    ),
+    Bug(
+        "observers come before activations are fused",
+        "fxquant/recipes.py",
+        f"{FUSE}            InsertObservers(float_leaves),",
+        f"            InsertObservers(float_leaves),\n{FUSE}",
+        ("tests/test_reference.py::test_nothing_moves_in_eval",),
+    ),
+    Bug(
+        "sums are joined after activations were fused",
+        "fxquant/recipes.py",
+        f"{JOIN}{FOLD}{FUSE}",
+        f"{FOLD}{FUSE}{JOIN}",
+        ("tests/test_reference.py::test_a_chain_of_sums_is_one_sum_even_where_a_relu_follows",),
+    ),
+    Bug(
+        "an in-place ReLU is taken for a pure one",
+        "fxquant/graph/inplace.py",
+        "return Form(node.target, node.args, node.kwargs) if overwrites else None",
+        "return None",
+        (f"{UNCALIBRATED}[Overwriting-default]",),
+    ),
+    # ---------------------------------------------------------------- eval() and convert
+    Bug(
+        "observers move in eval()",
+        "fxquant/observers/base.py",
+        "if self.training and x.numel() > 0:",
+        "if x.numel() > 0:",
+        ("tests/test_reference.py::test_nothing_moves_in_eval",),
+    ),
+    Bug(
+        "eval() lets its input quantizers follow the data",
+        "fxquant/ops/site.py",
+        "pairs = zip(inputs, self.sources, strict=True)",
+        "pairs = [(s.train()(x), s) for x, s in zip(inputs, self.sources, strict=True)]",
+        ("tests/test_reference.py::test_nothing_moves_in_eval",),
+    ),
+    Bug(
+        "convert works on the prepared network itself",
+        "fxquant/api.py",
+        "gm = copy.deepcopy(prepared).eval()",
+        "gm = prepared.eval()",
+        ("tests/test_reference.py::test_convert_leaves_the_prepared_network_as_it_is",),
+    ),
+    Bug(
+        "convert derives weight codes with another scale than eval()",
+        "passes/lower_to_integer.py",
+        "        numbers, settings = site.integers(options)",
+        "        if site.weight_quant is not None:\n"
+        "            site.weight_quant.scale = lambda w: w.abs().flatten(1).amax(1) / 128\n"
+        "        numbers, settings = site.integers(options)",
+        (f"{EVAL}[convs-default]",),
+    ),
+    Bug(
+        "eval() computes with the real weights",
+        "fxquant/ops/site.py",
+        "if self.training or not self.ready:",
+        "if True:",
+        (f"{EVAL}[convs-default]",),
+    ),
+    Bug(
+        "a float slips through: max pooling gives its carrier",
+        "fxquant/ops/max_pool.py",
+        "return function(codes.to(torch.float32), **settings).to(dtype)",
+        "return function(codes.to(torch.float32), **settings)",
+        ("tests/test_reference.py::test_there_is_no_float_between_quantize_and_dequantize",),
+    ),
+)
+
+
+def planted(bug: Bug, source: str) -> str:
+    """The source with the bug in it. A ValueError if the text is not there exactly once."""
+    count = source.count(bug.old)
+    if count != 1:
+        raise ValueError(
+            f"'{bug.name}': its text stands {count} times in {bug.file}, not once.\n"
+            f"What to do: plant the bug where that code is now.\n{bug.old}"
+        )
+    changed = source.replace(bug.old, bug.new)
+    compile(changed, bug.file, "exec")  # a mistyped bug would be found for the wrong reason
+    return changed
+
+
+@contextmanager
+def copied_tree() -> Iterator[Path]:
+    """A copy of what tests need, with passes/ where it is imported from."""
+    with tempfile.TemporaryDirectory(prefix="planted_bugs_") as name:
+        tree = Path(name)
+        for folder in ("fxquant", "passes", "tests"):
+            shutil.copytree(
+                ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__")
+            )
+        shutil.copy(ROOT / "pyproject.toml", tree)
+        (tree / "fxquant" / "passes").symlink_to(tree / "passes", target_is_directory=True)
+        yield tree
+
+
+def run(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python in the copied tree, which must be what `import fxquant` finds there."""
+    environment = os.environ | {
+        "PYTHONPATH": str(tree),
+        # two versions of a file may have one size and one second: no caches
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=tree, env=environment, capture_output=True, text=True
+    )
+
+
+def run_tests(tree: Path, tests: Iterable[str]) -> subprocess.CompletedProcess[str]:
+    """Those tests in the copied tree, until the first failure."""
+    return run(tree, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests)
+
+
+def check_imports(tree: Path) -> None:
+    """Fail unless the copied tree is the one under test."""
+    where = "import fxquant, fxquant.passes as p; print(fxquant.__file__); print(p.__file__)"
+    found = run(tree, "-c", where).stdout.split()
+    if len(found) != 2 or not all(Path(f).is_relative_to(tree.resolve()) for f in found):
+        raise RuntimeError(f"tests would import {found}, not the copy in {tree}")
+
+
+def caught_by(tree: Path, bug: Bug) -> str | None:
+    """The first test that fails with the bug in the copied tree; None if none does."""
+    path = tree / bug.file
+    sound = path.read_text()
+    path.write_text(planted(bug, sound))
+    try:
+        result = run_tests(tree, bug.tests)
+    finally:
+        path.write_text(sound)
+    failed = re.search(r"^(?:FAILED|ERROR) \S*?::(.+?)(?: - |$)", result.stdout, re.MULTILINE)
+    return failed[1] if result.returncode == 1 and failed else None
+
+
+def main(words: list[str]) -> int:
+    """Plant the bugs whose name holds one of `words`, or all; the exit code."""
+    bugs = [bug for bug in BUGS if not words or any(word in bug.name for word in words)]
+    started = time.monotonic()
+    survivors = 0
+    with copied_tree() as tree:
+        check_imports(tree)
+        sound = run_tests(tree, dict.fromkeys(test for bug in bugs for test in bug.tests))
+        if sound.returncode != 0:
+            print(sound.stdout[-3000:], sound.stderr[-3000:], sep="\n")
+            print("Without any bug these tests must pass.")
+            return 1
+        width = max(len(bug.name) for bug in bugs)
+        for bug in bugs:
+            test = caught_by(tree, bug)
+            survivors += test is None
+            print(f"{bug.name:{width}}  {'SURVIVES' if test is None else test}", flush=True)
+    seconds = time.monotonic() - started
+    print(f"{len(bugs)} bugs planted, {survivors} survived, {seconds:.0f} s")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,473 @@
+"""A converted network run a second time: slowly, in plain integers, by other formulas.
+
+    torch       Σ w·(q - z)        in a float carrier, padding is 0      kernels of torch
+    here        Σ w·q - z·Σ w      in int64, padding is z                windows gathered one by one
+
+Only numpy and Python integers compute here; of fxquant this reads the graph and the buffers,
+and nothing of its kernels or its arithmetic. int64 is exact because each product is first
+proved, with Python's integers, to stay within 63 bits. On the way it checks what a converted
+network promises: sums stay within their certified `bound` and within 32 bits, codes within
+their scheme. Real numbers appear at the border only: quantize and dequantize are IEEE float32.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx, nn
+
+from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
+from fxquant.schemes import QuantScheme
+
+Codes = NDArray[np.int64]
+Buffers = dict[str, Codes]  # every number of an operator, under its name
+
+ACCUMULATOR_LIMIT = 2**31
+BELOW_ALL_CODES = -(2**20)
+
+
+def run(gm: fx.GraphModule, *inputs: torch.Tensor) -> dict[str, Any]:
+    """What every node of a converted network gives, by node name.
+
+    int64 arrays for integers, float32 arrays for inputs and for what comes out of dequantize,
+    Python's ints for shapes, and tuples of those where a node gives several.
+    """
+    values: dict[str, Any] = {}
+    given = iter(inputs)
+    for node in gm.graph.nodes:
+        if node.op == "placeholder":
+            values[node.name] = next(given).numpy()
+            continue
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n.name])
+        values[node.name] = _call(gm, node, args, kwargs)
+    return values
+
+
+def differences(reference: Any, value: Any) -> int:
+    """How many elements of a torch value differ from the reference's.
+
+    A difference of shape or of structure counts as one more than there are elements.
+    """
+    if isinstance(reference, (tuple, list)):
+        if not isinstance(value, (tuple, list)) or len(value) != len(reference):
+            return len(reference) + 1
+        return sum(map(differences, reference, value))
+    if isinstance(reference, np.ndarray):
+        found = value.detach().numpy()
+        return int((found != reference).sum()) if found.shape == reference.shape else found.size + 1
+    return int(reference != value)
+
+
+def _call(gm: fx.GraphModule, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    if node.op == "output":
+        return args[0]
+    if node.op == "get_attr":
+        return gm.get_buffer(str(node.target)).numpy().astype(np.int64)
+    if node.op == "call_method":
+        return MOVES[str(node.target)](*args, **kwargs)
+    if node.op == "call_function":
+        # getattr(x, "shape"), x[:, 1:] and c // 2 mean the same on arrays and ints
+        if node.target is getattr or node.target in vars(operator).values():
+            return node.target(*args)  # type: ignore[operator]
+        return MOVES[node.target.__name__](*args, **kwargs)  # type: ignore[union-attr]
+    assert node.op == "call_module", f"a converted network has no {node.op} nodes, found {node}"
+    module = gm.get_submodule(str(node.target))
+    if isinstance(module, Quantize):
+        return quantize(args[0], module)
+    if isinstance(module, Dequantize):
+        return dequantize(args[0], module)
+    if isinstance(module, IntegerOp):
+        buffers = {name: value.numpy().astype(np.int64) for name, value in module.named_buffers()}
+        codes = KERNELS[module.op.name](buffers, *args, **kwargs)
+        check_range(codes, module.scheme)
+        return codes
+    return MODULES[type(module)](module, *args)
+
+
+def check_range(codes: Codes, scheme: QuantScheme) -> None:
+    """Codes of n bits: 0 to 2^n - 1, or -2^(n-1) to 2^(n-1) - 1 where they are signed."""
+    low = -(2 ** (scheme.bits - 1)) if scheme.signed else 0
+    assert codes.size == 0 or low <= int(codes.min()) <= int(codes.max()) < low + 2**scheme.bits
+
+
+# ------------------------------------------------------------------------ the border
+
+
+def quantize(x: NDArray[np.float32], module: Quantize) -> Codes:
+    """`clamp(floor(x/s + 1/2) + z)`: float32 up to the floor, integers from there on."""
+    steps = np.floor(x / module.scale.numpy() + np.float32(0.5))
+    # limited to more than the distance of any two codes, so that an integer holds it
+    codes = np.clip(steps, -1000, 1000).astype(np.int64) + int(module.zero_point)
+    low = -(2 ** (module.scheme.bits - 1)) + module.scheme.narrow if module.scheme.signed else 0
+    high = 2 ** (module.scheme.bits - module.scheme.signed) - 1
+    return np.clip(codes, low, high)
+
+
+def dequantize(codes: Any, module: Dequantize) -> Any:
+    """`(q - z)·s`, one float32 product; each array of a tuple by itself."""
+    if isinstance(codes, (tuple, list)):
+        return tuple(dequantize(part, module) for part in codes)
+    return (codes - int(module.zero_point)).astype(np.float32) * module.scale.numpy()
+
+
+# ------------------------------------------------------------------------ arithmetic
+
+
+def largest(x: Codes) -> int:
+    """The largest absolute value in `x`, as a Python integer."""
+    return max(abs(int(x.max())), abs(int(x.min()))) if x.size else 0
+
+
+def rescale(acc: Codes, multiplier: Codes, shift: Codes) -> Codes:
+    """`(acc·m + 2^(S-1)) >> S`, proved not to leave 63 bits; `>>` floors, as Python's does."""
+    half = (np.int64(1) << shift) >> 1
+    worst = largest(acc) * largest(multiplier) + largest(half)
+    assert worst < 2**63, f"a product may reach {worst}, beyond 63 bits"
+    return (acc * multiplier + half) >> shift
+
+
+def mean_half_up(total: Codes, count: Codes) -> Codes:
+    """`floor(total/count + 1/2)` as one floor division."""
+    return (2 * total + count) // (2 * count)
+
+
+def along_channels(values: Codes, dims: int) -> Codes:
+    """A number per channel, to broadcast against [N, C, ...] of `dims` axes."""
+    return values.reshape(1, -1, *[1] * (dims - 2))
+
+
+def limit(codes: Codes, n: Buffers) -> Codes:
+    """`codes` around the output's zero point, clamped."""
+    return np.clip(codes + n["y_zero"], n["low"], n["high"])
+
+
+# ------------------------------------------------------------------------ windows
+
+
+def per_axis(setting: Any, dims: int) -> tuple[int, ...]:
+    """One number per spatial axis: `3`, `(3,)` and `(3, 3)` say the same of two axes."""
+    if not isinstance(setting, (tuple, list)):
+        return (setting,) * dims
+    return tuple(setting) * (dims // len(setting))
+
+
+def gather(x: Codes, starts: Sequence[range], steps: Sequence[range], fill: int) -> Codes:
+    """Every window of the last axes of `x`: [..., *spatial] to [..., *windows, *elements].
+
+    Window w holds the elements `starts[a][w] + steps[a][k]` along spatial axis a, and `fill`
+    where that is outside of `x`.
+    """
+    dims = len(starts)
+    widths, index = [(0, 0)] * (x.ndim - dims), []
+    for a in range(dims):
+        length = x.shape[a - dims]
+        at = np.asarray(starts[a])[:, None] + np.asarray(steps[a])[None, :]
+        before = max(0, -int(at.min()))
+        widths.append((before, max(0, int(at.max()) + 1 - length)))
+        shape = [1] * (2 * dims)
+        shape[a], shape[dims + a] = at.shape
+        index.append((at + before).reshape(shape))
+    return np.pad(x, widths, constant_values=fill)[(..., *index)]
+
+
+def pool_starts(
+    length: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool
+) -> range:
+    """Where the windows of a pool begin, along one axis.
+
+    With `ceil_mode` the last window may reach beyond the padding, but begins before the end
+    of the input.
+    """
+    room = length + 2 * padding - dilation * (kernel - 1) - 1
+    last = -(-room // stride) if ceil_mode else room // stride
+    if ceil_mode and last * stride - padding >= length:
+        last -= 1
+    return range(-padding, last * stride - padding + 1, stride)
+
+
+# ------------------------------------------------------------------------ operators
+
+
+def layer(n: Buffers, products: Codes, weights: Codes) -> Codes:
+    """Codes [..., O] from `Σ w·q` [..., O] and the weights [O, fan-in] of a layer.
+
+        acc = Σ w·q - z·Σ w,   |acc| <= bound,   |acc + b| < 2^31
+    """
+    acc = products - n["x_zero"] * weights.sum(-1)
+    assert (np.abs(acc) <= n["bound"]).all(), "a sum exceeds its certified bound"
+    acc = acc + n["bias"]
+    assert largest(acc) < ACCUMULATOR_LIMIT, "an accumulator exceeds 32 bits"
+    return limit(rescale(acc, n["multiplier"], n["shift"]), n)
+
+
+def linear(n: Buffers, q: Codes) -> Codes:
+    """[..., I] to [..., O]."""
+    return layer(n, q @ n["weight"].T, n["weight"])
+
+
+def convolution(
+    n: Buffers, q: Codes, *, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Codes:
+    """[N, C, *spatial] to [N, O, *windows]: each group's windows times its own weights."""
+    weight = n["weight"]
+    outputs, kernel, dims = weight.shape[0], weight.shape[2:], weight.ndim - 2
+    dilation, stride = per_axis(dilation, dims), per_axis(stride, dims)
+    span = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    before, after = conv_padding(padding, span)
+    starts = [
+        range(-before[a], q.shape[2 + a] + after[a] - span[a], stride[a]) for a in range(dims)
+    ]
+    steps = [range(0, span[a] + 1, dilation[a]) for a in range(dims)]
+    windows = gather(q, starts, steps, fill=int(n["x_zero"]))
+
+    N, C, *size = windows.shape[: 2 + dims]
+    # [N, G, C/G, positions, elements] to [G, N·positions, C/G·elements]
+    columns = windows.reshape(N, groups, C // groups, math.prod(size), math.prod(kernel))
+    columns = columns.transpose(1, 0, 3, 2, 4).reshape(groups, N * math.prod(size), -1)
+    rows = weight.reshape(groups, outputs // groups, -1)
+    products = columns @ rows.transpose(0, 2, 1)
+    products = products.transpose(1, 0, 2).reshape(N, *size, outputs)
+    return np.moveaxis(layer(n, products, weight.reshape(outputs, -1)), -1, 1)
+
+
+def conv_padding(padding: Any, span: list[int]) -> tuple[list[int], list[int]]:
+    """Elements before and after, per axis; what 'same' cannot halve goes behind."""
+    if padding == "valid":
+        return [0] * len(span), [0] * len(span)
+    if padding == "same":
+        return [s // 2 for s in span], [s - s // 2 for s in span]
+    return list(per_axis(padding, len(span))), list(per_axis(padding, len(span)))
+
+
+def batch_norm(n: Buffers, q: Codes) -> Codes:
+    """`((q - z)·m + offset + 2^(S-1)) >> S` per channel, with the offset brought to q's side.
+
+    The whole is one rounding of `q·m + (offset - z·m)`.
+    """
+    multiplier, shift, offset = (
+        along_channels(n[name], q.ndim) for name in ("multiplier", "shift", "offset")
+    )
+    assert largest(q) * largest(multiplier) * 2 + largest(offset) + 2**44 < 2**63
+    constant = offset - n["x_zero"] * multiplier + ((np.int64(1) << shift) >> 1)
+    return limit((q * multiplier + constant) >> shift, n)
+
+
+def add(n: Buffers, *operands: Codes) -> Codes:
+    """`Σ q·m - Σ z·m`, one rounding; the sum and the rounding term fit 32 bits."""
+    constant = int((n["x_zero"] * n["multiplier"]).sum())
+    products = (q * m for q, m in zip(operands, n["multiplier"], strict=True))
+    total = sum(products, np.int64(0)) - constant
+    assert largest(total) + 2 ** int(n["shift"]) // 2 < ACCUMULATOR_LIMIT
+    return limit(rescale(total, np.int64(1), n["shift"]), n)
+
+
+def cat(n: Buffers, *operands: Codes, dim: int) -> Codes:
+    """Each operand on the output's grid, then side by side."""
+    rows = zip(operands, n["x_zero"], n["multiplier"], n["shift"], strict=True)
+    return np.concatenate([limit(rescale(q - z, m, s), n) for q, z, m, s in rows], dim)
+
+
+def relu(n: Buffers, q: Codes, inplace: bool = False) -> Codes:
+    """Nothing below the code of 0."""
+    return np.where(q < n["zero"], n["zero"], q)
+
+
+def clamp(n: Buffers, q: Codes, low: float, high: float) -> Codes:
+    """Between the codes of the two limits."""
+    return np.where(q < n["low"], n["low"], np.where(q > n["high"], n["high"], q))
+
+
+def max_pool(
+    n: Buffers, q: Codes, *, kernel_size: Any, stride: Any, padding: Any, dilation: Any,
+    ceil_mode: bool, dims: int,
+) -> Codes:
+    """The largest code of each window; padding never is."""
+    kernel, dilation = per_axis(kernel_size, dims), per_axis(dilation, dims)
+    stride = per_axis(stride or kernel_size, dims)
+    padding = per_axis(padding, dims)
+    starts = [
+        pool_starts(q.shape[a - dims], kernel[a], stride[a], padding[a], dilation[a], ceil_mode)
+        for a in range(dims)
+    ]
+    steps = [range(0, dilation[a] * kernel[a], dilation[a]) for a in range(dims)]
+    windows = gather(q, starts, steps, fill=BELOW_ALL_CODES)
+    return windows.max(tuple(range(-dims, 0)))
+
+
+def avg_pool(
+    n: Buffers, q: Codes, *, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool,
+    count_include_pad: bool, divisor_override: int | None = None, dims: int,
+) -> Codes:
+    """The mean of each window, rounded half-up.
+
+    A window's divisor is counted, not computed: it is the sum over the same window of an image
+    that is 1 where elements count, and 0 elsewhere.
+    """
+    kernel, padding = per_axis(kernel_size, dims), per_axis(padding, dims)
+    stride = per_axis(stride or kernel_size, dims)
+    starts = [
+        pool_starts(q.shape[a - dims], kernel[a], stride[a], padding[a], 1, ceil_mode)
+        for a in range(dims)
+    ]
+    steps = [range(k) for k in kernel]
+    elements = tuple(range(-dims, 0))
+    total = gather(q, starts, steps, int(n["zero"])).sum(elements) - n["zero"] * math.prod(kernel)
+    counted = np.ones(q.shape[-dims:], dtype=np.int64)
+    counted = np.pad(counted, [(p, p) for p in padding], constant_values=int(count_include_pad))
+    shifted = [
+        range(s.start + p, s.stop + p, s.step) for s, p in zip(starts, padding, strict=True)
+    ]
+    count = gather(counted, shifted, steps, fill=0).sum(elements)
+    if divisor_override:
+        count = np.full_like(count, divisor_override)
+    return np.clip(n["zero"] + mean_half_up(total, count), n["low"], n["high"])
+
+
+def adaptive_avg_pool(n: Buffers, q: Codes, *, output_size: Any, dims: int) -> Codes:
+    """The mean of each cell, rounded half-up, cell by cell.
+
+    Cell i of n over a length L reaches from ⌊i·L/n⌋ to ⌈(i+1)·L/n⌉.
+    """
+    lengths = q.shape[-dims:]
+    wanted = per_axis(output_size, dims)
+    sizes = [L if size is None else size for L, size in zip(lengths, wanted, strict=True)]
+    y = np.empty((*q.shape[:-dims], *sizes), dtype=np.int64)
+    for cell in itertools.product(*map(range, sizes)):
+        ends = [
+            (i * L // size, math.ceil((i + 1) * L / size))
+            for i, L, size in zip(cell, lengths, sizes, strict=True)
+        ]
+        inside = q[(..., *(slice(*pair) for pair in ends))]
+        y[(..., *cell)] = mean_over(n, inside, tuple(range(-dims, 0)))
+    return y
+
+
+def mean(n: Buffers, q: Codes, dim: Any, keepdim: bool = False) -> Codes:
+    """The mean over `dim`, rounded half-up."""
+    axes = tuple(dim) if isinstance(dim, (tuple, list)) else dim
+    return mean_over(n, q, axes, keepdim)
+
+
+def mean_over(n: Buffers, q: Codes, axes: Any, keepdims: bool = False) -> Codes:
+    """`z + floor(Σ(q - z)/c + 1/2)`."""
+    total = (q - n["zero"]).sum(axes, keepdims=keepdims)
+    count = np.asarray(q.size // max(total.size, 1))
+    return n["zero"] + mean_half_up(total, count)
+
+
+def zero(n: Buffers, q: Codes) -> Codes:
+    """The code of 0 everywhere."""
+    return np.full_like(q, n["zero"])
+
+
+def pad(n: Buffers, q: Codes, pad: Sequence[int], mode: str, value: float | None) -> Codes:
+    """The code of the constant around, or less of `q` where a width is negative."""
+    pairs = list(zip(pad[::2], pad[1::2], strict=True))[::-1]  # torch begins at the last axis
+    pairs = [(0, 0)] * (q.ndim - len(pairs)) + pairs
+    keep = tuple(
+        slice(max(-before, 0), length - max(-after, 0))
+        for length, (before, after) in zip(q.shape, pairs, strict=True)
+    )
+    widths = [(max(before, 0), max(after, 0)) for before, after in pairs]
+    return np.pad(q[keep], widths, constant_values=int(n["fill"]))
+
+
+def _in_dims(operator_of_n: Callable[..., Codes], name: str) -> dict[str, Callable[..., Codes]]:
+    """One operator over one, two and three spatial axes, under torch's names."""
+
+    def over(dims: int) -> Callable[..., Codes]:
+        return lambda n, q, **settings: operator_of_n(n, q, **settings, dims=dims)
+
+    return {f"{name}{dims}d": over(dims) for dims in (1, 2, 3)}
+
+
+KERNELS: dict[str, Callable[..., Codes]] = {
+    "conv1d": convolution,
+    "conv2d": convolution,
+    "conv3d": convolution,
+    "linear": linear,
+    "batch_norm": batch_norm,
+    "relu": relu,
+    "relu6": clamp,
+    "hardtanh": clamp,
+    "clamp": clamp,
+    "add": add,
+    "cat": cat,
+    **_in_dims(max_pool, "max_pool"),
+    **_in_dims(avg_pool, "avg_pool"),
+    **_in_dims(adaptive_avg_pool, "adaptive_avg_pool"),
+    "mean": mean,
+    "zero": zero,
+    "pad": pad,
+}
+
+
+# ------------------------------------------------------------------------ moves
+
+
+def _shape(sizes: tuple[Any, ...]) -> tuple[int, ...]:
+    return tuple(sizes[0]) if isinstance(sizes[0], (tuple, list)) else sizes
+
+
+def _flatten(x: Codes, start_dim: int = 0, end_dim: int = -1) -> Codes:
+    end = end_dim % x.ndim + 1
+    return x.reshape(*x.shape[:start_dim], -1, *x.shape[end:])
+
+
+def _chunk(x: Codes, chunks: int, dim: int = 0) -> tuple[Codes, ...]:
+    return _split(x, -(-x.shape[dim] // chunks), dim)
+
+
+def _split(x: Codes, size: int, dim: int = 0) -> tuple[Codes, ...]:
+    return tuple(np.split(x, range(size, x.shape[dim], size), dim))
+
+
+def _transpose(x: Codes, dim0: int, dim1: int) -> Codes:
+    return np.swapaxes(x, dim0, dim1)
+
+
+def _channel_shuffle(x: Codes, groups: int) -> Codes:
+    N, C, *size = x.shape
+    return x.reshape(N, groups, C // groups, *size).swapaxes(1, 2).reshape(x.shape)
+
+
+def _pixel_shuffle(x: Codes, r: int) -> Codes:
+    N, C, H, W = x.shape
+    parts = x.reshape(N, C // r**2, r, r, H, W).transpose(0, 1, 4, 2, 5, 3)
+    return parts.reshape(N, C // r**2, H * r, W * r)
+
+
+def _size(x: Codes, dim: int | None = None) -> Any:
+    return x.shape if dim is None else x.shape[dim]
+
+
+# Methods and functions by one name: both take the array first.
+MOVES: dict[str, Callable[..., Any]] = {
+    "size": _size,
+    "view": lambda x, *sizes: x.reshape(_shape(sizes)),
+    "reshape": lambda x, *sizes: x.reshape(_shape(sizes)),
+    "flatten": _flatten,
+    "permute": lambda x, *order: x.transpose(_shape(order)),
+    "transpose": _transpose,
+    "contiguous": lambda x: x,
+    "squeeze": lambda x, dim=None: np.squeeze(x, dim),
+    "unsqueeze": np.expand_dims,
+    "chunk": _chunk,
+    "split": _split,
+    "flip": lambda x, dims: np.flip(x, tuple(dims)),
+    "narrow": lambda x, dim, start, length: np.take(x, range(start, start + length), dim),
+    "channel_shuffle": _channel_shuffle,
+    "pixel_shuffle": _pixel_shuffle,
+}
+MODULES: dict[type[nn.Module], Callable[..., Codes]] = {
+    nn.Flatten: lambda module, x: _flatten(x, module.start_dim, module.end_dim),
+    nn.ChannelShuffle: lambda module, x: _channel_shuffle(x, module.groups),
+    nn.PixelShuffle: lambda module, x: _pixel_shuffle(x, module.upscale_factor),
+}
