@@ -76,7 +76,7 @@ def test_explain_says_what_changed_and_what_was_left_alone():
     )
     text = fxquant.explain(prepared)
     assert "3. fold_bn" in text
-    assert "changed: steps_0: took 'steps_1' in" in text
+    assert "changed: steps_1: folded into the layers beside it" in text
     assert "left alone: steps_3: relu6 behind 'steps_0' does not let factors through" in text
     assert [record.name for record in history(prepared)] == [
         *("canonicalize", "join_adds", "fold_bn", "fuse_conv_bn_relu"),

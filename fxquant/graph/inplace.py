@@ -60,17 +60,18 @@ def make_functional(
     Modules are not edited: who calls this switches off the `inplace` of those `overwriting`.
     """
     numbers = scalars(graph)
-    forms = {
-        node: form
+    inplace = {
+        node: None
         for node in graph.nodes
-        if node not in numbers and (form := _out_of_place(node, root, overwriting)) is not None
+        if node not in numbers and _out_of_place(node, root, overwriting) is not None
     }
     order = {node: i for i, node in enumerate(graph.nodes)}
-    memory = _Memory(graph, root, training, forms)
-    for node, form in forms.items():
+    memory = _Memory(graph, root, training, inplace)
+    for node in inplace:
         if isinstance(node.args[0], fx.Node):
             _redirect_readers(node, *memory.shared_with(node.args[0], order[node], order), order)
-            form = Form(form.target, (node.args[0], *form.args[1:]), form.kwargs)
+        form = _out_of_place(node, root, overwriting)  # anew: what it reads may have moved
+        assert form is not None
         node.target, node.args, node.kwargs = form
 
 
@@ -143,7 +144,7 @@ class _Memory:
     """Which values may lie in the same memory: views of one base, or the base itself."""
 
     def __init__(
-        self, graph: fx.Graph, root: nn.Module, training: bool, forms: dict[fx.Node, Form]
+        self, graph: fx.Graph, root: nn.Module, training: bool, inplace: dict[fx.Node, None]
     ) -> None:
         self.whole: dict[fx.Node, fx.Node] = {}  # the value that this one is, all of it
         self.base: dict[fx.Node, fx.Node] = {}
@@ -152,7 +153,7 @@ class _Memory:
             source = node.args[0] if node.args else None
             self.whole[node] = self.base[node] = node
             if isinstance(source, fx.Node):
-                same = node in forms or _is_same(node, root, training)
+                same = node in inplace or _is_same(node, root, training)
                 if same:
                     self.whole[node] = self.whole[source]
                 if same or _is_view(node, root):

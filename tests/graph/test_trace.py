@@ -144,6 +144,9 @@ class Overwritten(nn.Module):
         if self.kind == "function":
             z = F.relu(y, inplace=True)
             return y + z + torch.relu_(y - 1)
+        if self.kind == "other operand":
+            z = self.relu(y)
+            return z.clone().add_(y)
         if self.kind == "identity":
             alias = self.same(y)
             return self.relu(y) + alias
@@ -152,7 +155,7 @@ class Overwritten(nn.Module):
         return view + 1
 
 
-@pytest.mark.parametrize("kind", ["after", "twice", "function", "identity"])
+@pytest.mark.parametrize("kind", ["after", "twice", "function", "other operand", "identity"])
 def test_in_place_calls_become_functional(kind):
     x = torch.randn(5)
     assert torch.equal(trace(Overwritten(kind))(x.clone()), Overwritten(kind)(x.clone()))
