@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fxquant.schemes import SMALLEST_SCALE, QParams, QuantScheme, round_half_up
+from fxquant.schemes import SMALLEST_SCALE, Channels, QParams, QuantScheme, round_half_up
 
 MULTIPLIER_BITS = 31
 MAX_SHIFT = 44  # up to here float64 evaluates the formula exactly too
@@ -113,7 +113,7 @@ def layer_numbers(
     bias: Tensor | None,
     scale: Tensor,
     scheme: QuantScheme,
-    axis: int,
+    channels: Channels,
     x: QParams,
     target: Target,
 ) -> LayerNumbers:
@@ -124,14 +124,12 @@ def layer_numbers(
     A bias that would not fit 2^30 at its scale (a channel with tiny weights) enlarges the
     scale of its channel until it fits; the weights then shrink, as they should beside it.
     """
-    shape = [1] * weight.dim()
-    shape[axis] = -1
     s_x = x.scale.double()
     b = torch.zeros_like(scale) if bias is None else bias.detach()
     b = b.double()
     s_w = torch.maximum(scale.double(), b.abs() / (s_x * BIAS_LIMIT))
     s_w = s_w.clamp(SMALLEST_SCALE, torch.finfo(torch.float32).max).float()
-    codes = round_half_up(weight.detach().float() / s_w.reshape(shape))
+    codes = round_half_up(weight.detach().float() / channels.spread(s_w, weight))
     codes = codes.clamp(scheme.qmin, scheme.qmax)
     s_acc = s_x * s_w.double()
     b_codes = round_half_up(b / s_acc).clamp(-BIAS_LIMIT, BIAS_LIMIT)
@@ -139,7 +137,7 @@ def layer_numbers(
     return LayerNumbers(
         weight=codes.to(scheme.dtype),
         bias=b_codes.to(torch.int32),
-        bound=accumulator_bound(codes, axis, x),
+        bound=accumulator_bound(codes, channels, x),
         multiplier=rescale.multiplier,
         shift=rescale.shift,
         x_zero=x.zero_point,
@@ -149,13 +147,29 @@ def layer_numbers(
     )
 
 
-def accumulator_bound(codes: Tensor, axis: int, x: QParams) -> Tensor:
+def finish_layer(total: Tensor, n: LayerNumbers, axis: int, dtype: torch.dtype) -> Tensor:
+    """From the sums of products (in a carrier; channels along `axis`) to the codes."""
+    bias, multiplier, shift = (
+        per_channel(values, axis, total.dim()) for values in (n.bias, n.multiplier, n.shift)
+    )
+    acc = exact_integer(total) + bias
+    return requantize(acc, Rescale(multiplier, shift), n.y_zero, n.low, n.high, dtype)
+
+
+def per_channel(values: Tensor, axis: int, dims: int) -> Tensor:
+    """A vector [C] shaped to broadcast along `axis` of a tensor with `dims` dimensions."""
+    shape = [1] * dims
+    shape[axis] = -1
+    return values.reshape(shape)
+
+
+def accumulator_bound(codes: Tensor, channels: Channels, x: QParams) -> Tensor:
     """The largest absolute value of any partial sum, for each output channel: int64 [C].
 
     With d = q - z in [d_lo, d_hi] around 0, sums lie between Σ min(w·d_hi, w·d_lo) and
     Σ max(w·d_hi, w·d_lo), in any order of summation and with any part padded by zeros.
     """
-    rows = codes.transpose(0, axis).flatten(1).to(torch.float64)
+    rows = channels.rows(codes.to(torch.float64))
     positive, negative = rows.clamp(min=0).sum(1), -rows.clamp(max=0).sum(1)
     high = (x.scheme.qmax - x.zero_point).double()
     low = (x.zero_point - x.scheme.qmin).double()

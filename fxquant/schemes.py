@@ -105,15 +105,38 @@ def range_to_qparams(low: Tensor, high: Tensor, scheme: QuantScheme) -> QParams:
     return QParams(scale, zero_point.to(torch.int32), scheme)
 
 
-def weight_scale(weight: Tensor, scheme: QuantScheme, axis: int) -> Tensor:
-    """The scale of a weight, float32, one per channel of `axis` (all equal if per tensor).
+class Channels(NamedTuple):
+    """Where the C output channels of a weight lie: along `axis`, anew in each group.
+
+    Layers have axis 0, where groups lie one behind the other anyway. A transposed convolution
+    has axis 1 of a weight [I, C/groups, ...], the groups along axis 0.
+    """
+
+    axis: int = 0
+    groups: int = 1
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """What each channel is made with: [C, elements]."""
+        by_group = weight.reshape(self.groups, -1, *weight.shape[1:]).movedim(1 + self.axis, 1)
+        return by_group.flatten(2).flatten(0, 1)
+
+    def spread(self, values: Tensor, weight: Tensor) -> Tensor:
+        """A number per channel, [C], shaped to broadcast against `weight`."""
+        shape = [1] * (weight.dim() + 1)
+        shape[0], shape[1 + self.axis] = self.groups, -1
+        inputs = 1 if self.axis == 0 else weight.shape[0] // self.groups
+        return values.reshape(shape).repeat_interleave(inputs, 1).flatten(0, 1)
+
+
+def weight_scale(weight: Tensor, scheme: QuantScheme, channels: Channels) -> Tensor:
+    """The scale of a weight, float32 [C], one per output channel (all equal if per tensor).
 
     `max|w| / qmax`, so that no weight is ever clipped. A channel of zeros gets the smallest
     scale rather than 1: its bias alone decides the scale (see `intmath.layer_numbers`).
     """
-    size = weight.detach().abs().to(torch.float32)
-    channels = size.transpose(0, axis).flatten(1).amax(1)
-    largest = channels if scheme.per_channel else channels.max().expand_as(channels)
+    largest = channels.rows(weight.detach().to(torch.float32)).abs().amax(1)
+    if not scheme.per_channel:
+        largest = largest.max().expand_as(largest)
     return (largest / scheme.qmax).clamp(min=SMALLEST_SCALE)
 
 
@@ -128,7 +151,7 @@ def dequantize(codes: Tensor, q: QParams) -> Tensor:
     return (codes.to(torch.int32) - q.zero_point).to(q.scale.dtype) * q.scale
 
 
-def code_of(value: float, q: QParams) -> Tensor:
-    """The code that stands for one real number, clamped into the scheme: 0-dim int32."""
+def code_of(value: float | Tensor, q: QParams) -> Tensor:
+    """The code that stands for a real number, clamped into the scheme: int32, its shape."""
     code = round_half_up(value / q.scale) + q.zero_point
     return code.clamp(q.scheme.qmin, q.scheme.qmax).to(torch.int32)

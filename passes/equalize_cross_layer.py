@@ -1,186 +1,333 @@
-"""Even out the weight ranges of two layers in a row, channel by channel.
+"""Even out the weight ranges of layers that feed one another, channel by channel.
 
     before   x ── conv(W1, b1) ── relu ── conv(W2) ── y
     after    x ── conv(W1/s, b1/s) ── relu ── conv(W2·s) ── y
 
-    s[c] = √(r1[c] / r2[c])      r1, r2: largest |w| of channel c on its way out and in
+A positive factor goes through ReLU, pools, dropout, reshapes and, with limits divided by it,
+through ReLU6 and clamps. Channels that meet in a sum must have one factor; a concat lays
+factors side by side. So each *class* of channels, as the graph ties them together, gets one:
 
-A ReLU between them lets a positive factor through; so do pools, dropout and the like. Pairs
-are visited again until nothing moves (depthwise triples settle that way), at most 40 times.
-Left alone, with the reason: a value that something else reads too, a shared weight, a clamp
-with an upper limit, a batch norm that is still live, a call that mixes channels.
+    s = √(geometric mean of |w| on the way in / geometric mean of |w| on the way out)
+
+over all layers that write the class and all that read it, visited again until nothing moves.
+A class is fixed (s = 1) where it reaches an input or output of the network, a float layer, a
+live or lone batch norm, a shared weight, or a call whose effect on channels is not known.
+Reshapes need example_inputs. With a scale per channel there is little to gain.
 Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
-Correction", section 4.1.
+Correction", section 4.1, from pairs to whole regions.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from itertools import pairwise
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 
-from fxquant.graph.edit import get_attribute, module_at, set_parameter
-from fxquant.graph.modes import is_identity_in_eval
+from fxquant.graph.edit import get_attribute, set_parameter
+from fxquant.graph.place import example_of, rank_of
 from fxquant.graph.sharing import parameter_reads
+from fxquant.graph.values import scalars
 from fxquant.ops.adaptive_avg_pool import (
     ADAPTIVE_AVG_POOL1D,
     ADAPTIVE_AVG_POOL2D,
     ADAPTIVE_AVG_POOL3D,
 )
+from fxquant.ops.add import ADD
 from fxquant.ops.avg_pool import AVG_POOL1D, AVG_POOL2D, AVG_POOL3D
-from fxquant.ops.flow import inputs_of, site_of, sites
+from fxquant.ops.cat import CAT
+from fxquant.ops.flow import inputs_of, layer_channels, site_of
+from fxquant.ops.linear import LINEAR
 from fxquant.ops.max_pool import MAX_POOL1D, MAX_POOL2D, MAX_POOL3D
+from fxquant.ops.move import apply_move, hands_on, is_move
+from fxquant.ops.pad import PAD
 from fxquant.ops.relu import RELU
-from fxquant.ops.site import CallSite, Clamp
-from fxquant.ops.spec import per_channel
+from fxquant.ops.site import CallSite
+from fxquant.ops.zero import ZERO
 from fxquant.pipeline import Log, Pass, Stage
+from fxquant.schemes import Channels
 
-_HOMOGENEOUS = (
-    *(RELU, MAX_POOL1D, MAX_POOL2D, MAX_POOL3D, AVG_POOL1D, AVG_POOL2D, AVG_POOL3D),
+_CHANNEL_BY_CHANNEL = (
+    *(RELU, ZERO, MAX_POOL1D, MAX_POOL2D, MAX_POOL3D, AVG_POOL1D, AVG_POOL2D, AVG_POOL3D),
     *(ADAPTIVE_AVG_POOL1D, ADAPTIVE_AVG_POOL2D, ADAPTIVE_AVG_POOL3D),
 )
-_ROUNDS = 40
-_SETTLED = 1e-3  # a factor this near to 1 is no longer worth a change
-_FACTOR_LIMIT = 1e4  # of one visit: a nearly dead channel must not run away
+_FIXED = 0  # the class whose factor is 1
+_ROUNDS = 200
+_SETTLED = 1e-4  # in log: a change this small is none
+_LIMIT = math.log(1e6)  # of a factor: a nearly dead channel must not run away
 
 
 class EqualizeCrossLayer(Pass):
-    """Evens out the weight ranges of two layers in a row, channel by channel."""
+    """Evens out the weight ranges of layers that feed one another, channel by channel."""
 
     name = "equalize_cross_layer"
     needs = gives = Stage.OBSERVED
 
     def edit(self, gm: fx.GraphModule, log: Log) -> None:
-        """Find the pairs, refuse those that would change the function, settle the rest."""
-        reads = parameter_reads(gm)
-        pairs: list[tuple[fx.Node, fx.Node]] = []
-        for node, site in sites(gm):
-            path = _path_to_layer_before(gm, node) if site.op.weight_axis is not None else None
-            if path is None:
+        """Tie channels into classes, find each class's factor, scale the layers by it."""
+        layers, classes = _Regions(gm, log).solve()
+        factors = settle(layers, classes)
+        for layer in layers:
+            matrix = factors[layer.into] / factors[layer.out][:, None]
+            if bool((matrix != 1.0).any()):
+                _scale(gm, layer.node, matrix, factors[layer.out])
+                low, high = float(matrix.min()), float(matrix.max())
+                log.change(layer.node, f"weights scaled by {low:.3g} to {high:.3g}")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer: the largest |w| from each input channel to each output channel, float64
+    [O, I/groups], with the class that each row writes, [O], and each entry reads.
+    """
+
+    node: fx.Node
+    ranges: Tensor
+    out: Tensor
+    into: Tensor
+
+
+def settle(layers: list[Layer], classes: int) -> Tensor:
+    """The factor of every class, float64 [classes]; class 0 keeps 1.
+
+    A visit moves log s of each class half way to where the mean of log|w| over the layers
+    that write it equals the mean over those that read it.
+    """
+    logs = torch.zeros(classes, dtype=torch.float64)
+    for _ in range(_ROUNDS):
+        written, read = _Means(classes), _Means(classes)
+        for layer in layers:
+            ranges = layer.ranges * (logs[layer.into] - logs[layer.out][:, None]).exp()
+            written.add(layer.out, ranges.amax(1))
+            read.add(layer.into.flatten(), ranges.flatten())
+        step = (written.logs() - read.logs()) / 2
+        step = torch.where((written.count > 0) & (read.count > 0), step, 0.0)
+        step[_FIXED] = 0.0
+        moved = (logs + step).clamp(-_LIMIT, _LIMIT)
+        settled, logs = float((moved - logs).abs().max()) < _SETTLED, moved
+        if settled:
+            break
+    return logs.exp()
+
+
+class _Means:
+    """The mean, over layers, of the logarithm of each class's range; dead ones left out."""
+
+    def __init__(self, classes: int) -> None:
+        self.total = torch.zeros(classes, dtype=torch.float64)
+        self.count = torch.zeros(classes, dtype=torch.float64)
+
+    def add(self, classes: Tensor, ranges: Tensor) -> None:
+        """One layer: the largest of the ranges that belong to a class is the class's."""
+        largest = torch.zeros_like(self.total).scatter_reduce_(0, classes, ranges, "amax")
+        self.total += torch.where(largest > 0, largest, 1.0).log()
+        self.count += largest > 0
+
+    def logs(self) -> Tensor:
+        return self.total / self.count.clamp(min=1)
+
+
+class _Value(NamedTuple):
+    """The class of each channel, [C], of a value with so many dimensions behind axis 1."""
+
+    classes: Tensor
+    spatial: int
+
+
+class _Regions:
+    """Which channels of which values must have one factor: union and find over classes."""
+
+    def __init__(self, gm: fx.GraphModule, log: Log) -> None:
+        self.gm, self.log = gm, log
+        self.reads = parameter_reads(gm)
+        self.parent = [_FIXED]
+        self.values: dict[fx.Node, _Value] = {}
+        self.labels: dict[fx.Node, Any] = {}  # a move's result, with classes for numbers
+        self.found: list[tuple[fx.Node, Tensor, Tensor]] = []
+
+    def solve(self) -> tuple[list[Layer], int]:
+        """The layers, and how many classes there are."""
+        numbers = scalars(self.gm.graph)
+        for node in self.gm.graph.nodes:
+            site = site_of(self.gm, node)
+            if node in numbers:
                 continue
-            reason = _why_not(gm, path, reads)
-            if reason is not None:
-                log.leave(node, reason)
+            if site is not None and site.op.weight_axis is not None:
+                self._visit_layer(node, site)
+            elif site is not None:
+                self._visit_site(node, site)
             else:
-                pairs.append((path[-1], node))
-        parameters = _parameters(gm, pairs)
-        total: dict[tuple[fx.Node, fx.Node], Tensor] = {}
-        for _ in range(_ROUNDS):
-            change = 0.0
-            for pair in pairs:
-                s = _factors(parameters, *pair)
-                _apply(parameters, *pair, s)
-                total[pair] = total.get(pair, 1.0) * s
-                change = max(change, float(s.log().abs().max()))
-            if change < _SETTLED:
-                break
-        for name, value in parameters.items():
-            set_parameter(gm, name, value.to(get_attribute(gm, name).dtype))
-        for (first, second), s in total.items():
-            low, high = float(s.min()), float(s.max())
-            log.change(first, f"evened out with '{second.name}', factors {low:.3g} to {high:.3g}")
+                self._visit_other(node)
+        roots = torch.tensor([self._root(i) for i in range(len(self.parent))])
+        _, number = torch.unique(roots, return_inverse=True)  # _FIXED, the smallest, stays 0
+        return [
+            Layer(node, _ranges(self.gm, node), number[out], number[into])
+            for node, out, into in self.found
+        ], int(number.max()) + 1
+
+    def _visit_layer(self, node: fx.Node, site: CallSite) -> None:
+        ranges = _ranges(self.gm, node)
+        into = self._behind_weights(node, site, ranges)
+        out = torch.arange(len(self.parent), len(self.parent) + len(ranges))
+        self.parent.extend(out.tolist())
+        reason = self._why_not(node, site)
+        if reason is not None:
+            self.log.leave(node, reason)
+            self._fix(into, out)
+        self.found.append((node, out, into))
+        weight = node.kwargs["weight"]
+        assert isinstance(weight, fx.Node)
+        spatial = get_attribute(self.gm, str(weight.target)).dim() - 2
+        self.values[node] = _Value(out, spatial)
+
+    def _behind_weights(self, node: fx.Node, site: CallSite, ranges: Tensor) -> Tensor:
+        """The class behind every entry of `ranges`; none that can move where it is not known."""
+        value = self.values.get(inputs_of(node)[0])
+        groups = node.kwargs.get("groups", 1)
+        assert isinstance(groups, int)
+        rows, per_group = ranges.shape
+        fits = value is not None and len(value.classes) == groups * per_group
+        if value is None or not fits or (value.spatial == 0) is not (site.op is LINEAR):
+            self._fix_values(inputs_of(node))
+            return torch.full((rows, per_group), _FIXED)
+        by_group = value.classes.reshape(groups, 1, per_group)
+        return by_group.expand(groups, rows // groups, per_group).reshape(rows, per_group)
+
+    def _why_not(self, node: fx.Node, site: CallSite) -> str | None:
+        for parameter in (node.kwargs["weight"], node.kwargs["bias"]):
+            if isinstance(parameter, fx.Node):
+                value = get_attribute(self.gm, str(parameter.target))
+                if self.reads[id(value)] > 1:
+                    return f"'{parameter.target}' is shared with another call"
+        if "batch_norm" in node.kwargs:
+            return "its batch norm is live and would undo the factors"
+        if site.op is LINEAR and rank_of(node) not in (2, None):
+            return "a linear layer over more than two dimensions"
+        return None
+
+    def _visit_site(self, node: fx.Node, site: CallSite) -> None:
+        """An operator without a weight: what it does to the classes of what it reads."""
+        inputs = inputs_of(node)
+        values = [self.values[x] for x in inputs if x in self.values]
+        first = values[0] if len(values) == len(inputs) else None
+        clamps = site.activation is not None and not site.activation.lets_factors_through
+        if first is None or clamps or any(v.spatial != first.spatial for v in values):
+            self._fix_values(inputs)
+        elif site.op in _CHANNEL_BY_CHANNEL or (site.op is PAD and _pads_space(node, first)):
+            self.values[node] = first
+        elif site.op is CAT and node.kwargs["dim"] == 1:
+            self.values[node] = _Value(torch.cat([v.classes for v in values]), first.spatial)
+        elif site.op is ADD and all(len(v.classes) == len(first.classes) for v in values):
+            for value in values[1:]:
+                self._unite(first.classes, value.classes)
+            self.values[node] = first
+        else:
+            self._fix_values(inputs)
+            if values:
+                self.log.leave(node, f"{site.op.name} does not let factors through")
+
+    def _visit_other(self, node: fx.Node) -> None:
+        """A move carries classes along; any other reader must see what it saw before."""
+        source = node.args[0] if node.args else None
+        if not is_move(self.gm, node) or not isinstance(source, fx.Node):
+            self._fix_values(node.all_input_nodes)
+            return
+        if hands_on(self.gm, node):
+            if source in self.values:
+                self.values[node] = self.values[source]
+            return
+        labels = self.labels.get(source, _labels(source, self.values.get(source)))
+        moved = None if labels is None else apply_move(self.gm, node, labels)
+        if moved is None:
+            self._fix_values([source])
+            return
+        self.labels[node] = moved
+        # half way through a shuffle axis 1 mixes channels, and a chunk gives several tensors:
+        # then only the labels tell, and whoever else reads the value fixes all of them
+        if isinstance(moved, Tensor) and moved.dim() >= 2:
+            rows = moved.transpose(0, 1).flatten(1)
+            if bool((rows == rows[:, :1]).all()):
+                self.values[node] = _Value(rows[:, 0], moved.dim() - 2)
+
+    def _fix_values(self, nodes: Iterable[fx.Node]) -> None:
+        for node in nodes:
+            if node in self.values:
+                self._fix(self.values[node].classes)
+            elif node in self.labels:
+                fx.node.map_aggregate(self.labels[node], self._fix)
+
+    def _fix(self, *classes: Any) -> None:
+        for part in classes:
+            if isinstance(part, Tensor):
+                for number in set(part.flatten().tolist()):
+                    self._unite_two(_FIXED, number)
+
+    def _unite(self, ours: Tensor, theirs: Tensor) -> None:
+        for a, b in zip(ours.tolist(), theirs.tolist(), strict=True):
+            self._unite_two(a, b)
+
+    def _unite_two(self, a: int, b: int) -> None:
+        low, high = sorted((self._root(a), self._root(b)))
+        self.parent[high] = low  # the smaller leads, so that _FIXED stays itself
+
+    def _root(self, i: int) -> int:
+        while self.parent[i] != i:
+            self.parent[i] = i = self.parent[self.parent[i]]
+        return i
 
 
-def factors(range_out: Tensor, range_in: Tensor) -> Tensor:
-    """`s = √(r1/r2)` per channel; 1 where a channel is dead on either side. All [C]."""
-    alive = (range_out > 0) & (range_in > 0)
-    s = torch.sqrt(range_out / range_in).clamp(1 / _FACTOR_LIMIT, _FACTOR_LIMIT)
-    return torch.where(alive, s, torch.ones_like(s))
+def _ranges(gm: fx.GraphModule, node: fx.Node) -> Tensor:
+    """The largest |w| from each input channel to each output channel: [O, I/groups]."""
+    weight = _parameter(gm, node, "weight").detach().double().abs()
+    channels = layer_channels(gm, node)
+    return channels.rows(weight.flatten(2).amax(2) if weight.dim() > 2 else weight)
 
 
-def range_in(weight: Tensor, groups: int) -> Tensor:
-    """The largest |w| that reads each input channel: [C] of a weight [O, C/groups, ...]."""
-    return _by_group(weight, groups).abs().amax((1, 3)).flatten()
+def scale_weight(weight: Tensor, matrix: Tensor, channels: Channels) -> Tensor:
+    """The weight with every entry multiplied by its factor in `matrix` [O, I/groups]."""
+    by_group = matrix.reshape(channels.groups, -1, matrix.shape[1]).movedim(1, 1 + channels.axis)
+    spread = by_group.flatten(0, 1)
+    return weight * spread.reshape(*spread.shape, *[1] * (weight.dim() - 2))
 
 
-def scale_in(weight: Tensor, groups: int, s: Tensor) -> Tensor:
-    """The weight with each input channel multiplied by its factor."""
-    rows = _by_group(weight, groups)
-    return (rows * s.reshape(groups, 1, -1, 1)).reshape(weight.shape)
+def _scale(gm: fx.GraphModule, node: fx.Node, matrix: Tensor, out: Tensor) -> None:
+    """Scale a layer's weight by `matrix`, and divide its bias and its clamp by `out`."""
+    weight, site = _parameter(gm, node, "weight"), site_of(gm, node)
+    scaled = scale_weight(weight.detach().double(), matrix, layer_channels(gm, node))
+    set_parameter(gm, _path(node, "weight"), scaled.to(weight.dtype))
+    if isinstance(node.kwargs["bias"], fx.Node):
+        bias = _parameter(gm, node, "bias")
+        set_parameter(gm, _path(node, "bias"), (bias.detach().double() / out).to(bias.dtype))
+    if site is not None and site.activation is not None:
+        per_channel = out.reshape(-1, *[1] * (weight.dim() - 2)).to(weight.dtype)
+        site.divide_clamp(per_channel)
 
 
-def _by_group(weight: Tensor, groups: int) -> Tensor:
-    """[O, C/groups, ...] as [groups, O/groups, C/groups, elements]."""
-    return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+def _labels(node: fx.Node, value: _Value | None) -> Tensor | None:
+    """`node`'s example with, in every element, the class of its channel."""
+    example = example_of(node)
+    if value is None or not isinstance(example, Tensor) or example.dim() < 2:
+        return None
+    shape = (1, -1, *[1] * (example.dim() - 2))
+    return value.classes.reshape(shape).expand(example.shape)
 
 
-def _path_to_layer_before(gm: fx.GraphModule, node: fx.Node) -> list[fx.Node] | None:
-    """From the layer `node` back to the one whose channels it reads, one channel for one."""
-    path = [node]
-    while inputs_of(path[-1]):
-        value = inputs_of(path[-1])[0]
-        path.append(value)
-        site = site_of(gm, value)
-        if site is not None and site.op.weight_axis is not None:
-            return path
-        if not _lets_factors_through(gm, value, site):
-            return None
-    return None
+def _pads_space(node: fx.Node, value: _Value) -> bool:
+    """Whether a PAD puts zeros around the dimensions behind the channels."""
+    widths, fill = node.kwargs["pad"], node.kwargs["value"]
+    known = isinstance(widths, (tuple, list))
+    return known and not fill and len(widths) <= 2 * value.spatial  # type: ignore[arg-type]
 
 
-def _lets_factors_through(gm: fx.GraphModule, node: fx.Node, site: CallSite | None) -> bool:
-    """Whether f(s·x) = s·f(x) for every s > 0, channel by channel."""
-    if site is not None:
-        return site.op in _HOMOGENEOUS
-    module = module_at(gm, node) if node.op == "call_module" else None
-    return module is not None and is_identity_in_eval(module)
+def _path(node: fx.Node, name: str) -> str:
+    parameter = node.kwargs[name]
+    assert isinstance(parameter, fx.Node)
+    return str(parameter.target)
 
 
-def _why_not(gm: fx.GraphModule, path: list[fx.Node], reads: Counter[int]) -> str | None:
-    """Why the pair at the ends of `path` must stay as it is, or None."""
-    first, second = path[-1], path[0]
-    for reader, value in pairwise(path):
-        others = [r.name for r in value.users if r is not reader]
-        if others:
-            return f"'{value.name}' is also read by '{others[0]}'"
-    for layer in (first, second):
-        for parameter in _parameter_nodes(layer):
-            if reads[id(get_attribute(gm, str(parameter.target)))] > 1:
-                return f"'{parameter.target}' is shared with another call"
-    if "batch_norm" in first.kwargs:
-        return f"the batch norm of '{first.name}' is live and would undo the factors"
-    site = site_of(gm, first)
-    if site is not None and site.activation not in (None, Clamp(0.0, math.inf)):
-        return f"{site.activation} behind '{first.name}' does not let factors through"
-    return None
-
-
-def _parameter_nodes(layer: fx.Node) -> list[fx.Node]:
-    named = (layer.kwargs.get(name) for name in ("weight", "bias"))
-    return [node for node in named if isinstance(node, fx.Node)]
-
-
-def _parameters(gm: fx.GraphModule, pairs: list[tuple[fx.Node, fx.Node]]) -> dict[str, Tensor]:
-    """The weights and biases of all pairs by path, in float64."""
-    layers = dict.fromkeys(layer for pair in pairs for layer in pair)
-    paths = [str(node.target) for layer in layers for node in _parameter_nodes(layer)]
-    return {path: get_attribute(gm, path).detach().double() for path in paths}
-
-
-def _factors(parameters: dict[str, Tensor], first: fx.Node, second: fx.Node) -> Tensor:
-    out = parameters[_path(first, "weight")].abs().flatten(1).amax(1)
-    return factors(out, range_in(parameters[_path(second, "weight")], _groups(second)))
-
-
-def _apply(parameters: dict[str, Tensor], first: fx.Node, second: fx.Node, s: Tensor) -> None:
-    for name in ("weight", "bias"):
-        if isinstance(first.kwargs[name], fx.Node):
-            path = _path(first, name)
-            parameters[path] = parameters[path] / per_channel(s, 0, parameters[path].dim())
-    path = _path(second, "weight")
-    parameters[path] = scale_in(parameters[path], _groups(second), s)
-
-
-def _path(layer: fx.Node, name: str) -> str:
-    node = layer.kwargs[name]
-    assert isinstance(node, fx.Node)
-    return str(node.target)
-
-
-def _groups(layer: fx.Node) -> int:
-    groups = layer.kwargs.get("groups", 1)
-    assert isinstance(groups, int)
-    return groups
+def _parameter(gm: fx.GraphModule, node: fx.Node, name: str) -> Tensor:
+    value: Tensor = get_attribute(gm, _path(node, name))
+    return value

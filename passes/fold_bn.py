@@ -27,7 +27,7 @@ from fxquant.graph.place import copy_place
 from fxquant.graph.sharing import parameter_reads
 from fxquant.ops.batch_norm import BATCH_NORM
 from fxquant.ops.cat import CAT
-from fxquant.ops.flow import inputs_of, site_of
+from fxquant.ops.flow import inputs_of, layer_channels, site_of
 from fxquant.ops.norms import can_take_norm, why_not_one
 from fxquant.ops.site import batch_norm_affine, fold_affine
 from fxquant.pipeline import Log, Pass, Stage
@@ -107,6 +107,8 @@ def _why_not_after(
     others = [reader.name for reader in norm.users if reader is not layer]
     if others:
         return f"'{norm.name}' is also read by '{others[0]}'"
+    if layer_channels(gm, layer).axis != 0:
+        return f"'{layer.name}' is transposed: how often it reads an offset depends on the place"
     padding = layer.kwargs.get("padding", 0)
     if padding not in (0, "valid") and any(p != 0 for p in _as_tuple(padding)):
         return f"'{layer.name}' pads with zeros, which the batch norm would have moved"
@@ -129,9 +131,10 @@ def _fold_before(
         start = 0
         for layer in layers:
             weight, bias = _parameters(gm, layer)
-            part = slice(start, start + weight.shape[0])
-            start += weight.shape[0]
-            _set(gm, layer, *fold_affine(weight, bias, factor[part], offset[part], 0))
+            channels = layer_channels(gm, layer)
+            part = slice(start, start + len(channels.rows(weight)))
+            start = part.stop
+            _set(gm, layer, *fold_affine(weight, bias, factor[part], offset[part], channels))
     erase(norm, inputs_of(norm)[0])
 
 

@@ -15,7 +15,7 @@ from torch import fx
 from fxquant.fake_quant import ActivationFakeQuant, WeightFakeQuant
 from fxquant.graph.edit import module_at
 from fxquant.observers import Observer
-from fxquant.ops.flow import grids, inputs_of, sites
+from fxquant.ops.flow import grids, inputs_of, layer_channels, sites
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.pipeline import Log, Pass, Stage
 from fxquant.schemes import INT8_WEIGHT, UINT8, QuantScheme
@@ -46,7 +46,7 @@ class InsertFakeQuant(Pass):
                 module.output = (quantizer.double() if double else quantizer).train(module.training)
                 log.change(node, f"output in {self.activation}")
             if isinstance(module, CallSite) and module.op.weight_axis is not None:
-                module.weight_quant = WeightFakeQuant(self.weight, module.op.weight_axis)
+                module.weight_quant = WeightFakeQuant(self.weight, layer_channels(gm, node))
                 module.weight_quant.train(module.training)
                 log.change(node, f"weight in {self.weight}")
         grid = grids(gm)

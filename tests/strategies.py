@@ -122,6 +122,7 @@ ONE_INPUT: dict[str, Callable[[int], nn.Module]] = {
     "conv_dilated": lambda c: _conv(c, dilation=2),
     "conv_asymmetric": lambda c: _conv(c, (1, 5)),
     "conv_functional": _Functional,
+    "conv_transposed": lambda c: nn.ConvTranspose2d(c, c, 3, padding=1, groups=2),
     "bn": _batch_norm,
     "bn_plain": lambda c: _batch_norm(c, affine=False),
     "relu": lambda c: nn.ReLU(),

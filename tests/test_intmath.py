@@ -30,7 +30,7 @@ from fxquant.intmath import (
     shift_half_up,
 )
 from fxquant.ops import op_named
-from fxquant.schemes import INT8_WEIGHT, UINT8, QParams, weight_scale
+from fxquant.schemes import INT8_WEIGHT, UINT8, Channels, QParams, weight_scale
 
 MULTIPLIER_LIMIT = 2**31
 MAX_SHIFT = 44
@@ -209,7 +209,7 @@ class Layer(NamedTuple):
         return QParams(torch.tensor(1.0), zero, self.scheme)
 
     def bound(self) -> list[int]:
-        return accumulator_bound(torch.tensor(self.rows).float(), 0, self.x).tolist()
+        return accumulator_bound(torch.tensor(self.rows).float(), Channels(), self.x).tolist()
 
 
 @st.composite
@@ -248,8 +248,8 @@ def test_the_bound_follows_the_axis_of_the_output_channels():
     """Rows of 1 and 10 twice over: 255·2 and 255·20; columns: 255·11 each."""
     codes = torch.tensor([[1.0, 1.0], [10.0, 10.0]])
     x = QParams(torch.tensor(1.0), torch.tensor(0, dtype=torch.int32), UINT8)
-    assert accumulator_bound(codes, 0, x).tolist() == [510, 5100]
-    assert accumulator_bound(codes, 1, x).tolist() == [2805, 2805]
+    assert accumulator_bound(codes, Channels(), x).tolist() == [510, 5100]
+    assert accumulator_bound(codes, Channels(1), x).tolist() == [2805, 2805]
 
 
 # ------------------------------------------------------------------------ a layer's numbers
@@ -267,8 +267,8 @@ def target(scale: float, zero: int = 0) -> Target:
 def numbers_of(
     weight: Tensor, bias: Tensor | None, s_x: float, s_y: float, scheme: QuantScheme = INT8_WEIGHT
 ) -> LayerNumbers:
-    scale = weight_scale(weight, scheme, 0)
-    return layer_numbers(weight, bias, scale, scheme, 0, qparams(s_x, 3), target(s_y))
+    scale = weight_scale(weight, scheme, Channels())
+    return layer_numbers(weight, bias, scale, scheme, Channels(), qparams(s_x, 3), target(s_y))
 
 
 scales = st.floats(2.0**-12, 2.0**4, width=32)
@@ -397,7 +397,7 @@ def exact_layer(rows: list[list[int]], biases: list[int], zero: int) -> LayerNum
     return LayerNumbers(
         weight=weight,
         bias=torch.tensor(biases, dtype=torch.int32),
-        bound=accumulator_bound(weight.float(), 0, qparams(1.0, zero)),
+        bound=accumulator_bound(weight.float(), Channels(), qparams(1.0, zero)),
         multiplier=ones,
         shift=0 * ones,
         x_zero=x_zero,

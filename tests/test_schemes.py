@@ -17,6 +17,7 @@ from fxquant.schemes import (
     INT8_WEIGHT,
     SMALLEST_SCALE,
     UINT8,
+    Channels,
     QParams,
     code_of,
     dequantize,
@@ -233,7 +234,7 @@ def test_no_weight_is_clipped(
     scheme = QuantScheme(bits=bits, narrow=narrow, per_channel=per_channel)
     channels = torch.tensor(rows)
     weight = channels if axis == 0 else channels.T
-    scale = weight_scale(weight, scheme, axis)
+    scale = weight_scale(weight, scheme, Channels(axis))
     assert scale.shape == (len(rows),)
     assert bool((scale >= SMALLEST_SCALE).all())
     codes = round_half_up(channels / scale[:, None])
@@ -247,7 +248,8 @@ def test_no_weight_is_clipped(
 def test_weight_scales_by_hand():
     """Rows up to 2 and 8: 2/127 and 8/127; columns up to 8 and 4; all of it: 8/127."""
     weight = torch.tensor([[1.0, -2.0], [-8.0, 4.0]])
-    assert weight_scale(weight, INT8_WEIGHT, 0).tolist() == pytest.approx([2 / 127, 8 / 127])
-    assert weight_scale(weight, INT8_WEIGHT, 1).tolist() == pytest.approx([8 / 127, 4 / 127])
-    assert weight_scale(weight, QuantScheme(), 0).tolist() == pytest.approx([8 / 127] * 2)
-    assert weight_scale(torch.zeros(1, 4), INT8_WEIGHT, 0).tolist() == [SMALLEST_SCALE]
+    rows, columns = Channels(), Channels(1)
+    assert weight_scale(weight, INT8_WEIGHT, rows).tolist() == pytest.approx([2 / 127, 8 / 127])
+    assert weight_scale(weight, INT8_WEIGHT, columns).tolist() == pytest.approx([8 / 127, 4 / 127])
+    assert weight_scale(weight, QuantScheme(), Channels()).tolist() == pytest.approx([8 / 127] * 2)
+    assert weight_scale(torch.zeros(1, 4), INT8_WEIGHT, Channels()).tolist() == [SMALLEST_SCALE]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxquant.schemes import QuantScheme, round_half_up, weight_scale
+from fxquant.schemes import Channels, QuantScheme, round_half_up, weight_scale
 
 
 class _RoundWeight(torch.autograd.Function):
@@ -25,24 +25,23 @@ class _RoundWeight(torch.autograd.Function):
 
 
 class WeightFakeQuant(nn.Module):
-    """Fake-quantizes a weight along `axis`, its output channels. It has no state."""
+    """Fake-quantizes a weight whose output channels lie along `channels`. It has no state."""
 
-    def __init__(self, scheme: QuantScheme, axis: int) -> None:
+    def __init__(self, scheme: QuantScheme, channels: Channels) -> None:
         super().__init__()
         self.scheme = scheme
-        self.axis = axis
+        self.channels = channels
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight on its grid; same shape and dtype."""
-        shape = [1] * weight.dim()
-        shape[self.axis] = -1
-        out: Tensor = _RoundWeight.apply(weight, self.scale(weight).reshape(shape))
+        scale = self.channels.spread(self.scale(weight), weight)
+        out: Tensor = _RoundWeight.apply(weight, scale)
         return out
 
     def scale(self, weight: Tensor) -> Tensor:
         """The scales of `weight`: float32 [channels]."""
-        return weight_scale(weight, self.scheme, self.axis)
+        return weight_scale(weight, self.scheme, self.channels)
 
     def extra_repr(self) -> str:
         """The scheme, for print(model)."""
-        return f"{self.scheme}, axis={self.axis}"
+        return str(self.scheme)

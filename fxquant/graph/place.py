@@ -1,7 +1,7 @@
 """Where a node comes from in the user's own code: module path, file and line.
 
-With it, the rank of its tensor where capture knew it. Both live in `node.meta` while a
-recipe runs, and nothing that must last depends on them.
+With it, an example of its value where capture knew one: shapes without memory, and numbers.
+Both live in `node.meta` while a recipe runs, and nothing that must last depends on them.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import os
 import sys
 from dataclasses import dataclass
 from types import FrameType, TracebackType
+from typing import Any
 
 import torch
 from torch import fx
 
-_KEY, _RANK = "fxquant_place", "fxquant_rank"
+_KEY, _EXAMPLE = "fxquant_place", "fxquant_example"
 _OWN = tuple(
     os.path.dirname(os.path.abspath(path)) + os.sep
     for path in (torch.__file__, os.path.dirname(__file__))
@@ -46,20 +47,25 @@ def place_of(node: fx.Node) -> Place:
 
 
 def copy_place(source: fx.Node, target: fx.Node) -> None:
-    """Let a new node stand for the one it replaces: at its place, with its rank."""
+    """Let a new node stand for the one it replaces: at its place, with its example."""
     set_place(target, place_of(source))
-    set_rank(target, rank_of(source))
+    set_example(target, example_of(source))
 
 
-def set_rank(node: fx.Node, rank: int | None) -> None:
-    """Write down how many dimensions the tensor that `node` gives has."""
-    node.meta[_RANK] = rank
+def set_example(node: fx.Node, value: Any) -> None:
+    """Write down what `node` gives for the example inputs; tensors on the meta device."""
+    node.meta[_EXAMPLE] = value
+
+
+def example_of(node: fx.Node) -> Any:
+    """What `node` gives for the example inputs, or None where capture could not know."""
+    return node.meta.get(_EXAMPLE)
 
 
 def rank_of(node: fx.Node) -> int | None:
-    """How many dimensions `node` gives, where the capture knew its shape."""
-    rank = node.meta.get(_RANK)
-    return rank if isinstance(rank, int) else None
+    """How many dimensions `node` gives, where capture knew its shape."""
+    example = example_of(node)
+    return example.dim() if isinstance(example, torch.Tensor) else None
 
 
 def describe(node: fx.Node) -> str:

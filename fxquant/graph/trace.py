@@ -28,7 +28,7 @@ from fxquant.graph.inplace import make_functional, overwriting_modules
 from fxquant.graph.merge import merge
 from fxquant.graph.modes import is_identity_in_eval
 from fxquant.graph.network import Network, network
-from fxquant.graph.place import caller_place, raised_at, set_place, set_rank
+from fxquant.graph.place import caller_place, raised_at, set_example, set_place
 
 _CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__  # before fx patches them
 _UNKNOWN = object()
@@ -171,7 +171,7 @@ class _Tracer(fx.Tracer):
         value = self._example(node)
         if value is not _UNKNOWN:
             self.examples[node] = value
-            set_rank(node, value.dim() if isinstance(value, torch.Tensor) else None)
+            set_example(node, value)
         return node
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:

@@ -16,6 +16,7 @@ from fxquant.ops.batch_norm import BATCH_NORM
 from fxquant.ops.cat import CAT
 from fxquant.ops.clamp import CLAMP, HARDTANH, RELU6
 from fxquant.ops.conv import CONV1D, CONV2D, CONV3D
+from fxquant.ops.conv_transpose import CONV_TRANSPOSE1D, CONV_TRANSPOSE2D, CONV_TRANSPOSE3D
 from fxquant.ops.linear import LINEAR
 from fxquant.ops.max_pool import MAX_POOL1D, MAX_POOL2D, MAX_POOL3D
 from fxquant.ops.mean import MEAN
@@ -28,6 +29,9 @@ OPS: tuple[OpSpec, ...] = (
     CONV1D,
     CONV2D,
     CONV3D,
+    CONV_TRANSPOSE1D,
+    CONV_TRANSPOSE2D,
+    CONV_TRANSPOSE3D,
     LINEAR,
     BATCH_NORM,
     RELU,

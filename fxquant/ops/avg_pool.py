@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.intmath import centered, divide_half_up, exact_integer
-from fxquant.ops.spec import OpSpec, Output, RealCall, module_options, per_channel, signature_reader
+from fxquant.intmath import centered, divide_half_up, exact_integer, per_channel
+from fxquant.ops.spec import OpSpec, Output, RealCall, module_options, signature_reader
 
 
 class AvgPoolNumbers(NamedTuple):

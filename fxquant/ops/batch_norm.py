@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fxquant.intmath import rescale_of, shift_half_up
-from fxquant.ops.spec import Call, OpSpec, Output, Parameter, RealCall, per_channel
+from fxquant.intmath import per_channel, rescale_of, shift_half_up
+from fxquant.ops.spec import Call, OpSpec, Output, Parameter, RealCall
 
 _OFFSET_LIMIT = 2.0**62  # so that the sum stays inside int64
 

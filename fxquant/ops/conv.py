@@ -18,12 +18,10 @@ from torch import Tensor, nn
 
 from fxquant.intmath import (
     LayerNumbers,
-    Rescale,
     carrier,
     centered,
-    exact_integer,
+    finish_layer,
     layer_numbers,
-    requantize,
     without_autocast,
 )
 from fxquant.ops.spec import (
@@ -32,7 +30,6 @@ from fxquant.ops.spec import (
     Parameter,
     RealCall,
     module_options,
-    per_channel,
     signature_reader,
 )
 
@@ -71,31 +68,17 @@ def _options(module: Any) -> dict[str, Any] | None:
 
 def _numbers(call: RealCall) -> LayerNumbers:
     assert call.weights is not None  # a conv without a weight is never a site
-    weight, bias, scale, scheme = call.weights
-    return layer_numbers(weight, bias, scale, scheme, 0, call.inputs[0], call.target)
-
-
-def _kernel(
-    function: Callable[..., Tensor],
-    n: LayerNumbers,
-    dtype: torch.dtype,
-    codes: Tensor,
-    **settings: Any,
-) -> Tensor:
-    kind = carrier(n.bound)
-    with without_autocast(codes):
-        total = function(centered(codes, n.x_zero, kind), n.weight.to(kind), **settings)
-    dims, axis = total.dim(), 1 - n.weight.dim()
-    acc = exact_integer(total) + per_channel(n.bias, axis, dims)
-    rescale = Rescale(per_channel(n.multiplier, axis, dims), per_channel(n.shift, axis, dims))
-    return requantize(acc, rescale, n.y_zero, n.low, n.high, dtype)
+    return layer_numbers(*call.weights, call.inputs[0], call.target)
 
 
 def _record(
     function: Callable[..., Tensor], spellings: tuple[Any, ...], module: type[nn.Module]
 ) -> OpSpec:
-    def kernel(numbers: LayerNumbers, dtype: torch.dtype, codes: Tensor, **settings: Any) -> Tensor:
-        return _kernel(function, numbers, dtype, codes, **settings)
+    def kernel(n: LayerNumbers, dtype: torch.dtype, codes: Tensor, **settings: Any) -> Tensor:
+        kind = carrier(n.bound)
+        with without_autocast(codes):
+            total = function(centered(codes, n.x_zero, kind), n.weight.to(kind), **settings)
+        return finish_layer(total, n, 1 - n.weight.dim(), dtype)
 
     return OpSpec(
         name=function.__name__,

@@ -8,6 +8,7 @@ from fxquant.graph.edit import module_at
 from fxquant.ops.move import is_move
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.spec import Output
+from fxquant.schemes import Channels
 
 
 def sites(gm: fx.GraphModule) -> list[tuple[fx.Node, CallSite]]:
@@ -25,6 +26,16 @@ def site_of(gm: fx.GraphModule, node: fx.Node) -> CallSite | None:
 def inputs_of(node: fx.Node) -> list[fx.Node]:
     """The activations that a site's node reads: its positional arguments."""
     return [arg for arg in node.args if isinstance(arg, fx.Node)]
+
+
+def layer_channels(gm: fx.GraphModule, node: fx.Node) -> Channels:
+    """Where the output channels lie in the weight that the layer at `node` reads."""
+    site = site_of(gm, node)
+    axis = site.op.weight_axis if site is not None else None
+    groups = node.kwargs.get("groups", 1) if axis else 1
+    assert axis is not None
+    assert isinstance(groups, int)
+    return Channels(axis, groups)
 
 
 def integer_values(gm: fx.GraphModule) -> set[fx.Node]:

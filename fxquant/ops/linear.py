@@ -14,12 +14,10 @@ from torch import Tensor, nn
 
 from fxquant.intmath import (
     LayerNumbers,
-    Rescale,
     carrier,
     centered,
-    exact_integer,
+    finish_layer,
     layer_numbers,
-    requantize,
     without_autocast,
 )
 from fxquant.ops.spec import OpSpec, Output, Parameter, RealCall, signature_reader
@@ -37,16 +35,14 @@ def _options(module: nn.Linear) -> dict[str, Any]:
 
 def _numbers(call: RealCall) -> LayerNumbers:
     assert call.weights is not None  # a linear layer without a weight is never a site
-    weight, bias, scale, scheme = call.weights
-    return layer_numbers(weight, bias, scale, scheme, 0, call.inputs[0], call.target)
+    return layer_numbers(*call.weights, call.inputs[0], call.target)
 
 
 def _kernel(n: LayerNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
     kind = carrier(n.bound)
     with without_autocast(codes):
         total = F.linear(centered(codes, n.x_zero, kind), n.weight.to(kind))
-    acc = exact_integer(total) + n.bias
-    return requantize(acc, Rescale(n.multiplier, n.shift), n.y_zero, n.low, n.high, dtype)
+    return finish_layer(total, n, -1, dtype)
 
 
 LINEAR = OpSpec(

@@ -9,6 +9,7 @@ They need no numbers and no site: such a node stays in the graph as the user wro
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -16,6 +17,7 @@ from torch import fx, nn
 from fxquant.graph.edit import module_at
 from fxquant.graph.merge import Switch
 from fxquant.graph.modes import is_identity_in_eval
+from fxquant.graph.place import example_of
 
 _METHODS = {
     *("view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "contiguous"),
@@ -30,6 +32,26 @@ _FUNCTIONS = {getattr(torch, name) for name in _METHODS if hasattr(torch, name)}
     torch.nn.functional.pixel_unshuffle,
 }
 _MODULES = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle)
+
+
+def hands_on(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a move does not even move: dropout and the like, a Switch, `contiguous()`."""
+    if node.op == "call_module":
+        return not isinstance(module_at(gm, node), _MODULES)
+    return node.target in ("contiguous", "clone", "detach", torch.clone, torch.detach)
+
+
+def apply_move(gm: fx.GraphModule, node: fx.Node, value: Any) -> Any:
+    """What `node` makes of another `value` than its own; None where its arguments are unknown."""
+    rest = [x for x in node.all_input_nodes if x is not node.args[0]]
+    if any(example_of(x) is None for x in rest):
+        return None
+    args, kwargs = fx.node.map_arg((node.args[1:], node.kwargs), example_of)
+    if node.op == "call_method":
+        return getattr(value, str(node.target))(*args, **kwargs)
+    function = module_at(gm, node) if node.op == "call_module" else node.target
+    assert callable(function)
+    return function(value, *args, **kwargs)
 
 
 def is_move(gm: fx.GraphModule, node: fx.Node) -> bool:

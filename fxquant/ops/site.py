@@ -21,7 +21,7 @@ from fxquant.fake_quant import ActivationFakeQuant, WeightFakeQuant, fake_quanti
 from fxquant.intmath import Target
 from fxquant.observers import Observer
 from fxquant.ops.spec import OpSpec, Output, RealCall, Weights
-from fxquant.schemes import INT8_WEIGHT, QParams, code_of, dequantize, quantize
+from fxquant.schemes import INT8_WEIGHT, Channels, QParams, code_of, dequantize, quantize
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,23 @@ class Clamp:
     low: float
     high: float
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Any shape; the gradient is the activation's own, also at its corners."""
-        if (self.low, self.high) == (0.0, math.inf):
+    def __call__(self, x: Tensor, divisor: Tensor | None = None) -> Tensor:
+        """Any shape; the gradient is the activation's own, also at its corners.
+
+        `divisor`, positive, divides the limits: then `clamp(x / d, d) = clamp(x) / d`.
+        """
+        if self.lets_factors_through:
             return torch.relu(x)
+        if divisor is not None:
+            return torch.clamp(x, self.low / divisor, self.high / divisor)
         if math.isfinite(self.low) and math.isfinite(self.high):
             return F.hardtanh(x, self.low, self.high)
         return x.clamp(self.low, self.high)
+
+    @property
+    def lets_factors_through(self) -> bool:
+        """Whether clamp(s·x) = s·clamp(x) for every s > 0."""
+        return (self.low, self.high) == (0.0, math.inf)
 
     def __str__(self) -> str:
         names = {(0.0, math.inf): "relu", (0.0, 6.0): "relu6"}
@@ -52,10 +62,13 @@ class CallSite(nn.Module):
     `batch_norm=` among the options is a BatchNorm module that stands behind the operator.
     """
 
+    clamp_divisor: Tensor | None
+
     def __init__(self, op: OpSpec) -> None:
         super().__init__()
         self.op = op
         self.activation: Clamp | None = None
+        self.register_buffer("clamp_divisor", None)
         self.weight_quant: WeightFakeQuant | None = None
         self.output: Observer | ActivationFakeQuant | None = None
         # a tuple, hence not registered: each quantizer belongs to the site that it follows
@@ -80,7 +93,7 @@ class CallSite(nn.Module):
         if batch_norm is not None:
             y = batch_norm(y)
         if self.activation is not None:
-            y = self.activation(y)
+            y = self.activation(y, self.clamp_divisor)
         if not self.training:
             return y
         if self.output is not None:
@@ -114,7 +127,16 @@ class CallSite(nn.Module):
         assert quantizer is not None  # asked for only once `ready`
         q = quantizer.qparams
         scheme, clamp = q.scheme, self.activation or Clamp(-math.inf, math.inf)
-        return Target(q, _limit(clamp.low, scheme.qmin, q), _limit(clamp.high, scheme.qmax, q))
+        low, high = (
+            _limit(value, end, self.clamp_divisor, q)
+            for value, end in ((clamp.low, scheme.qmin), (clamp.high, scheme.qmax))
+        )
+        return Target(q, low, high)
+
+    def divide_clamp(self, divisor: Tensor) -> None:
+        """Divide the activation's limits channel by channel; shaped to broadcast, positive."""
+        if self.activation is not None and not self.activation.lets_factors_through:
+            self.clamp_divisor = divisor
 
     def integers(self, options: dict[str, Any]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
         """Every integer of this call, and the settings its kernel takes beside them."""
@@ -125,12 +147,13 @@ class CallSite(nn.Module):
         weights = None
         if weight is not None and self.weight_quant is not None:
             scale = self.weight_quant.scale(weight)
-            weights = Weights(weight, bias, scale, self.weight_quant.scheme)
+            scheme, channels = self.weight_quant.scheme, self.weight_quant.channels
+            weights = Weights(weight, bias, scale, scheme, channels)
             if batch_norm is not None:
-                weights = _fold(weights, batch_norm, self.weight_quant.axis)
+                weights = _fold(weights, batch_norm)
         elif batch_norm is not None:
             factor, offset = batch_norm_affine(batch_norm)
-            weights = Weights(factor, offset, factor.abs(), INT8_WEIGHT)
+            weights = Weights(factor, offset, factor.abs(), INT8_WEIGHT, Channels())
         sources = tuple(source.qparams for source in self.sources)
         return self.op.numbers(RealCall(sources, self.target, weights, settings)), settings
 
@@ -170,22 +193,22 @@ def batch_norm_affine(batch_norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def fold_affine(
-    weight: Tensor, bias: Tensor | None, factor: Tensor, offset: Tensor, axis: int
+    weight: Tensor, bias: Tensor | None, factor: Tensor, offset: Tensor, channels: Channels
 ) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a layer whose output goes through `factor · y + offset`."""
-    shape = [1] * weight.dim()
-    shape[axis] = -1
-    return weight * factor.reshape(shape), offset if bias is None else bias * factor + offset
+    """Weight and bias of a layer whose output goes through `factor · y + offset`, both [C]."""
+    scaled = weight * channels.spread(factor, weight)
+    return scaled, offset if bias is None else bias * factor + offset
 
 
-def _fold(weights: Weights, batch_norm: nn.Module, axis: int) -> Weights:
+def _fold(weights: Weights, batch_norm: nn.Module) -> Weights:
     """Symmetric weights take a batch norm as a change of scale: their codes stay."""
     factor, offset = batch_norm_affine(batch_norm)
-    weight, bias = fold_affine(weights.weight, weights.bias, factor, offset, axis)
-    return Weights(weight, bias, weights.scale * factor.abs(), weights.scheme)
+    weight, bias = fold_affine(weights.weight, weights.bias, factor, offset, weights.channels)
+    scale = weights.scale * factor.abs()
+    return weights._replace(weight=weight, bias=bias, scale=scale)
 
 
-def _limit(value: float, end: int, q: QParams) -> Tensor:
+def _limit(value: float, end: int, divisor: Tensor | None, q: QParams) -> Tensor:
     if math.isinf(value):
         return torch.full_like(q.zero_point, end)
-    return code_of(value, q)
+    return code_of(value if divisor is None else value / divisor, q)

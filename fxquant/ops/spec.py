@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, fx, nn
 
 from fxquant.intmath import Target
-from fxquant.schemes import QParams, QuantScheme
+from fxquant.schemes import Channels, QParams, QuantScheme
 
 
 class Output(Enum):
@@ -40,6 +40,7 @@ class Weights(NamedTuple):
     bias: Tensor | None
     scale: Tensor
     scheme: QuantScheme
+    channels: Channels
 
 
 Reader = Callable[[tuple[Any, ...], Mapping[str, Any]], Call | None]
@@ -124,13 +125,6 @@ def signature_reader(function: Callable[..., Any], inputs: int = 1) -> Reader:
         return Call(activations, options)
 
     return read
-
-
-def per_channel(values: Tensor, axis: int, dims: int) -> Tensor:
-    """A vector [C] shaped to broadcast along `axis` of a tensor with `dims` dimensions."""
-    shape = [1] * dims
-    shape[axis] = -1
-    return values.reshape(shape)
 
 
 def module_options(module: nn.Module, *names: str) -> dict[str, Any]:

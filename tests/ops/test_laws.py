@@ -42,6 +42,9 @@ EXAMPLES = {
     "conv1d": (lambda: nn.Conv1d(4, 6, 3, 2, 1), [(2, 4, 9)]),
     "conv2d": (lambda: nn.Conv2d(4, 6, (1, 3), (2, 1), (0, 2), (1, 2), groups=2), [IMAGE]),
     "conv3d": (lambda: nn.Conv3d(4, 6, 3, padding="same"), [(1, 4, 4, 4, 4)]),
+    "conv_transpose1d": (lambda: nn.ConvTranspose1d(4, 6, 3, 2, 1), [(2, 4, 9)]),
+    "conv_transpose2d": (lambda: nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2), [IMAGE]),
+    "conv_transpose3d": (lambda: nn.ConvTranspose3d(4, 2, 2, dilation=2), [(1, 4, 3, 3, 3)]),
     "linear": (lambda: nn.Linear(6, 5), [(2, 3, 6)]),
     "batch_norm": (lambda: settled(nn.BatchNorm2d(4)), [IMAGE]),
     "relu": (nn.ReLU, [IMAGE]),
@@ -108,7 +111,8 @@ def _weight_error(site, prepared):
     """Half a step of every weight, times the largest input, summed: the most rounding can do."""
     weight = next(p for p in prepared.parameters() if p.dim() > 1)
     largest = float(site.sources[0].scale) * 255
-    return float((site.weight_quant.scale(weight) / 2).max()) * weight[0].numel() * largest
+    elements = site.weight_quant.channels.rows(weight).shape[1]
+    return float((site.weight_quant.scale(weight) / 2).max()) * elements * largest
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
