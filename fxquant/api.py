@@ -46,8 +46,13 @@ def prepare_qat(
         raise CaptureError(f"prepare_qat takes an nn.Module, got {type(model).__name__}")
     model = unwrap(model)
     if isinstance(model, fx.GraphModule) and stage_of(model) is not Stage.FLOAT:
-        raise StageError(f"prepare_qat takes a float model, got a {stage_of(model).value} graph")
-    config = config or QuantConfig()
+        raise StageError(
+            f"prepare_qat takes a float model, got {stage_of(model).value}.\n"
+            "What to do: hand it the model as it was before."
+        )
+    config = QuantConfig() if config is None else config
+    if not isinstance(config, QuantConfig):
+        raise ConfigError(f"config is a QuantConfig, got {config!r}")
     if isinstance(example_inputs, torch.Tensor):
         example_inputs = (example_inputs,)
     leaves = _float_leaves(model, config)
@@ -71,8 +76,8 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
     stage = stage_of(prepared) if isinstance(prepared, fx.GraphModule) else Stage.FLOAT
     if stage is not Stage.FAKE_QUANT:
         raise StageError(
-            f"convert takes what prepare_qat returned, got a {stage.value} "
-            f"{type(prepared).__name__}"
+            f"convert takes what prepare_qat returned, got a {type(prepared).__name__}, "
+            f"{stage.value}.\nWhat to do: prepare it with prepare_qat, and train it, first."
         )
     gm = copy.deepcopy(prepared).eval()
     CONVERT.run(gm)

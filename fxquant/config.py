@@ -30,6 +30,12 @@ class QuantConfig:
     keep_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("activation", "weight"):
+            if not isinstance(getattr(self, name), QuantScheme):
+                raise ConfigError(
+                    f"{name} is a QuantScheme, such as QuantScheme(bits=4), "
+                    f"got {getattr(self, name)!r}"
+                )
         if not self.weight.symmetric:
             raise ConfigError(f"weights need a symmetric scheme, got {self.weight!r}")
         if self.activation.per_channel:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from torch import fx
 
-from fxquant.pipeline import Entry, history, stage_of
+from fxquant.pipeline import Entry, PassRecord, history, stage_of
 
 
 def explain(gm: fx.GraphModule) -> str:
-    """A text of what each pass did to `gm`: one paragraph a pass, reasons grouped."""
-    records = history(gm)
-    lines = [f"{type(gm).__name__}: a {stage_of(gm).value} graph of {len(gm.graph.nodes)} nodes"]
-    width = max((len(record.name) for record in records), default=0)
-    for i, record in enumerate(records, 1):
-        counts = f"{record.nodes_before} → {record.nodes_after} nodes"
-        lines.append(f"\n{i}. {record.name:{width}}  {counts}. {record.summary}")
-        lines += _grouped("changed", record.changed)
-        lines += _grouped("left alone", record.left_alone)
+    """A text of what each pass did to `gm`: a paragraph a pass, nodes of one reason together."""
+    head = f"{type(gm).__name__}: {stage_of(gm).value} of {len(gm.graph.nodes)} nodes"
+    return "\n\n".join([head, *(_paragraph(i, r) for i, r in enumerate(history(gm), 1))])
+
+
+def _paragraph(number: int, record: PassRecord) -> str:
+    before, after = record.nodes_before, record.nodes_after
+    nodes = f"{after} nodes" if before == after else f"{before} → {after} nodes"
+    lines = [f"{number}. {record.name}: {record.summary}  ({nodes})"]
+    if not record.changed and not record.left_alone:
+        lines.append("   nothing to do")
+    lines += _grouped("            ", record.changed)
+    lines += _grouped("left alone  ", record.left_alone)
     return "\n".join(lines)
 
 
@@ -28,5 +32,5 @@ def _grouped(title: str, entries: tuple[Entry, ...]) -> list[str]:
     lines = []
     for text, nodes in groups.items():
         names = ", ".join(nodes[:4]) + (f" and {len(nodes) - 4} more" if len(nodes) > 4 else "")
-        lines.append(f"   {title}: {names}: {text}")
+        lines.append(f"   {title}{names}: {text}")
     return lines

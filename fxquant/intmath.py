@@ -81,6 +81,16 @@ def divide_half_up(total: Tensor, divisor: Tensor) -> Tensor:
     return torch.div(2 * total + divisor, 2 * divisor, rounding_mode="floor")
 
 
+def mean_half_up(mean: Tensor, count: Tensor) -> Tensor:
+    """The mean of `count` integers, rounded half-up, from `mean`, their sum divided in float64.
+    `count` is int64 and broadcasts; int64 out.
+
+    |sum| < 2^32, so mean·count lies within a few 2^-20 of it, also where torch divides once per
+    dimension: rounding gives the sum back.
+    """
+    return divide_half_up(exact_integer(mean * count), count)
+
+
 def requantize(
     acc: Tensor, rescale: Rescale, zero_point: Tensor, low: Tensor, high: Tensor, dtype: torch.dtype
 ) -> Tensor:

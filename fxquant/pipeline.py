@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import fx
 
 from fxquant.errors import RecipeError, StageError
-from fxquant.graph.edit import erase_unread_attributes
+from fxquant.graph.edit import delete_unused_sites, erase_unread_attributes
 from fxquant.ops.verify import verify_fake_quant, verify_integer, verify_observed
 
 _STAGE, _LOG = "_fxquant_stage", "_fxquant_log"  # attributes of a graph module
@@ -23,10 +23,10 @@ _STAGE, _LOG = "_fxquant_stage", "_fxquant_log"  # attributes of a graph module
 class Stage(Enum):
     """How far a graph has travelled."""
 
-    FLOAT = "float"
-    OBSERVED = "observed"
-    FAKE_QUANT = "fake-quant"
-    INTEGER = "integer"
+    FLOAT = "a float graph"
+    OBSERVED = "an observed graph"
+    FAKE_QUANT = "a fake-quant graph"
+    INTEGER = "an integer graph"
 
 
 _VERIFY: dict[Stage, Callable[[fx.GraphModule], None]] = {
@@ -35,6 +35,14 @@ _VERIFY: dict[Stage, Callable[[fx.GraphModule], None]] = {
     Stage.FAKE_QUANT: verify_fake_quant,
     Stage.INTEGER: verify_integer,
 }
+
+
+class Keeps(Enum):
+    """In which modes a pass leaves the function of the network as it was."""
+
+    BOTH_MODES = "train() and eval()"
+    EVAL = "eval() only"
+    NOTHING = "neither: it rounds"
 
 
 @dataclass(frozen=True)
@@ -74,11 +82,13 @@ class Log:
 
 
 class Pass(ABC):
-    """One named change of a graph, in place. It keeps the function, or says what it changes."""
+    """One named change of a graph, in place. It keeps the function, or `keeps` says otherwise."""
 
     name: ClassVar[str]
+    summary: ClassVar[str]
     needs: ClassVar[Stage]
     gives: ClassVar[Stage]
+    keeps: ClassVar[Keeps] = Keeps.BOTH_MODES
 
     @abstractmethod
     def edit(self, gm: fx.GraphModule, log: Log) -> None:
@@ -88,18 +98,19 @@ class Pass(ABC):
         """Edit `gm`, check what came out, and add what happened to the graph's log."""
         if stage_of(gm) is not self.needs:
             raise StageError(
-                f"'{self.name}' needs a {self.needs.value} graph, but this is a "
-                f"{stage_of(gm).value} graph"
+                f"'{self.name}' needs {self.needs.value}, but this is {stage_of(gm).value}.\n"
+                "What to do: run the passes before it first, in the order of recipes.py."
             )
         before, log = len(gm.graph.nodes), Log()
         self.edit(gm, log)
         erase_unread_attributes(gm)
+        delete_unused_sites(gm)
         gm.graph.lint()
         gm.recompile()
         _VERIFY[self.gives](gm)
         record = PassRecord(
             self.name,
-            _first_line(type(self)),
+            self.summary,
             before,
             len(gm.graph.nodes),
             tuple(log.changed),
@@ -149,8 +160,8 @@ class Recipe:
         for before, after in zip(self.passes, self.passes[1:], strict=False):
             if before.gives is not after.needs:
                 raise RecipeError(
-                    f"recipe '{self.name}': '{after.name}' needs a {after.needs.value} graph, "
-                    f"but '{before.name}' before it gives a {before.gives.value} graph"
+                    f"recipe '{self.name}': '{after.name}' needs {after.needs.value}, "
+                    f"but '{before.name}' before it gives {before.gives.value}"
                 )
 
     def run(self, gm: fx.GraphModule) -> None:
@@ -175,7 +186,3 @@ def history(gm: fx.GraphModule) -> tuple[PassRecord, ...]:
     """What each pass did to `gm`, in order."""
     records: tuple[PassRecord, ...] = getattr(gm, _LOG, ())
     return records
-
-
-def _first_line(cls: type) -> str:
-    return (cls.__doc__ or "").strip().splitlines()[0]

@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from fxquant.graph.edit import call_site, erase, get_attribute, module_at
+from fxquant.graph.edit import call_site, called_module, erase, get_attribute, nodes_in
 from fxquant.graph.place import copy_place
 from fxquant.graph.values import scalars
 from fxquant.ops import op_of_function, op_of_method, op_of_module
+from fxquant.ops.add import ADD
 from fxquant.ops.site import CallSite
 from fxquant.ops.spec import Call, OpSpec, Parameter
 from fxquant.pipeline import Log, Pass, Stage
@@ -31,25 +32,28 @@ class Canonicalize(Pass):
     """Writes every operator that has an integer form as a call site."""
 
     name = "canonicalize"
+    summary = "every operator that has an integer form becomes a call site"
     needs = gives = Stage.FLOAT
 
     def edit(self, gm: fx.GraphModule, log: Log) -> None:
         """Visit every node once, in order."""
-        numbers = scalars(gm.graph)
+        scalar_nodes = scalars(gm.graph)
         for node in list(gm.graph.nodes):
-            if node in numbers:
+            if node in scalar_nodes:
                 continue
             if _does_nothing(node):
                 log.change(node, "does nothing, removed")
                 erase(node, node.all_input_nodes[0])
                 continue
             op, call = _read(gm, node)
-            if op is None or call is None or not numbers.isdisjoint(node.all_input_nodes):
+            if op is None or call is None or not scalar_nodes.isdisjoint(call.inputs):
                 continue
-            if op.weight_axis is not None and not _is_parameter(gm, call.options.get("weight")):
+            if not all(_is_held(gm, value, scalar_nodes) for value in call.options.values()):
+                continue
+            if op.weight_axis is not None and call.options["weight"] is None:
                 continue
             site = _replace(gm, node, op, call)
-            log.change(site, f"{op.name} is a call site")
+            log.change(site, f"written as {op.name}")
 
 
 def _read(gm: fx.GraphModule, node: fx.Node) -> tuple[OpSpec | None, Call | None]:
@@ -60,7 +64,7 @@ def _read(gm: fx.GraphModule, node: fx.Node) -> tuple[OpSpec | None, Call | None
     if node.op == "call_method":
         op = op_of_method(str(node.target))
         return op, op.read(node.args, node.kwargs) if op else None
-    module = module_at(gm, node) if node.op == "call_module" else None
+    module = called_module(gm, node)
     op = op_of_module(module) if module is not None else None
     if module is None or op is None:
         return None, None
@@ -90,15 +94,11 @@ def _argument(gm: fx.GraphModule, node: fx.Node, value: Any) -> Any:
     return attribute
 
 
-def _is_parameter(gm: fx.GraphModule, weight: Any) -> bool:
-    """Whether a weight is one that the model holds, not one that the network computes."""
-    if isinstance(weight, Parameter):
-        return True
-    return (
-        isinstance(weight, fx.Node)
-        and weight.op == "get_attr"
-        and isinstance(get_attribute(gm, str(weight.target)), torch.Tensor)
-    )
+def _is_held(gm: fx.GraphModule, value: Any, scalar_nodes: set[fx.Node]) -> bool:
+    """Whether an option is what the model holds or a number, not a tensor that it computes."""
+    if isinstance(value, fx.Node) and value.op == "get_attr":
+        return isinstance(get_attribute(gm, str(value.target)), torch.Tensor)
+    return scalar_nodes.issuperset(nodes_in(value))
 
 
 def _does_nothing(node: fx.Node) -> bool:
@@ -108,7 +108,5 @@ def _does_nothing(node: fx.Node) -> bool:
     if node.target in _DROPOUTS:
         training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
         return training is False
-    is_add = op_of_function(node.target) is op_of_method("add")  # type: ignore[arg-type]
-    return is_add and any(isinstance(a, (int, float)) and a == 0 for a in node.args)
-
-
+    zeros = [a for a in node.args if isinstance(a, (int, float)) and a == 0]
+    return node.target in ADD.functions and len(zeros) == 1

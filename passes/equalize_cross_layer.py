@@ -29,7 +29,7 @@ from torch import Tensor, fx
 
 from fxquant.graph.edit import get_attribute, set_parameter
 from fxquant.graph.place import example_of, rank_of
-from fxquant.graph.sharing import parameter_reads
+from fxquant.graph.sharing import parameter_reads, shared_parameter
 from fxquant.graph.values import scalars
 from fxquant.ops.adaptive_avg_pool import (
     ADAPTIVE_AVG_POOL1D,
@@ -64,6 +64,7 @@ class EqualizeCrossLayer(Pass):
     """Evens out the weight ranges of layers that feed one another, channel by channel."""
 
     name = "equalize_cross_layer"
+    summary = "weight ranges are evened out across layers"
     needs = gives = Stage.OBSERVED
 
     def edit(self, gm: fx.GraphModule, log: Log) -> None:
@@ -197,11 +198,9 @@ class _Regions:
         return by_group.expand(groups, rows // groups, per_group).reshape(rows, per_group)
 
     def _why_not(self, node: fx.Node, site: CallSite) -> str | None:
-        for parameter in (node.kwargs["weight"], node.kwargs["bias"]):
-            if isinstance(parameter, fx.Node):
-                value = get_attribute(self.gm, str(parameter.target))
-                if self.reads[id(value)] > 1:
-                    return f"'{parameter.target}' is shared with another call"
+        shared = shared_parameter(self.gm, node, self.reads)
+        if shared is not None:
+            return shared
         if "batch_norm" in node.kwargs:
             return "its batch norm is live and would undo the factors"
         if site.op is LINEAR and rank_of(node) not in (2, None):
@@ -257,7 +256,8 @@ class _Regions:
             if node in self.values:
                 self._fix(self.values[node].classes)
             elif node in self.labels:
-                fx.node.map_aggregate(self.labels[node], self._fix)
+                parts = self.labels[node]
+                self._fix(*parts if isinstance(parts, (tuple, list)) else (parts,))
 
     def _fix(self, *classes: Any) -> None:
         for part in classes:

@@ -20,49 +20,49 @@ from collections import Counter
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxquant.graph.edit import delete_unused, erase, get_attribute, set_parameter
 from fxquant.graph.place import copy_place
-from fxquant.graph.sharing import parameter_reads
+from fxquant.graph.sharing import parameter_reads, read_elsewhere, shared_parameter
 from fxquant.ops.batch_norm import BATCH_NORM
 from fxquant.ops.cat import CAT
-from fxquant.ops.flow import inputs_of, layer_channels, site_of
+from fxquant.ops.flow import inputs_of, layer_channels, site_of, sites
 from fxquant.ops.norms import can_take_norm, why_not_one
 from fxquant.ops.site import batch_norm_affine, fold_affine
-from fxquant.pipeline import Log, Pass, Stage
+from fxquant.pipeline import Keeps, Log, Pass, Stage
 
 
 class FoldBatchNorm(Pass):
     """Folds a batch norm into the layers beside it."""
 
     name = "fold_bn"
+    summary = "batch norms go into the layers beside them"
     needs = gives = Stage.FLOAT
+    keeps = Keeps.EVAL
 
     def edit(self, gm: fx.GraphModule, log: Log) -> None:
         """Fold where it fits, then delete the batch norms that nothing reads any more."""
         reads = parameter_reads(gm)
         folded: set[str] = set()
-        for node in list(gm.graph.nodes):
-            site = site_of(gm, node)
-            if site is None or site.op is not BATCH_NORM:
-                continue
-            module = node.kwargs["batch_norm"]
+        for norm in [node for node, site in sites(gm) if site.op is BATCH_NORM]:
+            module = norm.kwargs["batch_norm"]
             assert isinstance(module, fx.Node)
-            before, after = _layers_before(gm, node), _layer_after(gm, node)
-            why_not_before = _why_not_before(gm, before, node, reads) if before else None
-            if before and why_not_before is None:
-                _fold_before(gm, before, node, module)
-            elif after is not None and _why_not_after(gm, node, after, reads) is None:
-                _fold_after(gm, node, after, module)
+            reasons = []
+            for layers, why_not, fold in (
+                (_layers_before(gm, norm), _why_not_before, _fold_before),
+                (_layers_after(gm, norm), _why_not_after, _fold_after),
+            ):
+                reason = why_not(gm, layers, norm, reads) if layers else None
+                if layers and reason is None:
+                    fold(gm, layers, norm, _value(gm, module))
+                    log.change(norm, f"folded into {', '.join(layer.name for layer in layers)}")
+                    folded.add(str(module.target))
+                    reads[id(_value(gm, module))] -= 1
+                    break
+                reasons += [reason] if reason else []
             else:
-                reason = why_not_before or (after and _why_not_after(gm, node, after, reads))
-                if reason:
-                    log.leave(node, reason)
-                continue
-            log.change(node, "folded into the layers beside it")
-            folded.add(str(module.target))
-            reads[_id(gm, module)] -= 1
+                log.leave(norm, "; ".join(reasons) or "no layer stands beside it")
         gone = {path for path in folded if reads[id(get_attribute(gm, path))] == 0}
         delete_unused(gm, gone)
 
@@ -82,52 +82,40 @@ def _why_not_before(
     gm: fx.GraphModule, layers: tuple[fx.Node, ...], norm: fx.Node, reads: Counter[int]
 ) -> str | None:
     value = inputs_of(norm)[0]
-    others = [reader.name for reader in value.users if reader is not norm]
-    if others:
-        return f"'{value.name}' is also read by '{others[0]}'"
     if len(set(layers)) < len(layers):
         return f"'{value.name}' holds '{layers[0].name}' twice"
+    reasons = [read_elsewhere(value, norm)]
     for layer in layers:
         reader = norm if layer is value else value
-        reason = _shared(gm, layer, reads) or why_not_one(gm, layer, reader)
-        if reason is not None:
-            return reason
-    return None
+        reasons += [shared_parameter(gm, layer, reads), why_not_one(gm, layer, reader)]
+    return next((reason for reason in reasons if reason), None)
 
 
-def _layer_after(gm: fx.GraphModule, norm: fx.Node) -> fx.Node | None:
-    """The only reader of the norm, if that is a layer over its channels."""
+def _layers_after(gm: fx.GraphModule, norm: fx.Node) -> tuple[fx.Node, ...]:
+    """The layer that reads the norm first, or none."""
     reader = next(iter(norm.users), None)
-    return reader if reader is not None and can_take_norm(gm, reader) else None
+    return (reader,) if reader is not None and can_take_norm(gm, reader) else ()
 
 
 def _why_not_after(
-    gm: fx.GraphModule, norm: fx.Node, layer: fx.Node, reads: Counter[int]
+    gm: fx.GraphModule, layers: tuple[fx.Node, ...], norm: fx.Node, reads: Counter[int]
 ) -> str | None:
-    others = [reader.name for reader in norm.users if reader is not layer]
-    if others:
-        return f"'{norm.name}' is also read by '{others[0]}'"
+    (layer,) = layers
     if layer_channels(gm, layer).axis != 0:
         return f"'{layer.name}' is transposed: how often it reads an offset depends on the place"
     padding = layer.kwargs.get("padding", 0)
-    if padding not in (0, "valid") and any(p != 0 for p in _as_tuple(padding)):
+    widths = padding if isinstance(padding, (tuple, list)) else (padding,)
+    if any(width not in (0, "valid") for width in widths):
         return f"'{layer.name}' pads with zeros, which the batch norm would have moved"
-    return _shared(gm, layer, reads) or why_not_one(gm, norm, layer)
-
-
-def _shared(gm: fx.GraphModule, layer: fx.Node, reads: Counter[int]) -> str | None:
-    for parameter in (layer.kwargs["weight"], layer.kwargs["bias"]):
-        if isinstance(parameter, fx.Node) and reads[_id(gm, parameter)] > 1:
-            return f"'{parameter.target}' is shared with another call"
-    return None
+    return shared_parameter(gm, layer, reads) or why_not_one(gm, norm, layer)
 
 
 def _fold_before(
-    gm: fx.GraphModule, layers: tuple[fx.Node, ...], norm: fx.Node, module: fx.Node
+    gm: fx.GraphModule, layers: tuple[fx.Node, ...], norm: fx.Node, module: nn.Module
 ) -> None:
     """Scale each weight, shift each bias, drop the norm."""
     with torch.no_grad():
-        factor, offset = batch_norm_affine(_value(gm, module))
+        factor, offset = batch_norm_affine(module)
         start = 0
         for layer in layers:
             weight, bias = _parameters(gm, layer)
@@ -138,12 +126,14 @@ def _fold_before(
     erase(norm, inputs_of(norm)[0])
 
 
-def _fold_after(gm: fx.GraphModule, norm: fx.Node, layer: fx.Node, module: fx.Node) -> None:
+def _fold_after(
+    gm: fx.GraphModule, layers: tuple[fx.Node, ...], norm: fx.Node, module: nn.Module
+) -> None:
     """Scale the weight's input channels, add what the offset sums to, drop the norm."""
+    (layer,) = layers
     with torch.no_grad():
-        factor, offset = batch_norm_affine(_value(gm, module))
         weight, bias = _parameters(gm, layer)
-        _set(gm, layer, *fold_input_affine(weight, bias, factor, offset))
+        _set(gm, layer, *fold_input_affine(weight, bias, *batch_norm_affine(module)))
     erase(norm, inputs_of(norm)[0])
 
 
@@ -184,13 +174,5 @@ def _set(gm: fx.GraphModule, layer: fx.Node, weight: Tensor, bias: Tensor) -> No
     layer.kwargs = {**layer.kwargs, "bias": added}
 
 
-def _as_tuple(padding: Any) -> tuple[Any, ...]:
-    return tuple(padding) if isinstance(padding, (tuple, list)) else (padding,)
-
-
 def _value(gm: fx.GraphModule, node: fx.Node) -> Any:
     return get_attribute(gm, str(node.target))
-
-
-def _id(gm: fx.GraphModule, node: fx.Node) -> int:
-    return id(_value(gm, node))

@@ -13,12 +13,13 @@ from __future__ import annotations
 from torch import fx
 
 from fxquant.graph.edit import erase
+from fxquant.graph.sharing import read_elsewhere
 from fxquant.ops.clamp import CLAMP, HARDTANH, RELU6
 from fxquant.ops.flow import inputs_of, site_of
 from fxquant.ops.norms import layer_and_norm, why_not_one
 from fxquant.ops.relu import RELU
-from fxquant.ops.site import CallSite, Clamp
-from fxquant.ops.spec import Output
+from fxquant.ops.site import CallSite
+from fxquant.ops.spec import Clamp, Output
 from fxquant.pipeline import RewritePass, Stage
 
 
@@ -26,6 +27,7 @@ class FuseConvBnRelu(RewritePass):
     """Makes one site of a layer, its batch norm and its activation."""
 
     name = "fuse_conv_bn_relu"
+    summary = "a layer, its batch norm and its activation become one site"
     needs = gives = Stage.FLOAT
 
     def match(self, gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, ...] | None:
@@ -47,8 +49,7 @@ class FuseConvBnRelu(RewritePass):
         first, second = match
         if "batch_norm" in second.kwargs:
             return why_not_one(gm, first, second)
-        others = [reader.name for reader in first.users if reader is not second]
-        return f"'{first.name}' is also read by '{others[0]}'" if others else None
+        return read_elsewhere(first, second)
 
     def rewrite(self, gm: fx.GraphModule, match: tuple[fx.Node, ...]) -> str:
         """Move the batch norm or the clamp into the first site."""
@@ -59,12 +60,13 @@ class FuseConvBnRelu(RewritePass):
         if "batch_norm" in second.kwargs:
             # the site moves down to its batch norm, whose module is read from there on
             second.append(first)
-            first.kwargs = {**first.kwargs, "batch_norm": second.kwargs["batch_norm"]}
+            module = second.kwargs["batch_norm"]
+            first.kwargs = {**first.kwargs, "batch_norm": module}
         else:
             inner.activation = _clamp(second, outer)
         second.replace_all_uses_with(first, delete_user_cb=lambda user: user is not first)
         erase(second)
-        return f"took '{second.name}' in"
+        return f"took in '{second.name}'"
 
 
 def _clamp(node: fx.Node, site: CallSite) -> Clamp | None:

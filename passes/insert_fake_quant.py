@@ -1,7 +1,7 @@
 """Put a fake-quant on every value that will be an integer, and on every weight.
 
-    before   x ── input ── conv(w) ─────────── y      input and conv hold observers
-    after    x ── input ── conv(fq(w)) → fq ── y      and now the fake-quants around them
+    before   x ── quantize ── conv(w) ─────────── y    quantize and conv hold observers
+    after    x ── quantize ── conv(fq(w)) → fq ── y    and now the fake-quants around them
 
 Each site also learns the quantizers of the values it reads: in eval() it computes in their
 integers. A value that keeps its input's range shares its input's quantizer.
@@ -13,11 +13,11 @@ import torch
 from torch import fx
 
 from fxquant.fake_quant import ActivationFakeQuant, WeightFakeQuant
-from fxquant.graph.edit import module_at
+from fxquant.graph.edit import called_module
 from fxquant.observers import Observer
-from fxquant.ops.flow import grids, inputs_of, layer_channels, sites
+from fxquant.ops.flow import grids, inputs_of, layer_channels, quantizer_of, sites
 from fxquant.ops.site import CallSite, InputQuantizer
-from fxquant.pipeline import Log, Pass, Stage
+from fxquant.pipeline import Keeps, Log, Pass, Stage
 from fxquant.schemes import INT8_WEIGHT, UINT8, QuantScheme
 
 
@@ -25,8 +25,10 @@ class InsertFakeQuant(Pass):
     """Puts a fake-quant on every value that will be an integer, and on every weight."""
 
     name = "insert_fake_quant"
+    summary = "values and weights are rounded to their grids"
     needs = Stage.OBSERVED
     gives = Stage.FAKE_QUANT
+    keeps = Keeps.NOTHING
 
     def __init__(self, activation: QuantScheme = UINT8, weight: QuantScheme = INT8_WEIGHT) -> None:
         """The schemes of activations and of weights."""
@@ -37,7 +39,7 @@ class InsertFakeQuant(Pass):
         """Wrap the observers, quantize the weights, then tell each site what it reads."""
         double = any(p.dtype is torch.float64 for p in gm.parameters())
         for node in gm.graph.nodes:
-            module = module_at(gm, node) if node.op == "call_module" else None
+            module = called_module(gm, node)
             if not isinstance(module, (CallSite, InputQuantizer)):
                 continue
             if isinstance(module.output, Observer):
@@ -51,11 +53,5 @@ class InsertFakeQuant(Pass):
                 log.change(node, f"weight in {self.weight}")
         grid = grids(gm)
         for node, site in sites(gm):
-            site.sources = tuple(_quantizer(gm, grid[value]) for value in inputs_of(node))
+            site.sources = tuple(quantizer_of(gm, grid[value]) for value in inputs_of(node))
 
-
-def _quantizer(gm: fx.GraphModule, node: fx.Node) -> ActivationFakeQuant:
-    module = module_at(gm, node)
-    assert isinstance(module, (CallSite, InputQuantizer))
-    assert isinstance(module.output, ActivationFakeQuant)
-    return module.output

@@ -1,7 +1,7 @@
 """Watch every value that will be an integer with a range of its own.
 
-    before   x ─────────── conv ── relu ── y
-    after    x ── input ── conv ── relu ── y          input and conv each hold an observer
+    before   x ────────────── conv ── relu ── y
+    after    x ── quantize ── conv ── relu ── y       quantize and conv each hold an observer
 
 A float value that enters the integer part (an input of the network, the result of a layer
 kept in float) gets a node for that; every other observer sits in the site it watches. Values
@@ -14,7 +14,7 @@ from __future__ import annotations
 from torch import fx
 
 from fxquant.errors import UnsupportedOperatorError
-from fxquant.graph.edit import call_site, module_at
+from fxquant.graph.edit import call_site, called_module
 from fxquant.graph.merge import TrainOnly, item
 from fxquant.graph.place import copy_place, describe, place_of
 from fxquant.graph.values import assertions, scalars
@@ -30,6 +30,7 @@ class InsertObservers(Pass):
     """Watches every value that will be an integer with a range of its own."""
 
     name = "insert_observers"
+    summary = "every value that will be an integer is watched"
     needs = Stage.FLOAT
     gives = Stage.OBSERVED
 
@@ -79,7 +80,7 @@ class InsertObservers(Pass):
     def _is_known(self, gm: fx.GraphModule, node: fx.Node) -> bool:
         if node.op in ("placeholder", "get_attr", "output") or node.target is item:
             return True
-        module = module_at(gm, node) if node.op == "call_module" else None
+        module = called_module(gm, node)
         return (
             isinstance(module, (CallSite, TrainOnly))
             or is_move(gm, node)
@@ -90,7 +91,7 @@ class InsertObservers(Pass):
 def _add_entrance(gm: fx.GraphModule, value: fx.Node) -> fx.Node:
     entrance = InputQuantizer(MovingAverage())
     with gm.graph.inserting_after(_after_inputs(value)):
-        node = call_site(gm, f"input_{value.name}", entrance, (value,))
+        node = call_site(gm, f"quantize_{value.name}", entrance, (value,))
     copy_place(value, node)
     return node
 

@@ -20,6 +20,7 @@ class JoinAdds(RewritePass):
     """Makes one sum of a chain of sums."""
 
     name = "join_adds"
+    summary = "chains of sums become one sum, rounded once"
     needs = gives = Stage.FLOAT
 
     def match(self, gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, ...] | None:

@@ -1,7 +1,7 @@
 """Replace every site by its integer operator, between one quantize and one dequantize.
 
-    before   x ── input ── conv → fq ── flatten ── y
-    after    x ── quantize ── conv ── flatten ── dequantize ── y       integers inside
+    before   x ── quantize ── conv → fq ── flatten ── y
+    after    x ── quantize ── conv ────── flatten ── dequantize ── y   integers inside
 
 The integers are those that eval() computes with, made by the same functions. What only
 training does is dropped; calls that move elements stay as they are, now moving integers.
@@ -16,21 +16,21 @@ from fxquant.errors import AccumulatorError, NonFiniteError, UncalibratedError
 from fxquant.fake_quant import ActivationFakeQuant
 from fxquant.graph.edit import (
     call_site,
+    called_module,
     constant_site,
     erase,
     get_attribute,
-    module_at,
     replace_site,
 )
 from fxquant.graph.merge import Switch
 from fxquant.graph.modes import is_identity_in_eval
-from fxquant.graph.place import copy_place, describe
+from fxquant.graph.place import copy_place, describe, place_of
 from fxquant.graph.values import assertions, scalars
 from fxquant.intmath import ACCUMULATOR_LIMIT, LayerNumbers
-from fxquant.ops.flow import grids, inputs_of
+from fxquant.ops.flow import grids, inputs_of, quantizer_of
 from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
 from fxquant.ops.site import CallSite, InputQuantizer
-from fxquant.pipeline import Log, Pass, Stage
+from fxquant.pipeline import Keeps, Log, Pass, Stage
 from fxquant.schemes import quantize
 
 
@@ -38,41 +38,36 @@ class LowerToInteger(Pass):
     """Replaces every site by its integer operator, between quantize and dequantize."""
 
     name = "lower_to_integer"
+    summary = "every site becomes its integer operator"
     needs = Stage.FAKE_QUANT
     gives = Stage.INTEGER
+    keeps = Keeps.NOTHING
 
     def edit(self, gm: fx.GraphModule, log: Log) -> None:
         """Drop what eval() does not do, add the way out of the integers, then lower."""
         _drop_training(gm)
-        quantizers = {node: _quantizer(gm, grid) for node, grid in grids(gm).items()}
+        quantizers = {node: quantizer_of(gm, grid) for node, grid in grids(gm).items()}
         _refuse_uncalibrated(quantizers)
         _add_exits(gm, quantizers)
         for node in list(gm.graph.nodes):
-            module = module_at(gm, node) if node.op == "call_module" else None
+            module = called_module(gm, node)
             if isinstance(module, InputQuantizer):
                 _lower_entrance(gm, node, quantizers[node])
             elif isinstance(module, CallSite):
                 _lower_site(gm, node, module)
-                log.change(node, f"is {module_at(gm, node)}")
+                log.change(node, f"{module.extra_repr()}, in integers")
 
 
 def _drop_training(gm: fx.GraphModule) -> None:
     """Switches give what they give in eval(); dropout and what only training reads go."""
     for node in list(gm.graph.nodes):
-        module = module_at(gm, node) if node.op == "call_module" else None
+        module = called_module(gm, node)
         if isinstance(module, Switch) or (module is not None and is_identity_in_eval(module)):
             erase(node, node.args[0])
     checks = assertions(gm.graph)
     for node in reversed(list(gm.graph.nodes)):
         if not node.users and node.op not in ("placeholder", "output") and node not in checks:
             gm.graph.erase_node(node)
-
-
-def _quantizer(gm: fx.GraphModule, node: fx.Node) -> ActivationFakeQuant:
-    module = module_at(gm, node)
-    assert isinstance(module, (CallSite, InputQuantizer))
-    assert isinstance(module.output, ActivationFakeQuant)
-    return module.output
 
 
 def _refuse_uncalibrated(quantizers: dict[fx.Node, ActivationFakeQuant]) -> None:
@@ -106,27 +101,24 @@ def _lower_entrance(gm: fx.GraphModule, node: fx.Node, quantizer: ActivationFake
         codes = quantize(get_attribute(gm, str(value.target)).detach(), quantizer.qparams)
         with gm.graph.inserting_before(node):
             erase(node, constant_site(gm, f"{value.name}_codes", codes))
-        return
-    with gm.graph.inserting_before(node):
-        lowered = call_site(gm, f"quantize_{value.name}", Quantize(quantizer.qparams), (value,))
-    copy_place(node, lowered)
-    erase(node, lowered)
+    else:
+        replace_site(gm, node, Quantize(quantizer.qparams))
 
 
 def _lower_site(gm: fx.GraphModule, node: fx.Node, site: CallSite) -> None:
     options = {
-        name: get_attribute(gm, str(value.target)) if isinstance(value, fx.Node) else value
+        name: get_attribute(gm, str(value.target))
+        if isinstance(value, fx.Node) and value.op == "get_attr"
+        else value  # a setting; a number that the graph computes stays a node
         for name, value in node.kwargs.items()
-        if not isinstance(value, fx.Node) or value.op == "get_attr"
     }
     _refuse_nonfinite(node, options)
     with torch.no_grad():
-        numbers, settings = site.integers(options)
+        numbers, settings = site.numbers_and_settings(options)
     if isinstance(numbers, LayerNumbers):
         _prove_accumulator(node, numbers)
     replace_site(gm, node, IntegerOp(site.op, numbers, site.target.qparams.scheme))
-    computed = {name: node.kwargs[name] for name in node.kwargs if name not in options}
-    node.kwargs = settings | computed
+    node.kwargs = settings
 
 
 def _refuse_nonfinite(node: fx.Node, options: dict[str, object]) -> None:
@@ -147,5 +139,6 @@ def _prove_accumulator(node: fx.Node, numbers: LayerNumbers) -> None:
         raise AccumulatorError(
             f"channel {channel} of {describe(node)} may reach {int(worst[channel])}, beyond the "
             f"32 bits of its accumulator.\n"
-            "What to do: keep this layer in float (QuantConfig.keep_float), or split its inputs."
+            f"What to do: keep this layer in float, QuantConfig(keep_float="
+            f"('{place_of(node).module}',)), or split its inputs."
         )

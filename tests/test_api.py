@@ -17,7 +17,7 @@ from tests.strategies import chain
 
 def test_prepare_qat_needs_a_float_module():
     prepared = fxquant.prepare_qat(chain("conv").build())
-    with pytest.raises(StageError, match="takes a float model, got a fake-quant graph"):
+    with pytest.raises(StageError, match="takes a float model, got a fake-quant graph.\nWhat"):
         fxquant.prepare_qat(prepared)
     with pytest.raises(CaptureError, match="takes an nn.Module, got str"):
         fxquant.prepare_qat("resnet18")
@@ -25,12 +25,12 @@ def test_prepare_qat_needs_a_float_module():
 
 def test_convert_needs_a_prepared_model():
     model = chain("conv").build()
-    with pytest.raises(StageError, match="takes what prepare_qat returned, got a float _Net"):
+    with pytest.raises(StageError, match="what prepare_qat returned, got a _Net, a float graph"):
         fxquant.convert(model)
     prepared = fxquant.prepare_qat(model)
     laws.settle(prepared)
     quantized = fxquant.convert(prepared)
-    with pytest.raises(StageError, match="got a integer"):
+    with pytest.raises(StageError, match="an integer graph"):
         fxquant.convert(quantized)
 
 
@@ -49,6 +49,7 @@ def test_an_override_that_matches_nothing_names_near_misses():
         ({"equalize": True}, "needs batch_norm='fold'"),
         ({"keep_float": "head"}, "a tuple of paths"),
         ({"weight": fxquant.QuantScheme(symmetric=False)}, "weights need a symmetric scheme"),
+        ({"activation": 8}, "activation is a QuantScheme.*got 8"),
         ({"activation": fxquant.QuantScheme(per_channel=True)}, "one scale per tensor"),
     ],
 )
@@ -76,8 +77,8 @@ def test_explain_says_what_changed_and_what_was_left_alone():
     )
     text = fxquant.explain(prepared)
     assert "3. fold_bn" in text
-    assert "changed: steps_1: folded into the layers beside it" in text
-    assert "left alone: steps_3: batch_norm does not let factors through" in text
+    assert "steps_1: folded into steps_0" in text
+    assert "left alone  steps_3: batch_norm does not let factors through" in text
     assert [record.name for record in history(prepared)] == [
         *("canonicalize", "join_adds", "fold_bn", "fuse_conv_bn_relu"),
         *("insert_observers", "equalize_cross_layer", "insert_fake_quant"),

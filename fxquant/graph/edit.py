@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -76,6 +77,23 @@ def module_at(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return value if isinstance(value, nn.Module) else None
 
 
+def called_module(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The module that `node` calls, if it calls one."""
+    return module_at(gm, node) if node.op == "call_module" else None
+
+
+def map_nodes(arguments: Any, function: Callable[[fx.Node], Any]) -> Any:
+    """Arguments of a node, nested or not, with `function` of each node in its place."""
+    return fx.node.map_arg(arguments, function)
+
+
+def nodes_in(arguments: Any) -> list[fx.Node]:
+    """The nodes among the arguments of a node, nested or not."""
+    found: list[fx.Node] = []
+    fx.node.map_arg(arguments, found.append)
+    return found
+
+
 def erase(node: fx.Node, use_instead: Any = None) -> None:
     """Remove `node`; its readers read `use_instead` (a node, or any other argument)."""
     if isinstance(use_instead, fx.Node):
@@ -85,8 +103,8 @@ def erase(node: fx.Node, use_instead: Any = None) -> None:
             return use_instead if n is node else n
 
         for reader in list(node.users):
-            reader.args = fx.node.map_arg(reader.args, swap)
-            reader.kwargs = fx.node.map_arg(reader.kwargs, swap)
+            reader.args = map_nodes(reader.args, swap)
+            reader.kwargs = map_nodes(reader.kwargs, swap)
     node.graph.erase_node(node)
 
 
@@ -111,6 +129,13 @@ def delete_unused(gm: fx.GraphModule, paths: set[str]) -> None:
     """Delete those modules of `paths` that the graph no longer names."""
     for path in paths - used_paths(gm):
         gm.delete_submodule(path)
+
+
+def delete_unused_sites(gm: fx.GraphModule) -> None:
+    """Delete the sites that no node calls any more."""
+    sites = getattr(gm, SITES, None)
+    if sites is not None:
+        delete_unused(gm, {f"{SITES}.{name}" for name, _ in sites.named_children()})
 
 
 def state_bytes(gm: nn.Module) -> int:

@@ -23,7 +23,7 @@ from fxquant.graph.modes import is_identity
 from fxquant.graph.place import describe
 from fxquant.graph.values import scalars
 
-_OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
+IN_PLACE: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
     operator.imul: operator.mul,
@@ -31,6 +31,10 @@ _OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.ifloordiv: operator.floordiv,
     operator.ipow: operator.pow,
     operator.imod: operator.mod,
+    operator.imatmul: operator.matmul,
+    operator.iand: operator.and_,
+    operator.ior: operator.or_,
+    operator.ixor: operator.xor,
 }
 _VIEWS = {
     *("view", "reshape", "flatten", "transpose", "permute", "squeeze", "unsqueeze", "expand"),
@@ -109,8 +113,8 @@ def _out_of_place(node: fx.Node, root: nn.Module, overwriting: set[nn.Module]) -
         return Form(name, node.args, node.kwargs) if known else None
     if node.op != "call_function":
         return None
-    if node.target in _OPERATORS:
-        return Form(_OPERATORS[node.target], node.args, node.kwargs)
+    if node.target in IN_PLACE:
+        return Form(IN_PLACE[node.target], node.args, node.kwargs)
     return _without_flag(node) or _other_function(node)
 
 

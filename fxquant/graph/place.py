@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
-from types import FrameType, TracebackType
+from types import CodeType, FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import fx
 _KEY, _EXAMPLE = "fxquant_place", "fxquant_example"
 _OWN = tuple(
     os.path.dirname(os.path.abspath(path)) + os.sep
-    for path in (torch.__file__, os.path.dirname(__file__))
+    for path in (torch.__file__, __file__)
 )
 
 
@@ -74,16 +74,21 @@ def describe(node: fx.Node) -> str:
     return f"node '{node.name}' ({node.op} {call}) {place_of(node)}"
 
 
-def is_user_code(frame: FrameType) -> bool:
-    """Whether a frame belongs to neither torch nor fxquant."""
+def _is_user_code(frame: FrameType) -> bool:
+    """Whether a frame belongs to neither torch nor the capture."""
     file = frame.f_code.co_filename
     return not file.startswith((*_OWN, "<"))
 
 
-def caller_place(module: str) -> Place:
-    """The innermost line of user code that is running now, inside `module`."""
+def caller_place(module: str, capture: CodeType) -> Place:
+    """The innermost line of user code that is running now, inside `module`.
+
+    The walk ends where `capture` began: beyond lies whoever called us, who is not to blame.
+    """
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not is_user_code(frame):
+    while frame is not None and not _is_user_code(frame):
+        if frame.f_code is capture:
+            return Place(module)
         frame = frame.f_back
     if frame is None:
         return Place(module)
@@ -94,7 +99,7 @@ def raised_at(traceback: TracebackType | None) -> str:
     """`file:line` of the innermost user code that an exception came through."""
     at = "an unknown line"
     while traceback is not None:
-        if is_user_code(traceback.tb_frame):
+        if _is_user_code(traceback.tb_frame):
             at = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
         traceback = traceback.tb_next
     return at

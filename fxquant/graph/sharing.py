@@ -1,4 +1,4 @@
-"""How often each parameter is read: by whom else would a change of it be seen?"""
+"""By whom else would a change be seen? Of a value, and of a parameter."""
 
 from __future__ import annotations
 
@@ -28,3 +28,19 @@ def parameter_reads(gm: fx.GraphModule) -> Counter[int]:
         elif node.op == "call_module" and not str(node.target).startswith(SITES + "."):
             reads.update({id(part): 1 for part in (*value.parameters(), *value.modules())})
     return reads
+
+
+def read_elsewhere(value: fx.Node, reader: fx.Node) -> str | None:
+    """That `value` has another reader than `reader`, as a sentence, or None."""
+    others = [user.name for user in value.users if user is not reader]
+    return f"'{value.name}' is also read by '{others[0]}'" if others else None
+
+
+def shared_parameter(gm: fx.GraphModule, layer: fx.Node, reads: Counter[int]) -> str | None:
+    """That another call reads a parameter of `layer`, as a sentence, or None."""
+    for parameter in (layer.kwargs["weight"], layer.kwargs["bias"]):
+        if isinstance(parameter, fx.Node):
+            value = get_attribute(gm, str(parameter.target))
+            if reads[id(value)] > 1:
+                return f"'{parameter.target}' is shared with another call"
+    return None

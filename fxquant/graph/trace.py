@@ -14,8 +14,7 @@ shape comparisons in an `if`, iteration and unpacking are answered as the model 
 from __future__ import annotations
 
 import inspect
-import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch import fx, nn
 from torch.fx.proxy import TraceError
 
 from fxquant.errors import CaptureError
-from fxquant.graph.inplace import make_functional, overwriting_modules
+from fxquant.graph.inplace import IN_PLACE, make_functional, overwriting_modules
 from fxquant.graph.merge import merge
 from fxquant.graph.modes import is_identity_in_eval
 from fxquant.graph.network import Network, network
@@ -117,24 +116,23 @@ class _Proxy(fx.Proxy):
     down as what it is; fx makes `x = x + y` of it.
     """
 
-    def __iadd__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
-
-    def __isub__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
-
-    def __imul__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
-
-    def __itruediv__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
-
     def __len__(self) -> int:
         assert isinstance(self.tracer, _Tracer)
         value = self.tracer.examples.get(self.node, _UNKNOWN)
         if value is _UNKNOWN:
             raise TraceError("len() of a value whose shape is not known")
         return len(value)
+
+
+def _in_place(target: Callable[..., Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
+    def method(self: _Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return method
+
+
+for _target in IN_PLACE:
+    setattr(_Proxy, f"__{_target.__name__}__", _in_place(_target))
 
 
 class _Tracer(fx.Tracer):
@@ -167,7 +165,7 @@ class _Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
-        set_place(node, caller_place(self.scope.module_path))
+        set_place(node, caller_place(self.scope.module_path, _trace_mode.__code__))
         value = self._example(node)
         if value is not _UNKNOWN:
             self.examples[node] = value

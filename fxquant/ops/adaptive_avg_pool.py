@@ -9,26 +9,21 @@ Cell i of n over a length L reaches from floor(i·L/n) to ceil((i+1)·L/n); c is
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.intmath import centered, divide_half_up, exact_integer, per_channel
+from fxquant.intmath import centered, mean_half_up, per_channel
 from fxquant.ops.spec import (
     OpSpec,
     Output,
-    RealCall,
+    ZeroPoint,
     module_options,
     signature_reader,
+    zero_point,
 )
-
-
-class AdaptiveAvgPoolNumbers(NamedTuple):
-    """`zero`, 0-dim int32: the zero point. A mean of codes needs no clamp."""
-
-    zero: Tensor
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:
@@ -58,11 +53,8 @@ def _record(
     def options(module: nn.Module) -> dict[str, Any]:
         return module_options(module, "output_size")
 
-    def numbers(call: RealCall) -> AdaptiveAvgPoolNumbers:
-        return AdaptiveAvgPoolNumbers(call.target.qparams.zero_point)
-
     def kernel(
-        n: AdaptiveAvgPoolNumbers, dtype: torch.dtype, codes: Tensor, output_size: Any
+        n: ZeroPoint, dtype: torch.dtype, codes: Tensor, output_size: Any
     ) -> Tensor:
         mean = function(centered(codes, n.zero, torch.float64), output_size)
         size = torch.ones((1,) * dims, dtype=torch.int64)
@@ -70,8 +62,7 @@ def _record(
             cells = cell_sizes(codes.shape[i - dims], mean.shape[i - dims])
             size = size * per_channel(cells, i, dims)
         size = size.to(codes.device)
-        total = exact_integer(mean * size)
-        return (divide_half_up(total, size) + n.zero).to(dtype)
+        return (mean_half_up(mean, size) + n.zero).to(dtype)
 
     return OpSpec(
         name=function.__name__,
@@ -82,8 +73,7 @@ def _record(
         read=signature_reader(function),
         output=Output.INPUT,
         weight_axis=None,
-        folds=False,
-        numbers=numbers,
+        numbers=zero_point,
         kernel=kernel,
     )
 

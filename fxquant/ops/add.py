@@ -10,24 +10,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from fxquant.intmath import Rescale, common_rescale, requantize
-from fxquant.ops.spec import Call, OpSpec, Output, RealCall
-
-
-class AddNumbers(NamedTuple):
-    """`multiplier` int64 [n], `x_zero` int32 [n], one of each per operand; the others 0-dim."""
-
-    multiplier: Tensor
-    shift: Tensor
-    x_zero: Tensor
-    y_zero: Tensor
-    low: Tensor
-    high: Tensor
+from fxquant.ops.spec import Call, OperandNumbers, OpSpec, Output, RealCall, operand_numbers
 
 
 def add(*inputs: Tensor) -> Tensor:
@@ -47,20 +36,11 @@ def _read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
     return Call(inputs, {}) if named.pop("alpha", 1) == 1 and not named else None
 
 
-def _numbers(call: RealCall) -> AddNumbers:
-    scales = torch.stack([q.scale for q in call.inputs]).double()
-    rescale = common_rescale(scales / call.target.qparams.scale.double())
-    return AddNumbers(
-        multiplier=rescale.multiplier,
-        shift=rescale.shift,
-        x_zero=torch.stack([q.zero_point for q in call.inputs]),
-        y_zero=call.target.qparams.zero_point,
-        low=call.target.low,
-        high=call.target.high,
-    )
+def _numbers(call: RealCall) -> OperandNumbers:
+    return operand_numbers(call, common_rescale)
 
 
-def _kernel(n: AddNumbers, dtype: torch.dtype, *codes: Tensor) -> Tensor:
+def _kernel(n: OperandNumbers, dtype: torch.dtype, *codes: Tensor) -> Tensor:
     total = torch.zeros((), dtype=torch.int64, device=codes[0].device)
     for x, zero, multiplier in zip(codes, n.x_zero, n.multiplier, strict=True):
         total = total + (x.to(torch.int64) - zero) * multiplier
@@ -77,7 +57,6 @@ ADD = OpSpec(
     read=_read,
     output=Output.OWN,
     weight_axis=None,
-    folds=False,
     numbers=_numbers,
     kernel=_kernel,
 )

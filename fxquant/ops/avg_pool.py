@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.intmath import centered, divide_half_up, exact_integer, per_channel
+from fxquant.intmath import centered, mean_half_up, per_channel
 from fxquant.ops.spec import OpSpec, Output, RealCall, module_options, signature_reader
 
 
@@ -100,9 +100,8 @@ def _record(
         x = centered(codes, n.zero, torch.float64)
         mean = function(x, **settings)
         divisor = _divisor(x, mean, dims, settings).to(x.device)
-        # torch divides once, so that times the divisor the sum comes back within 1e-6
-        total = exact_integer(mean * divisor)
-        return torch.clamp(divide_half_up(total, divisor) + n.zero, n.low, n.high).to(dtype)
+        # the clamp is for divisor_override: what it gives is not a mean
+        return torch.clamp(mean_half_up(mean, divisor) + n.zero, n.low, n.high).to(dtype)
 
     return OpSpec(
         name=function.__name__,
@@ -113,7 +112,6 @@ def _record(
         read=signature_reader(function),
         output=Output.INPUT,
         weight_axis=None,
-        folds=False,
         numbers=numbers,
         kernel=kernel,
     )

@@ -47,12 +47,11 @@ def _read(args: object, kwargs: object) -> Call | None:
 
 
 def _numbers(call: RealCall) -> BatchNormNumbers:
-    assert call.weights is not None
-    assert call.weights.bias is not None
+    assert call.affine is not None  # it always has its batch norm among its options
     s_y = call.target.qparams.scale.double()
-    factor = call.weights.weight.detach().double() * call.inputs[0].scale.double() / s_y
-    rescale = rescale_of(factor)
-    offset = torch.ldexp(call.weights.bias.detach().double() / s_y, rescale.shift).round()
+    factor, offset = (values.detach().double() / s_y for values in call.affine)
+    rescale = rescale_of(factor * call.inputs[0].scale.double())
+    offset = torch.ldexp(offset, rescale.shift).round()
     return BatchNormNumbers(
         multiplier=rescale.multiplier,
         shift=rescale.shift,
@@ -86,7 +85,6 @@ BATCH_NORM = OpSpec(
     read=_read,
     output=Output.OWN,
     weight_axis=None,
-    folds=False,
     numbers=_numbers,
     kernel=_kernel,
 )

@@ -9,24 +9,13 @@ Operands that share the output's parameters come through unchanged.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from fxquant.intmath import Rescale, requantize, rescale_of
-from fxquant.ops.spec import Call, OpSpec, Output, RealCall
-
-
-class CatNumbers(NamedTuple):
-    """`multiplier`, `shift` int64 [n], `x_zero` int32 [n], per operand; the others 0-dim."""
-
-    multiplier: Tensor
-    shift: Tensor
-    x_zero: Tensor
-    y_zero: Tensor
-    low: Tensor
-    high: Tensor
+from fxquant.ops.spec import Call, OperandNumbers, OpSpec, Output, RealCall, operand_numbers
 
 
 def cat(*inputs: Tensor, dim: int = 0) -> Tensor:
@@ -45,20 +34,11 @@ def _read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
     return Call(tuple(inputs), {"dim": dim})
 
 
-def _numbers(call: RealCall) -> CatNumbers:
-    scales = torch.stack([q.scale for q in call.inputs]).double()
-    rescale = rescale_of(scales / call.target.qparams.scale.double())
-    return CatNumbers(
-        multiplier=rescale.multiplier,
-        shift=rescale.shift,
-        x_zero=torch.stack([q.zero_point for q in call.inputs]),
-        y_zero=call.target.qparams.zero_point,
-        low=call.target.low,
-        high=call.target.high,
-    )
+def _numbers(call: RealCall) -> OperandNumbers:
+    return operand_numbers(call, rescale_of)
 
 
-def _kernel(n: CatNumbers, dtype: torch.dtype, *codes: Tensor, dim: int) -> Tensor:
+def _kernel(n: OperandNumbers, dtype: torch.dtype, *codes: Tensor, dim: int) -> Tensor:
     rows = zip(codes, n.x_zero, n.multiplier, n.shift, strict=True)
     parts = [
         requantize(
@@ -78,7 +58,6 @@ CAT = OpSpec(
     read=_read,
     output=Output.OWN,
     weight_axis=None,
-    folds=False,
     numbers=_numbers,
     kernel=_kernel,
 )

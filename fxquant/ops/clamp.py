@@ -7,15 +7,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from fxquant.ops.site import Clamp
-from fxquant.ops.spec import Call, OpSpec, Output, RealCall
+from fxquant.ops.spec import (
+    Call,
+    Clamp,
+    OpSpec,
+    Output,
+    Reader,
+    RealCall,
+    signature_reader,
+)
 from fxquant.schemes import code_of
 
 
@@ -26,32 +33,38 @@ class ClampNumbers(NamedTuple):
     high: Tensor
 
 
-def clamp(input: Tensor, low: float = -math.inf, high: float = math.inf) -> Tensor:
+def clamp(input: Tensor, low: float, high: float) -> Tensor:
     """Any shape."""
     return Clamp(low, high)(input)
 
 
-def _read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
-    """clamp(x, min, max), hardtanh(x, min_val, max_val): constants only, None is no limit."""
-    names = {"min": "low", "max": "high", "min_val": "low", "max_val": "high"}
-    found = dict(zip(("low", "high"), args[1:3], strict=False))
-    found.update({names[name]: value for name, value in kwargs.items() if name in names})
-    if any(isinstance(value, fx.Node) for value in found.values()):
-        return None
-    low, high = found.get("low"), found.get("high")
-    return _call(args[0], -math.inf if low is None else low, math.inf if high is None else high)
+def _like_clamp(input: Tensor, min: Any = None, max: Any = None) -> None: ...
 
 
-def _call(x: Any, low: float, high: float) -> Call | None:
-    return Call((x,), {"low": float(low), "high": float(high)}) if low <= high else None
+def _like_hardtanh(
+    input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
+) -> None: ...
 
 
-def _read_relu6(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
-    return _call(args[0] if args else kwargs["input"], 0.0, 6.0)
+def _like_relu6(input: Tensor, inplace: bool = False) -> None: ...
 
 
-def _read_hardtanh(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
-    return _read((args[0], *(args[1:3] or (-1.0, 1.0))), kwargs)
+def _reader(spelling: Callable[..., None], low: str | float, high: str | float) -> Reader:
+    """Read a call spelled as `spelling`; its limits are options of it, or fixed."""
+    by_signature = signature_reader(spelling)
+
+    def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+        call = by_signature(args, kwargs)
+        if call is None:
+            return None
+        limits = [call.options[end] if isinstance(end, str) else end for end in (low, high)]
+        if not all(isinstance(limit, (int, float)) or limit is None for limit in limits):
+            return None  # a limit that is a tensor, or computed
+        bottom = -math.inf if limits[0] is None else float(limits[0])
+        top = math.inf if limits[1] is None else float(limits[1])
+        return Call(call.inputs, {"low": bottom, "high": top}) if bottom <= top else None
+
+    return read
 
 
 def _numbers(call: RealCall) -> ClampNumbers:
@@ -67,8 +80,17 @@ def _kernel(n: ClampNumbers, dtype: torch.dtype, codes: Tensor, low: float, high
     return torch.clamp(codes, n.low.to(dtype), n.high.to(dtype))
 
 
-def _record(name: str, functions: tuple[Any, ...], methods: tuple[str, ...],
-            modules: Mapping[type[nn.Module], Any], read: Any) -> OpSpec:
+def _limits(module: nn.Hardtanh) -> dict[str, Any]:
+    return {"low": float(module.min_val), "high": float(module.max_val)}
+
+
+def _record(
+    name: str,
+    functions: tuple[Any, ...],
+    methods: tuple[str, ...],
+    modules: Mapping[type[nn.Module], Any],
+    read: Reader,
+) -> OpSpec:
     return OpSpec(
         name=name,
         function=clamp,
@@ -78,16 +100,19 @@ def _record(name: str, functions: tuple[Any, ...], methods: tuple[str, ...],
         read=read,
         output=Output.INPUT,
         weight_axis=None,
-        folds=False,
         numbers=_numbers,
         kernel=_kernel,
     )
 
 
-def _limits(module: nn.Hardtanh) -> dict[str, Any]:
-    return {"low": float(module.min_val), "high": float(module.max_val)}
-
-
-CLAMP = _record("clamp", (torch.clamp, torch.clip), ("clamp", "clip"), {}, _read)
-RELU6 = _record("relu6", (F.relu6,), (), {nn.ReLU6: _limits}, _read_relu6)
-HARDTANH = _record("hardtanh", (F.hardtanh,), (), {nn.Hardtanh: _limits}, _read_hardtanh)
+CLAMP = _record(
+    "clamp", (torch.clamp, torch.clip), ("clamp", "clip"), {}, _reader(_like_clamp, "min", "max")
+)
+HARDTANH = _record(
+    "hardtanh",
+    (F.hardtanh,),
+    (),
+    {nn.Hardtanh: _limits},
+    _reader(_like_hardtanh, "min_val", "max_val"),
+)
+RELU6 = _record("relu6", (F.relu6,), (), {nn.ReLU6: _limits}, _reader(_like_relu6, 0.0, 6.0))

@@ -16,19 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.intmath import (
-    LayerNumbers,
-    carrier,
-    centered,
-    finish_layer,
-    layer_numbers,
-    without_autocast,
-)
+from fxquant.ops.layer import layer_kernel, layer_numbers
 from fxquant.ops.spec import (
     OpSpec,
     Output,
     Parameter,
-    RealCall,
     module_options,
     signature_reader,
 )
@@ -66,20 +58,12 @@ def _options(module: Any) -> dict[str, Any] | None:
     return {"weight": Parameter("weight"), "bias": bias, **settings}
 
 
-def _numbers(call: RealCall) -> LayerNumbers:
-    assert call.weights is not None  # a conv without a weight is never a site
-    return layer_numbers(*call.weights, call.inputs[0], call.target)
-
-
 def _record(
-    function: Callable[..., Tensor], spellings: tuple[Any, ...], module: type[nn.Module]
+    function: Callable[..., Tensor],
+    spellings: tuple[Any, ...],
+    module: type[nn.Module],
+    spatial: int,
 ) -> OpSpec:
-    def kernel(n: LayerNumbers, dtype: torch.dtype, codes: Tensor, **settings: Any) -> Tensor:
-        kind = carrier(n.bound)
-        with without_autocast(codes):
-            total = function(centered(codes, n.x_zero, kind), n.weight.to(kind), **settings)
-        return finish_layer(total, n, 1 - n.weight.dim(), dtype)
-
     return OpSpec(
         name=function.__name__,
         function=function,
@@ -89,12 +73,11 @@ def _record(
         read=signature_reader(function),
         output=Output.OWN,
         weight_axis=0,
-        folds=True,
-        numbers=_numbers,
-        kernel=kernel,
+        numbers=layer_numbers,
+        kernel=layer_kernel(function, spatial),
     )
 
 
-CONV1D = _record(conv1d, (F.conv1d, torch.conv1d), nn.Conv1d)
-CONV2D = _record(conv2d, (F.conv2d, torch.conv2d), nn.Conv2d)
-CONV3D = _record(conv3d, (F.conv3d, torch.conv3d), nn.Conv3d)
+CONV1D = _record(conv1d, (F.conv1d, torch.conv1d), nn.Conv1d, 1)
+CONV2D = _record(conv2d, (F.conv2d, torch.conv2d), nn.Conv2d, 2)
+CONV3D = _record(conv3d, (F.conv3d, torch.conv3d), nn.Conv3d, 3)

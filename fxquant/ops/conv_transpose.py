@@ -15,19 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.intmath import (
-    LayerNumbers,
-    carrier,
-    centered,
-    finish_layer,
-    layer_numbers,
-    without_autocast,
-)
+from fxquant.ops.layer import layer_kernel, layer_numbers
 from fxquant.ops.spec import (
     OpSpec,
     Output,
     Parameter,
-    RealCall,
     module_options,
     signature_reader,
 )
@@ -69,20 +61,12 @@ def _options(module: Any) -> dict[str, Any]:
     return {"weight": Parameter("weight"), "bias": bias, **module_options(module, *names)}
 
 
-def _numbers(call: RealCall) -> LayerNumbers:
-    assert call.weights is not None  # a transposed conv without a weight is never a site
-    return layer_numbers(*call.weights, call.inputs[0], call.target)
-
-
 def _record(
-    function: Callable[..., Tensor], spellings: tuple[Any, ...], module: type[nn.Module]
+    function: Callable[..., Tensor],
+    spellings: tuple[Any, ...],
+    module: type[nn.Module],
+    spatial: int,
 ) -> OpSpec:
-    def kernel(n: LayerNumbers, dtype: torch.dtype, codes: Tensor, **settings: Any) -> Tensor:
-        kind = carrier(n.bound)
-        with without_autocast(codes):
-            total = function(centered(codes, n.x_zero, kind), n.weight.to(kind), **settings)
-        return finish_layer(total, n, 1 - n.weight.dim(), dtype)
-
     return OpSpec(
         name=function.__name__,
         function=function,
@@ -92,18 +76,17 @@ def _record(
         read=signature_reader(function),
         output=Output.OWN,
         weight_axis=1,
-        folds=True,
-        numbers=_numbers,
-        kernel=kernel,
+        numbers=layer_numbers,
+        kernel=layer_kernel(function, spatial),
     )
 
 
 CONV_TRANSPOSE1D = _record(
-    conv_transpose1d, (F.conv_transpose1d, torch.conv_transpose1d), nn.ConvTranspose1d
+    conv_transpose1d, (F.conv_transpose1d, torch.conv_transpose1d), nn.ConvTranspose1d, 1
 )
 CONV_TRANSPOSE2D = _record(
-    conv_transpose2d, (F.conv_transpose2d, torch.conv_transpose2d), nn.ConvTranspose2d
+    conv_transpose2d, (F.conv_transpose2d, torch.conv_transpose2d), nn.ConvTranspose2d, 2
 )
 CONV_TRANSPOSE3D = _record(
-    conv_transpose3d, (F.conv_transpose3d, torch.conv_transpose3d), nn.ConvTranspose3d
+    conv_transpose3d, (F.conv_transpose3d, torch.conv_transpose3d), nn.ConvTranspose3d, 3
 )

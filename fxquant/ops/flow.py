@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from fxquant.graph.edit import module_at
+from fxquant.fake_quant import ActivationFakeQuant
+from fxquant.graph.edit import called_module
 from fxquant.ops.move import is_move
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.spec import Output
@@ -19,8 +20,16 @@ def sites(gm: fx.GraphModule) -> list[tuple[fx.Node, CallSite]]:
 
 def site_of(gm: fx.GraphModule, node: fx.Node) -> CallSite | None:
     """The call site that `node` calls, if it is one."""
-    module = module_at(gm, node) if node.op == "call_module" else None
+    module = called_module(gm, node)
     return module if isinstance(module, CallSite) else None
+
+
+def quantizer_of(gm: fx.GraphModule, node: fx.Node) -> ActivationFakeQuant:
+    """The fake-quant behind a node that has a range of its own."""
+    module = called_module(gm, node)
+    assert isinstance(module, (CallSite, InputQuantizer))
+    assert isinstance(module.output, ActivationFakeQuant)
+    return module.output
 
 
 def inputs_of(node: fx.Node) -> list[fx.Node]:
@@ -42,7 +51,7 @@ def integer_values(gm: fx.GraphModule) -> set[fx.Node]:
     """The values that will be integers: results of sites, and what is moved around of them."""
     found: set[fx.Node] = set()
     for node in gm.graph.nodes:
-        module = module_at(gm, node) if node.op == "call_module" else None
+        module = called_module(gm, node)
         if isinstance(module, (CallSite, InputQuantizer)) or (
             node.args and node.args[0] in found and is_move(gm, node)
         ):
@@ -57,7 +66,7 @@ def grids(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
     """
     grid: dict[fx.Node, fx.Node] = {}
     for node in gm.graph.nodes:
-        module = module_at(gm, node) if node.op == "call_module" else None
+        module = called_module(gm, node)
         own = isinstance(module, CallSite) and module.op.output is Output.OWN
         if own or isinstance(module, InputQuantizer):
             grid[node] = node

@@ -8,19 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.intmath import (
-    LayerNumbers,
-    carrier,
-    centered,
-    finish_layer,
-    layer_numbers,
-    without_autocast,
-)
-from fxquant.ops.spec import OpSpec, Output, Parameter, RealCall, signature_reader
+from fxquant.ops.layer import layer_kernel, layer_numbers
+from fxquant.ops.spec import OpSpec, Output, Parameter, signature_reader
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -33,18 +25,6 @@ def _options(module: nn.Linear) -> dict[str, Any]:
     return {"weight": Parameter("weight"), "bias": bias}
 
 
-def _numbers(call: RealCall) -> LayerNumbers:
-    assert call.weights is not None  # a linear layer without a weight is never a site
-    return layer_numbers(*call.weights, call.inputs[0], call.target)
-
-
-def _kernel(n: LayerNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
-    kind = carrier(n.bound)
-    with without_autocast(codes):
-        total = F.linear(centered(codes, n.x_zero, kind), n.weight.to(kind))
-    return finish_layer(total, n, -1, dtype)
-
-
 LINEAR = OpSpec(
     name="linear",
     function=linear,
@@ -54,7 +34,6 @@ LINEAR = OpSpec(
     read=signature_reader(linear),
     output=Output.OWN,
     weight_axis=0,
-    folds=True,
-    numbers=_numbers,
-    kernel=_kernel,
+    numbers=layer_numbers,
+    kernel=layer_kernel(linear, spatial=0),
 )

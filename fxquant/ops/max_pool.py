@@ -86,7 +86,6 @@ def _record(
         read=_read(function),
         output=Output.EXACT,
         weight_axis=None,
-        folds=False,
         numbers=numbers,
         kernel=kernel,
     )

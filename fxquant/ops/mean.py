@@ -6,19 +6,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxquant.intmath import divide_half_up
-from fxquant.ops.spec import OpSpec, Output, RealCall, signature_reader
-
-
-class MeanNumbers(NamedTuple):
-    """`zero`, 0-dim int32: the zero point. A mean of codes needs no clamp."""
-
-    zero: Tensor
+from fxquant.ops.spec import OpSpec, Output, ZeroPoint, signature_reader, zero_point
 
 
 def mean(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
@@ -26,12 +20,8 @@ def mean(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     return torch.mean(input, dim, keepdim)
 
 
-def _numbers(call: RealCall) -> MeanNumbers:
-    return MeanNumbers(call.target.qparams.zero_point)
-
-
 def _kernel(
-    n: MeanNumbers, dtype: torch.dtype, codes: Tensor, dim: Any, keepdim: bool
+    n: ZeroPoint, dtype: torch.dtype, codes: Tensor, dim: Any, keepdim: bool
 ) -> Tensor:
     total = torch.sum(codes.to(torch.int64) - n.zero, dim, keepdim)
     count = torch.tensor(codes.numel() // max(total.numel(), 1), device=codes.device)
@@ -47,7 +37,6 @@ MEAN = OpSpec(
     read=signature_reader(mean),
     output=Output.INPUT,
     weight_axis=None,
-    folds=False,
-    numbers=_numbers,
+    numbers=zero_point,
     kernel=_kernel,
 )

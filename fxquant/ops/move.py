@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxquant.graph.edit import module_at
+from fxquant.graph.edit import called_module, map_nodes, module_at
 from fxquant.graph.merge import Switch
 from fxquant.graph.modes import is_identity_in_eval
 from fxquant.graph.place import example_of
@@ -46,7 +46,7 @@ def apply_move(gm: fx.GraphModule, node: fx.Node, value: Any) -> Any:
     rest = [x for x in node.all_input_nodes if x is not node.args[0]]
     if any(example_of(x) is None for x in rest):
         return None
-    args, kwargs = fx.node.map_arg((node.args[1:], node.kwargs), example_of)
+    args, kwargs = map_nodes((node.args[1:], node.kwargs), example_of)
     if node.op == "call_method":
         return getattr(value, str(node.target))(*args, **kwargs)
     function = module_at(gm, node) if node.op == "call_module" else node.target
@@ -64,7 +64,7 @@ def is_move(gm: fx.GraphModule, node: fx.Node) -> bool:
         return node.target in _METHODS
     if node.op == "call_function":
         return node.target in _FUNCTIONS
-    module = module_at(gm, node) if node.op == "call_module" else None
+    module = called_module(gm, node)
     return module is not None and (
         type(module) in _MODULES or isinstance(module, Switch) or is_identity_in_eval(module)
     )

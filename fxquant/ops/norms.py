@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from fxquant.graph.place import rank_of
+from fxquant.graph.sharing import read_elsewhere
 from fxquant.ops.batch_norm import BATCH_NORM
 from fxquant.ops.flow import inputs_of, site_of
 from fxquant.ops.linear import LINEAR
@@ -29,9 +30,9 @@ def layer_and_norm(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.Node]
 
 def why_not_one(gm: fx.GraphModule, first: fx.Node, second: fx.Node) -> str | None:
     """Why a layer and a batch norm, in either order, cannot be one, as a sentence, or None."""
-    readers = [reader.name for reader in first.users if reader is not second]
-    if readers:
-        return f"'{first.name}' is also read by '{readers[0]}'"
+    reason = read_elsewhere(first, second)
+    if reason is not None:
+        return reason
     for node in (first, second):
         site = site_of(gm, node)
         if site is not None and site.op is LINEAR and rank_of(node) != 2:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall, signature_reader
 from fxquant.schemes import code_of
@@ -33,7 +33,9 @@ _signature = signature_reader(pad)
 
 def _read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
     call = _signature(args, kwargs)
-    return call if call is not None and call.options["mode"] == "constant" else None
+    if call is None or call.options["mode"] != "constant":
+        return None
+    return None if isinstance(call.options["value"], fx.Node) else call
 
 
 def _options(module: Any) -> dict[str, Any]:
@@ -66,7 +68,6 @@ PAD = OpSpec(
     read=_read,
     output=Output.INPUT,
     weight_axis=None,
-    folds=False,
     numbers=_numbers,
     kernel=_kernel,
 )

@@ -6,19 +6,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.ops.spec import OpSpec, Output, RealCall, signature_reader
-
-
-class ReLUNumbers(NamedTuple):
-    """`zero` (0-dim int32): the code that stands for 0."""
-
-    zero: Tensor
+from fxquant.ops.spec import OpSpec, Output, ZeroPoint, signature_reader, zero_point
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
@@ -30,11 +24,7 @@ def _options(module: nn.Module) -> dict[str, Any]:
     return {"inplace": False}
 
 
-def _numbers(call: RealCall) -> ReLUNumbers:
-    return ReLUNumbers(call.target.qparams.zero_point)
-
-
-def _kernel(n: ReLUNumbers, dtype: torch.dtype, codes: Tensor, inplace: bool) -> Tensor:
+def _kernel(n: ZeroPoint, dtype: torch.dtype, codes: Tensor, inplace: bool) -> Tensor:
     return torch.maximum(codes, n.zero.to(dtype))
 
 
@@ -47,7 +37,6 @@ RELU = OpSpec(
     read=signature_reader(relu),
     output=Output.EXACT,
     weight_axis=None,
-    folds=False,
-    numbers=_numbers,
+    numbers=zero_point,
     kernel=_kernel,
 )

@@ -10,48 +10,16 @@ that `convert` writes into the integer network: what is validated is what is shi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.fake_quant import ActivationFakeQuant, WeightFakeQuant, fake_quantize
 from fxquant.intmath import Target
 from fxquant.observers import Observer
-from fxquant.ops.spec import OpSpec, Output, RealCall, Weights
-from fxquant.schemes import INT8_WEIGHT, Channels, QParams, code_of, dequantize, quantize
-
-
-@dataclass(frozen=True)
-class Clamp:
-    """An activation that only limits values: ReLU is (0, inf), ReLU6 is (0, 6)."""
-
-    low: float
-    high: float
-
-    def __call__(self, x: Tensor, divisor: Tensor | None = None) -> Tensor:
-        """Any shape; the gradient is the activation's own, also at its corners.
-
-        `divisor`, positive, divides the limits: then `clamp(x / d, d) = clamp(x) / d`.
-        """
-        if self.lets_factors_through:
-            return torch.relu(x)
-        if divisor is not None:
-            return torch.clamp(x, self.low / divisor, self.high / divisor)
-        if math.isfinite(self.low) and math.isfinite(self.high):
-            return F.hardtanh(x, self.low, self.high)
-        return x.clamp(self.low, self.high)
-
-    @property
-    def lets_factors_through(self) -> bool:
-        """Whether clamp(s·x) = s·clamp(x) for every s > 0."""
-        return (self.low, self.high) == (0.0, math.inf)
-
-    def __str__(self) -> str:
-        names = {(0.0, math.inf): "relu", (0.0, 6.0): "relu6"}
-        return names.get((self.low, self.high), f"clamp({self.low:g}, {self.high:g})")
+from fxquant.ops.spec import Affine, Clamp, OpSpec, Output, RealCall, Weights
+from fxquant.schemes import Channels, QParams, code_of, dequantize, quantize
 
 
 class CallSite(nn.Module):
@@ -76,32 +44,38 @@ class CallSite(nn.Module):
 
     def forward(self, *inputs: Tensor, **options: Any) -> Tensor:
         """The operator's output: same shape in both modes."""
-        if self.training or not self.ready:
-            return self._real(*inputs, **options)
+        if self.training:
+            return self._fake_quantized(inputs, options)
+        if not self.ready:  # no data yet: the float network
+            return self._real(inputs, options)
         with torch.no_grad():
-            pairs = zip(inputs, self.sources, strict=True)
-            codes = [quantize(x, source.qparams) for x, source in pairs]
-            numbers, settings = self.integers(options)
-            q = self.target.qparams
-            return dequantize(self.op.kernel(numbers, q.scheme.dtype, *codes, **settings), q)
+            return self._on_integers(inputs, options)
 
-    def _real(self, *inputs: Tensor, **options: Any) -> Tensor:
-        batch_norm = options.pop("batch_norm", None) if self.op.folds else None
-        if self.weight_quant is not None and self.training:
-            options["weight"] = self.weight_quant(options["weight"])
-        y = self.op.function(*inputs, **options)
-        if batch_norm is not None:
-            y = batch_norm(y)
-        if self.activation is not None:
-            y = self.activation(y, self.clamp_divisor)
-        if not self.training:
-            return y
+    def _real(self, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> Tensor:
+        behind = options.get("batch_norm") if self.op.folds else None
+        taken = {k: v for k, v in options.items() if behind is None or k != "batch_norm"}
+        y = self.op.function(*inputs, **taken)
+        if behind is not None:
+            y = behind(y)
+        return y if self.activation is None else self.activation(y, self.clamp_divisor)
+
+    def _fake_quantized(self, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> Tensor:
+        if self.weight_quant is not None:
+            options = options | {"weight": self.weight_quant(options["weight"])}
+        y = self._real(inputs, options)
         if self.output is not None:
             quantized: Tensor = self.output(y)
             return quantized
         if self.op.output is Output.INPUT and self.sources:
             return fake_quantize(y, self.sources[0].qparams)
         return y
+
+    def _on_integers(self, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> Tensor:
+        pairs = zip(inputs, self.sources, strict=True)
+        codes = [quantize(x, source.qparams) for x, source in pairs]
+        numbers, settings = self.numbers_and_settings(options)
+        q = self.target.qparams
+        return dequantize(self.op.kernel(numbers, q.scheme.dtype, *codes, **settings), q)
 
     @property
     def quantizer(self) -> ActivationFakeQuant | None:
@@ -138,24 +112,21 @@ class CallSite(nn.Module):
         if self.activation is not None and not self.activation.lets_factors_through:
             self.clamp_divisor = divisor
 
-    def integers(self, options: dict[str, Any]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-        """Every integer of this call, and the settings its kernel takes beside them."""
+    def numbers_and_settings(
+        self, options: dict[str, Any]
+    ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        """Every integer of this call, and the settings that its kernel takes beside them."""
         settings = dict(options)
         batch_norm = settings.pop("batch_norm", None)
-        weight = settings.pop("weight", None)
-        bias = settings.pop("bias", None)
+        affine = None if batch_norm is None else batch_norm_affine(batch_norm)
+        weight, bias = settings.pop("weight", None), settings.pop("bias", None)
         weights = None
         if weight is not None and self.weight_quant is not None:
-            scale = self.weight_quant.scale(weight)
-            scheme, channels = self.weight_quant.scheme, self.weight_quant.channels
-            weights = Weights(weight, bias, scale, scheme, channels)
-            if batch_norm is not None:
-                weights = _fold(weights, batch_norm)
-        elif batch_norm is not None:
-            factor, offset = batch_norm_affine(batch_norm)
-            weights = Weights(factor, offset, factor.abs(), INT8_WEIGHT, Channels())
+            quant = self.weight_quant
+            weights = Weights(weight, bias, quant.scale(weight), quant.scheme, quant.channels)
+            weights = weights if affine is None else _fold(weights, affine)
         sources = tuple(source.qparams for source in self.sources)
-        return self.op.numbers(RealCall(sources, self.target, weights, settings)), settings
+        return self.op.numbers(RealCall(sources, self.target, weights, affine, settings)), settings
 
     def extra_repr(self) -> str:
         """The operator and its activation, for print(model)."""
@@ -179,8 +150,8 @@ class InputQuantizer(nn.Module):
         return dequantize(quantize(x, self.output.qparams), self.output.qparams)
 
 
-def batch_norm_affine(batch_norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """A batch norm in eval() as `y = factor · x + offset`, both [C].
+def batch_norm_affine(batch_norm: nn.Module) -> Affine:
+    """A batch norm in eval() as `y = factor · x + offset`.
 
         factor = γ / √(σ² + ε)        offset = β - μ · factor
     """
@@ -189,7 +160,7 @@ def batch_norm_affine(batch_norm: nn.Module) -> tuple[Tensor, Tensor]:
     if bn.weight is not None:
         factor = factor * bn.weight
     offset = -bn.running_mean * factor
-    return factor, offset if bn.bias is None else offset + bn.bias
+    return Affine(factor, offset if bn.bias is None else offset + bn.bias)
 
 
 def fold_affine(
@@ -200,12 +171,10 @@ def fold_affine(
     return scaled, offset if bias is None else bias * factor + offset
 
 
-def _fold(weights: Weights, batch_norm: nn.Module) -> Weights:
+def _fold(weights: Weights, affine: Affine) -> Weights:
     """Symmetric weights take a batch norm as a change of scale: their codes stay."""
-    factor, offset = batch_norm_affine(batch_norm)
-    weight, bias = fold_affine(weights.weight, weights.bias, factor, offset, weights.channels)
-    scale = weights.scale * factor.abs()
-    return weights._replace(weight=weight, bias=bias, scale=scale)
+    weight, bias = fold_affine(weights.weight, weights.bias, *affine, weights.channels)
+    return weights._replace(weight=weight, bias=bias, scale=weights.scale * affine.factor.abs())
 
 
 def _limit(value: float, end: int, divisor: Tensor | None, q: QParams) -> Tensor:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxquant.intmath import Target
+from fxquant.intmath import Rescale, Target
 from fxquant.schemes import Channels, QParams, QuantScheme
 
 
@@ -20,6 +23,36 @@ class Output(Enum):
     OWN = "a range of its own"
     INPUT = "its input's range, rounded to its grid"
     EXACT = "its input's range, on whose grid it already lies"
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """An activation that only limits values: ReLU is (0, inf), ReLU6 is (0, 6)."""
+
+    low: float
+    high: float
+
+    def __call__(self, x: Tensor, divisor: Tensor | None = None) -> Tensor:
+        """Any shape; the gradient is the activation's own, also at its corners.
+
+        `divisor`, positive, divides the limits: then `clamp(x / d, d) = clamp(x) / d`.
+        """
+        if self.lets_factors_through:
+            return torch.relu(x)
+        if divisor is not None:
+            return torch.clamp(x, self.low / divisor, self.high / divisor)
+        if math.isfinite(self.low) and math.isfinite(self.high):
+            return F.hardtanh(x, self.low, self.high)
+        return x.clamp(self.low, self.high)
+
+    @property
+    def lets_factors_through(self) -> bool:
+        """Whether clamp(s·x) = s·clamp(x) for every s > 0."""
+        return (self.low, self.high) == (0.0, math.inf)
+
+    def __str__(self) -> str:
+        names = {(0.0, math.inf): "relu", (0.0, 6.0): "relu6"}
+        return names.get((self.low, self.high), f"clamp({self.low:g}, {self.high:g})")
 
 
 class Call(NamedTuple):
@@ -43,6 +76,13 @@ class Weights(NamedTuple):
     channels: Channels
 
 
+class Affine(NamedTuple):
+    """A batch norm in eval(): `y = factor · x + offset`, both [C]."""
+
+    factor: Tensor
+    offset: Tensor
+
+
 Reader = Callable[[tuple[Any, ...], Mapping[str, Any]], Call | None]
 
 
@@ -51,7 +91,8 @@ class RealCall(NamedTuple):
 
     inputs: tuple[QParams, ...]
     target: Target
-    weights: Weights | None
+    weights: Weights | None  # of a layer, a batch norm folded in
+    affine: Affine | None  # of a batch norm
     options: Mapping[str, Any]
 
 
@@ -68,7 +109,6 @@ class OpSpec:
     read          the canonical call of a function or method call's arguments, or None
     output        which range its output has
     weight_axis   the axis of its weight's output channels; None if it has no weight
-    folds         whether a batch norm over its output channels can be folded into it
     numbers       every integer it computes with, as a NamedTuple of tensors
     kernel        `kernel(numbers, dtype, *codes, **options)`: integer tensors in and out
     """
@@ -81,9 +121,13 @@ class OpSpec:
     read: Reader
     output: Output
     weight_axis: int | None
-    folds: bool
     numbers: Callable[[RealCall], tuple[Tensor, ...]]
     kernel: Callable[..., Tensor]
+
+    @property
+    def folds(self) -> bool:
+        """Whether a batch norm over its output channels can be folded into it: a layer's can."""
+        return self.weight_axis is not None
 
     def __repr__(self) -> str:
         return f"OpSpec({self.name!r})"
@@ -99,6 +143,44 @@ def _by_name(name: str) -> OpSpec:
     from fxquant.ops import op_named  # here, because ops/__init__ imports every record
 
     return op_named(name)
+
+
+class ZeroPoint(NamedTuple):
+    """The only number of an operator that keeps its input's range: `zero`, 0-dim int32."""
+
+    zero: Tensor
+
+
+def zero_point(call: RealCall) -> ZeroPoint:
+    """The zero point that input and output share."""
+    return ZeroPoint(call.target.qparams.zero_point)
+
+
+class OperandNumbers(NamedTuple):
+    """Of n operands: `multiplier` int64 [n], `x_zero` int32 [n]; `shift` int64, one or [n];
+    the others 0-dim int32.
+    """
+
+    multiplier: Tensor
+    shift: Tensor
+    x_zero: Tensor
+    y_zero: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def operand_numbers(call: RealCall, rescale: Callable[[Tensor], Rescale]) -> OperandNumbers:
+    """What brings n operands to the output's scale; `rescale` makes multipliers of s_i/s_y."""
+    scales = torch.stack([q.scale for q in call.inputs]).double()
+    multiplier, shift = rescale(scales / call.target.qparams.scale.double())
+    return OperandNumbers(
+        multiplier=multiplier,
+        shift=shift,
+        x_zero=torch.stack([q.zero_point for q in call.inputs]),
+        y_zero=call.target.qparams.zero_point,
+        low=call.target.low,
+        high=call.target.high,
+    )
 
 
 class Parameter(NamedTuple):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from torch import fx
+from torch import Tensor, fx
 
 from fxquant.errors import VerifyError
 from fxquant.fake_quant import ActivationFakeQuant
-from fxquant.graph.edit import module_at
+from fxquant.graph.edit import called_module, get_attribute
 from fxquant.graph.place import describe
+from fxquant.graph.values import scalars
 from fxquant.observers import Observer
-from fxquant.ops.flow import grids, inputs_of, integer_values, sites
-from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
+from fxquant.ops.flow import grids, inputs_of, integer_values, quantizer_of, sites
+from fxquant.ops.integer import IntegerOp, Quantize
+from fxquant.ops.move import is_move
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.spec import Output
 
@@ -29,7 +31,7 @@ def verify_fake_quant(gm: fx.GraphModule) -> None:
     """Every site knows the quantizers of its inputs and its output, and they are the graph's."""
     grid = grids(gm)
     for node, site in sites(gm):
-        expected = tuple(_quantizer(gm, grid[x]) for x in inputs_of(node))
+        expected = tuple(quantizer_of(gm, grid[x]) for x in inputs_of(node))
         if len(site.sources) != len(expected) or any(
             a is not b for a, b in zip(site.sources, expected, strict=True)
         ):
@@ -41,20 +43,22 @@ def verify_fake_quant(gm: fx.GraphModule) -> None:
 
 
 def verify_integer(gm: fx.GraphModule) -> None:
-    """No site is left, and every integer operator reads integers."""
-    kinds = (Quantize, IntegerOp, Dequantize)
+    """No site is left, and every integer operator reads integers and constants only."""
+    integers: set[fx.Node] = set()
+    scalar_nodes = scalars(gm.graph)
     for node in gm.graph.nodes:
-        module = module_at(gm, node)
+        module = called_module(gm, node)
         if isinstance(module, (CallSite, InputQuantizer)):
             raise VerifyError(f"{describe(node)} was not lowered")
-        if isinstance(module, IntegerOp):
-            for x in inputs_of(node):
-                if x.op == "placeholder" or isinstance(module_at(gm, x), Dequantize):
-                    raise VerifyError(f"{describe(node)} reads a float value")
-        if isinstance(module, kinds) and node.op != "call_module":
-            raise VerifyError(f"{describe(node)} names an integer module without calling it")
+        unknown = [x for x in node.all_input_nodes if x not in integers and x not in scalar_nodes]
+        if isinstance(module, IntegerOp) and unknown:
+            raise VerifyError(f"{describe(node)} reads the float value '{unknown[0].name}'")
+        moved = node.args and node.args[0] in integers and is_move(gm, node)
+        if isinstance(module, (Quantize, IntegerOp)) or moved or _is_constant(gm, node):
+            integers.add(node)
 
 
-def _quantizer(gm: fx.GraphModule, node: fx.Node) -> object:
-    module = module_at(gm, node)
-    return getattr(module, "output", None)
+def _is_constant(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether `node` reads integers that the network holds."""
+    value = get_attribute(gm, str(node.target)) if node.op == "get_attr" else None
+    return isinstance(value, Tensor) and not value.is_floating_point()

@@ -10,18 +10,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fxquant.ops.spec import Call, OpSpec, Output, RealCall
-
-
-class ZeroNumbers(NamedTuple):
-    """`zero`, 0-dim int32: the code that stands for 0."""
-
-    zero: Tensor
+from fxquant.ops.spec import Call, OpSpec, Output, ZeroPoint, zero_point
 
 
 def zero(input: Tensor) -> Tensor:
@@ -36,11 +30,7 @@ def _read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
     return Call(tensors, {}) if len(operands) == 2 and len(tensors) == len(numbers) == 1 else None
 
 
-def _numbers(call: RealCall) -> ZeroNumbers:
-    return ZeroNumbers(call.target.qparams.zero_point)
-
-
-def _kernel(n: ZeroNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
+def _kernel(n: ZeroPoint, dtype: torch.dtype, codes: Tensor) -> Tensor:
     return torch.zeros_like(codes) + n.zero.to(dtype)
 
 
@@ -53,7 +43,6 @@ ZERO = OpSpec(
     read=_read,
     output=Output.EXACT,
     weight_axis=None,
-    folds=False,
-    numbers=_numbers,
+    numbers=zero_point,
     kernel=_kernel,
 )

@@ -35,6 +35,9 @@ SPELLINGS = [
     ("hardtanh", lambda m, x: F.hardtanh(x, max_val=2.0)),
     ("clamp", lambda m, x: torch.clamp(x, -1, 1)),
     ("clamp", lambda m, x: x.clamp(min=0)),
+    ("clamp", lambda m, x: torch.clamp(input=x, min=0)),
+    ("hardtanh", lambda m, x: F.hardtanh(x, -2.0)),
+    ("relu6", lambda m, x: F.relu6(input=x, inplace=True)),
     ("clamp", lambda m, x: x.clip(max=2.5)),
     ("add", lambda m, x: x + x),
     ("add", lambda m, x: operator.iadd(x, x)),
@@ -71,6 +74,7 @@ LEFT_ALONE = [
     lambda m, x: x * 2,
     lambda m, x: torch.add(x, x, alpha=2),
     lambda m, x: F.conv2d(x, x[:, :, :1, :1]),  # a weight that the network computes
+    lambda m, x: F.conv2d(x, m.weight, m.bias.view(-1)),  # and a bias
     lambda m, x: F.max_pool2d(x, 2, return_indices=True),
     lambda m, x: x.clamp(min=x),
     lambda m, x: F.pad(x, (1, 1), mode="reflect"),

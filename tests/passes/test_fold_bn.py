@@ -104,7 +104,7 @@ def _settled(bn):
     [
         ("", "conv2d conv2d cat", []),
         ("twice", "conv2d conv2d cat batch_norm", ["'cat' holds 'conv_1' twice"]),
-        ("not a layer", "conv2d conv2d relu cat batch_norm", []),
+        ("not a layer", "conv2d conv2d relu cat batch_norm", ["no layer stands beside it"]),
         (
             "read elsewhere",
             "conv2d conv2d cat batch_norm",

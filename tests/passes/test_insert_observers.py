@@ -35,21 +35,21 @@ def test_a_float_value_enters_once_however_many_read_it():
             return self.a(x) + self.b(x) + x
 
     gm, _ = observe(Net())
-    entrances = [n for n in gm.graph.nodes if n.name == "input_x"]
+    entrances = [n for n in gm.graph.nodes if n.name == "quantize_x"]
     assert len(entrances) == 1
     assert len(entrances[0].users) == 3
-    assert isinstance(gm.fxquant.input_x, InputQuantizer)
+    assert isinstance(gm.fxquant.quantize_x, InputQuantizer)
 
 
 def test_observers_watch_in_train_and_stand_still_in_eval():
     gm, _ = observe(chain("conv").build())
     x = torch.randn(2, 4, 8, 8)
     gm.eval()(x)
-    assert not gm.fxquant.input_x.output.seen
+    assert not gm.fxquant.quantize_x.output.seen
     gm.train()(x)
-    assert gm.fxquant.input_x.output.low == x.min()
+    assert gm.fxquant.quantize_x.output.low == x.min()
     gm.eval()(x * 10)
-    assert gm.fxquant.input_x.output.low == x.min()
+    assert gm.fxquant.quantize_x.output.low == x.min()
 
 
 def test_an_operator_without_an_integer_form_is_named_with_its_place():
@@ -60,5 +60,6 @@ def test_an_operator_without_an_integer_form_is_named_with_its_place():
 
 def test_a_fake_quant_pass_needs_an_observed_graph():
     gm = trace(chain("conv").build())
-    with pytest.raises(StageError, match="'insert_fake_quant' needs a observed graph"):
+    words = "'insert_fake_quant' needs an observed graph, but this is a float graph"
+    with pytest.raises(StageError, match=words):
         InsertFakeQuant().run(gm)

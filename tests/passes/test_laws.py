@@ -3,11 +3,12 @@
 import pytest
 from hypothesis import given, settings
 
-from fxquant.passes import PASSES, LowerToInteger
+from fxquant.passes import PASSES
+from fxquant.pipeline import Keeps
 from tests import laws
 from tests.strategies import NetSpec, net_specs
 
-FLOAT_PASSES = [p for p in PASSES if p is not LowerToInteger]
+KEEPING = [p for p in PASSES if p.keeps is not Keeps.NOTHING]
 IDEMPOTENT = [p for p in PASSES if p.needs is p.gives]
 
 
@@ -15,7 +16,7 @@ def config_for(step):
     return laws.CONFIGS["train" if step.name == "fuse_conv_bn_relu" else "equalize"]
 
 
-@pytest.mark.parametrize("kind", FLOAT_PASSES, ids=lambda p: p.name)
+@pytest.mark.parametrize("kind", KEEPING, ids=lambda p: p.name)
 @settings(max_examples=40, deadline=None)
 @given(spec=net_specs())
 def test_keeps_the_function(kind, spec: NetSpec):

@@ -1,0 +1,38 @@
+"""What convolutions and linear layers have in common: their numbers and their kernel.
+
+    integer   q_y[c] = clamp(z_y + round((s_x·s_w[c] / s_y) · (b_q[c] + Σ w_q[c]·(q_x - z_x))))
+
+The sum is the float operator itself, run on integers that float kernels add up exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxquant import intmath
+from fxquant.intmath import LayerNumbers, carrier, centered, finish_layer, without_autocast
+from fxquant.ops.spec import RealCall
+
+
+def layer_numbers(call: RealCall) -> LayerNumbers:
+    """Every integer of a layer."""
+    assert call.weights is not None  # a layer without a weight is never a site
+    return intmath.layer_numbers(*call.weights, call.inputs[0], call.target)
+
+
+def layer_kernel(function: Callable[..., Tensor], spatial: int) -> Callable[..., Tensor]:
+    """The integer kernel of `function(x, weight, **settings)`, whose channels lie before
+    `spatial` dimensions.
+    """
+
+    def kernel(n: LayerNumbers, dtype: torch.dtype, codes: Tensor, **settings: Any) -> Tensor:
+        kind = carrier(n.bound)
+        with without_autocast(codes):
+            total = function(centered(codes, n.x_zero, kind), n.weight.to(kind), **settings)
+        return finish_layer(total, n, -1 - spatial, dtype)
+
+    return kernel
