@@ -13,8 +13,8 @@ from torch import fx, nn
 
 from fxquant.config import QuantConfig
 from fxquant.errors import CaptureError, ConfigError, StageError
-from fxquant.graph.network import Network
-from fxquant.graph.trace import trace, unwrap
+from fxquant.graph.network import IntegerNetwork
+from fxquant.graph.trace import check_capture, trace, unwrap
 from fxquant.pipeline import Stage, carry_over, stage_of
 from fxquant.recipes import CONVERT, prepare_recipe
 
@@ -56,7 +56,9 @@ def prepare_qat(
     if isinstance(example_inputs, torch.Tensor):
         example_inputs = (example_inputs,)
     leaves = _float_leaves(model, config)
-    gm = trace(copy.deepcopy(model), example_inputs, leaves)
+    gm = trace(_copy(model), example_inputs, leaves)
+    if example_inputs is not None:
+        check_capture(gm, model, example_inputs)
     prepare_recipe(config, leaves).run(gm)
     return gm
 
@@ -82,9 +84,20 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
     gm = copy.deepcopy(prepared).eval()
     CONVERT.run(gm)
     # a new module, which holds only what the integer graph names
-    quantized = Network(gm, gm.graph, class_name=type(prepared).__name__)
+    quantized = IntegerNetwork(gm, gm.graph, class_name=type(prepared).__name__)
     carry_over(gm, quantized)
     return quantized.eval()
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise CaptureError(
+            f"{type(model).__name__} cannot be copied: {error}\n"
+            "What to do: where a parametrization or pruning computes a weight, make that permanent "
+            "first (torch.nn.utils.parametrize.remove_parametrizations, prune.remove)."
+        ) from error
 
 
 def _float_leaves(model: nn.Module, config: QuantConfig) -> frozenset[str]:
@@ -98,4 +111,14 @@ def _float_leaves(model: nn.Module, config: QuantConfig) -> frozenset[str]:
             hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
             raise ConfigError(f"keep_float: no submodule matches '{pattern}'{hint}")
         found.update(matches)
-    return frozenset(found)
+    chosen = {id(module) for path in found for module in _called(model.get_submodule(path))}
+    return frozenset(
+        path for path, module in model.named_modules(remove_duplicate=False) if id(module) in chosen
+    )
+
+
+def _called(module: nn.Module) -> list[nn.Module]:
+    """The module itself, or what a mere container holds."""
+    if not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        return [module]
+    return [inner for child in module.children() for inner in _called(child)]

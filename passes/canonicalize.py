@@ -13,19 +13,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx
 
 from fxquant.graph.edit import call_site, called_module, erase, get_attribute, nodes_in
+from fxquant.graph.modes import is_dropout_switched_off
 from fxquant.graph.place import copy_place
 from fxquant.graph.values import scalars
-from fxquant.ops import op_of_function, op_of_method, op_of_module
+from fxquant.ops import spelled_as
 from fxquant.ops.add import ADD
 from fxquant.ops.site import CallSite
 from fxquant.ops.spec import Call, OpSpec, Parameter
 from fxquant.pipeline import Log, Pass, Stage
-
-_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, torch.dropout)
 
 
 class Canonicalize(Pass):
@@ -45,9 +43,10 @@ class Canonicalize(Pass):
                 log.change(node, "does nothing, removed")
                 erase(node, node.all_input_nodes[0])
                 continue
-            op, call = _read(gm, node)
-            if op is None or call is None or not scalar_nodes.isdisjoint(call.inputs):
+            found = _read(gm, node)
+            if found is None or not scalar_nodes.isdisjoint(found[1].inputs):
                 continue
+            op, call = found
             if not all(_is_held(gm, value, scalar_nodes) for value in call.options.values()):
                 continue
             if op.weight_axis is not None and call.options["weight"] is None:
@@ -56,21 +55,20 @@ class Canonicalize(Pass):
             log.change(site, f"written as {op.name}")
 
 
-def _read(gm: fx.GraphModule, node: fx.Node) -> tuple[OpSpec | None, Call | None]:
+def _read(gm: fx.GraphModule, node: fx.Node) -> tuple[OpSpec, Call] | None:
     """The operator that `node` spells, and the call in its canonical form."""
-    if node.op == "call_function":
-        op = op_of_function(node.target)  # type: ignore[arg-type]
-        return op, op.read(node.args, node.kwargs) if op else None
-    if node.op == "call_method":
-        op = op_of_method(str(node.target))
-        return op, op.read(node.args, node.kwargs) if op else None
     module = called_module(gm, node)
-    op = op_of_module(module) if module is not None else None
-    if module is None or op is None:
-        return None, None
-    options = op.modules[type(module)](module)
-    inputs = (*node.args, *node.kwargs.values())
-    return op, None if options is None else Call(inputs, options)
+    if module is not None:
+        for op in spelled_as(type(module)):
+            options = op.modules[type(module)](module)
+            if options is not None:
+                return op, Call((*node.args, *node.kwargs.values()), options)
+    elif node.op in ("call_function", "call_method"):
+        for op in spelled_as(node.target):
+            call = op.read(node.args, node.kwargs)
+            if call is not None:
+                return op, call
+    return None
 
 
 def _replace(gm: fx.GraphModule, node: fx.Node, op: OpSpec, call: Call) -> fx.Node:
@@ -105,8 +103,5 @@ def _does_nothing(node: fx.Node) -> bool:
     """`x + 0`, as Python's sum() starts with, and functional dropout outside training."""
     if node.op != "call_function" or len(node.all_input_nodes) != 1:
         return False
-    if node.target in _DROPOUTS:
-        training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
-        return training is False
     zeros = [a for a in node.args if isinstance(a, (int, float)) and a == 0]
-    return node.target in ADD.functions and len(zeros) == 1
+    return is_dropout_switched_off(node) or (node.target in ADD.functions and len(zeros) == 1)

@@ -50,8 +50,8 @@ from fxquant.ops.zero import ZERO
 from fxquant.pipeline import Log, Pass, Stage
 from fxquant.schemes import Channels
 
-_CHANNEL_BY_CHANNEL = (
-    *(RELU, ZERO, MAX_POOL1D, MAX_POOL2D, MAX_POOL3D, AVG_POOL1D, AVG_POOL2D, AVG_POOL3D),
+_POOLS = (
+    *(MAX_POOL1D, MAX_POOL2D, MAX_POOL3D, AVG_POOL1D, AVG_POOL2D, AVG_POOL3D),
     *(ADAPTIVE_AVG_POOL1D, ADAPTIVE_AVG_POOL2D, ADAPTIVE_AVG_POOL3D),
 )
 _FIXED = 0  # the class whose factor is 1
@@ -215,9 +215,9 @@ class _Regions:
         clamps = site.activation is not None and not site.activation.lets_factors_through
         if first is None or clamps or any(v.spatial != first.spatial for v in values):
             self._fix_values(inputs)
-        elif site.op in _CHANNEL_BY_CHANNEL or (site.op is PAD and _pads_space(node, first)):
+        elif site.op in (RELU, ZERO) or _pools_space(site, first) or _pads_space(node, site, first):
             self.values[node] = first
-        elif site.op is CAT and node.kwargs["dim"] == 1:
+        elif site.op is CAT and node.kwargs["dim"] == 1 and (first.spatial or rank_of(node) == 2):
             self.values[node] = _Value(torch.cat([v.classes for v in values]), first.spatial)
         elif site.op is ADD and all(len(v.classes) == len(first.classes) for v in values):
             for value in values[1:]:
@@ -315,8 +315,15 @@ def _labels(node: fx.Node, value: _Value | None) -> Tensor | None:
     return value.classes.reshape(shape).expand(example.shape)
 
 
-def _pads_space(node: fx.Node, value: _Value) -> bool:
-    """Whether a PAD puts zeros around the dimensions behind the channels."""
+def _pools_space(site: CallSite, value: _Value) -> bool:
+    """Whether a pool works on just the dimensions behind the channels."""
+    return site.op in _POOLS and site.op.name.endswith(f"{value.spatial}d")
+
+
+def _pads_space(node: fx.Node, site: CallSite, value: _Value) -> bool:
+    """Whether it puts zeros around the dimensions behind the channels."""
+    if site.op is not PAD:
+        return False
     widths, fill = node.kwargs["pad"], node.kwargs["value"]
     known = isinstance(widths, (tuple, list))
     return known and not fill and len(widths) <= 2 * value.spatial  # type: ignore[arg-type]

@@ -22,7 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.graph.edit import delete_unused, erase, get_attribute, set_parameter
+from fxquant.graph.edit import (
+    delete_unused,
+    erase,
+    free_path,
+    get_attribute,
+    set_parameter,
+)
 from fxquant.graph.place import copy_place
 from fxquant.graph.sharing import parameter_reads, read_elsewhere, shared_parameter
 from fxquant.ops.batch_norm import BATCH_NORM
@@ -166,7 +172,7 @@ def _set(gm: fx.GraphModule, layer: fx.Node, weight: Tensor, bias: Tensor) -> No
     owner, _, name = str(weight_node.target).rpartition(".")
     # a layer's own empty place for it, or a new name beside a weight that stands alone
     own = name == "weight" and getattr(gm.get_submodule(owner), "bias", 0) is None
-    path = f"{owner}.bias" if own else f"{weight_node.target}_bias"
+    path = f"{owner}.bias" if own else free_path(gm, f"{weight_node.target}_bias")
     set_parameter(gm, path, bias)
     with gm.graph.inserting_before(layer):
         added = gm.graph.get_attr(path)

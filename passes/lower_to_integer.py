@@ -29,7 +29,9 @@ from fxquant.graph.values import assertions, scalars
 from fxquant.intmath import ACCUMULATOR_LIMIT, LayerNumbers
 from fxquant.ops.flow import grids, inputs_of, quantizer_of
 from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
+from fxquant.ops.move import apply_move, is_move
 from fxquant.ops.site import CallSite, InputQuantizer
+from fxquant.ops.verify import verify_fake_quant
 from fxquant.pipeline import Keeps, Log, Pass, Stage
 from fxquant.schemes import quantize
 
@@ -45,6 +47,7 @@ class LowerToInteger(Pass):
 
     def edit(self, gm: fx.GraphModule, log: Log) -> None:
         """Drop what eval() does not do, add the way out of the integers, then lower."""
+        verify_fake_quant(gm)  # what was prepared may have been changed since
         _drop_training(gm)
         quantizers = {node: quantizer_of(gm, grid) for node, grid in grids(gm).items()}
         _refuse_uncalibrated(quantizers)
@@ -56,6 +59,7 @@ class LowerToInteger(Pass):
             elif isinstance(module, CallSite):
                 _lower_site(gm, node, module)
                 log.change(node, f"{module.extra_repr()}, in integers")
+        _erase_dead(gm)
 
 
 def _drop_training(gm: fx.GraphModule) -> None:
@@ -64,6 +68,11 @@ def _drop_training(gm: fx.GraphModule) -> None:
         module = called_module(gm, node)
         if isinstance(module, Switch) or (module is not None and is_identity_in_eval(module)):
             erase(node, node.args[0])
+    _erase_dead(gm)
+
+
+def _erase_dead(gm: fx.GraphModule) -> None:
+    """Nodes that nothing reads go, but for the ends of the graph and its checks of arguments."""
     checks = assertions(gm.graph)
     for node in reversed(list(gm.graph.nodes)):
         if not node.users and node.op not in ("placeholder", "output") and node not in checks:
@@ -97,12 +106,26 @@ def _add_exits(gm: fx.GraphModule, quantizers: dict[fx.Node, ActivationFakeQuant
 
 def _lower_entrance(gm: fx.GraphModule, node: fx.Node, quantizer: ActivationFakeQuant) -> None:
     value = inputs_of(node)[0]
-    if value.op == "get_attr":  # a constant of the network: its integers are constants too
-        codes = quantize(get_attribute(gm, str(value.target)).detach(), quantizer.qparams)
+    constant = _constant(gm, value)
+    if constant is not None:  # of the network: its integers are constants too
+        codes = quantize(constant.detach(), quantizer.qparams)
         with gm.graph.inserting_before(node):
             erase(node, constant_site(gm, f"{value.name}_codes", codes))
     else:
         replace_site(gm, node, Quantize(quantizer.qparams))
+
+
+def _constant(gm: fx.GraphModule, value: fx.Node) -> Tensor | None:
+    """What `value` is if only the network's own tensors decide it, moved or not."""
+    if value.op == "get_attr":
+        held: Tensor = get_attribute(gm, str(value.target))
+        return held
+    source = value.args[0] if value.args else None
+    if not isinstance(source, fx.Node) or value.all_input_nodes != [source]:
+        return None
+    inner = _constant(gm, source) if is_move(gm, value) else None
+    moved = None if inner is None else apply_move(gm, value, inner)
+    return moved if isinstance(moved, Tensor) else None
 
 
 def _lower_site(gm: fx.GraphModule, node: fx.Node, site: CallSite) -> None:

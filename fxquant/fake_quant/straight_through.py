@@ -33,6 +33,24 @@ class _StraightThrough(torch.autograd.Function):
         return grads[0] * inside, None, None, None, None
 
 
+class _Round(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        return (round_half_up(x.to(torch.float32) / scale) * scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+def round_to_grid(x: Tensor, scale: Tensor) -> Tensor:
+    """`x` rounded to multiples of `scale`, which broadcasts, and never clamped: the gradient is
+    the identity, and no mask is computed or kept.
+    """
+    out: Tensor = _Round.apply(x, scale)
+    return out
+
+
 def fake_quantize(x: Tensor, q: QParams) -> Tensor:
     """`x` rounded to the grid of `q`; same shape and dtype, straight-through gradient."""
     out: Tensor = _StraightThrough.apply(

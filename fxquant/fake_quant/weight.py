@@ -6,22 +6,10 @@ the identity: no mask is computed or kept.
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 
-from fxquant.schemes import Channels, QuantScheme, round_half_up, weight_scale
-
-
-class _RoundWeight(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, scale: Tensor) -> Tensor:
-        return (round_half_up(weight.to(torch.float32) / scale) * scale).to(weight.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
+from fxquant.fake_quant.straight_through import round_to_grid
+from fxquant.schemes import Channels, QuantScheme, weight_scale
 
 
 class WeightFakeQuant(nn.Module):
@@ -34,9 +22,7 @@ class WeightFakeQuant(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight on its grid; same shape and dtype."""
-        scale = self.channels.spread(self.scale(weight), weight)
-        out: Tensor = _RoundWeight.apply(weight, scale)
-        return out
+        return round_to_grid(weight, self.channels.spread(self.scale(weight), weight))
 
     def scale(self, weight: Tensor) -> Tensor:
         """The scales of `weight`: float32 [channels]."""

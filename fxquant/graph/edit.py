@@ -38,7 +38,7 @@ def _free_name(gm: fx.GraphModule, name: str) -> tuple[nn.Module, str]:
         sites = nn.Module()
         sites.train(gm.training)
         gm.add_module(SITES, sites)
-    free, count = name, 0
+    free, count = name, len(sites._modules) if hasattr(sites, name) else 0  # not one by one
     while hasattr(sites, free):
         count += 1
         free = f"{name}_{count}"
@@ -58,6 +58,16 @@ def get_attribute(gm: fx.GraphModule, path: str) -> Any:
     for name in path.split("."):
         value = getattr(value, name)
     return value
+
+
+def free_path(gm: fx.GraphModule, path: str) -> str:
+    """`path`, or the next like it at which nothing lies yet."""
+    owner, _, name = path.rpartition(".")
+    count, free = 0, name
+    while hasattr(gm.get_submodule(owner), free):
+        count += 1
+        free = f"{name}_{count}"
+    return f"{owner}.{free}" if owner else free
 
 
 def set_parameter(gm: fx.GraphModule, path: str, value: Tensor) -> None:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fxquant.errors import CaptureError
-from fxquant.graph.modes import is_identity
+from fxquant.graph.modes import hands_its_input_on
 from fxquant.graph.place import describe
 from fxquant.graph.values import scalars
 
@@ -36,11 +36,21 @@ IN_PLACE: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.ior: operator.or_,
     operator.ixor: operator.xor,
 }
-_VIEWS = {
-    *("view", "reshape", "flatten", "transpose", "permute", "squeeze", "unsqueeze", "expand"),
-    *("chunk", "split", "unbind", "narrow", "select", "detach", "contiguous", "view_as", "t"),
-    *("unflatten", "getitem", "getattr", "swapaxes", "movedim", "to", "diagonal", "unfold"),
+# Calls whose result lies in memory of its own. Any other may give a view of what it reads.
+_FRESH = {
+    *("add", "sub", "mul", "div", "truediv", "floordiv", "neg", "abs", "pow", "exp", "log", "sqrt"),
+    *("matmul", "bmm", "einsum", "linear", "bilinear", "softmax", "log_softmax", "cat", "concat"),
+    *("stack", "clone", "mean", "sum", "amax", "amin", "max", "min", "where", "clamp", "clip"),
+    *("relu", "relu6", "hardtanh", "leaky_relu", "elu", "gelu", "silu", "mish", "sigmoid", "tanh"),
+    *("hardswish", "hardsigmoid", "softplus", "prelu", "batch_norm", "layer_norm", "group_norm"),
+    *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "pad"),
+    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "interpolate"),
+    *("bernoulli", "new_empty", "new_zeros", "new_ones", "new_full", "zeros_like", "ones_like"),
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"),
+    *("empty_like", "rand_like", "randn_like", "empty", "zeros", "ones", "rand", "randn", "full"),
 }
+_VIEW_MODULES = (nn.Flatten, nn.Unflatten)
 
 
 class Form(NamedTuple):
@@ -73,10 +83,37 @@ def make_functional(
     memory = _Memory(graph, root, training, inplace)
     for node in inplace:
         if isinstance(node.args[0], fx.Node):
+            _refuse_state(node, memory.base[node.args[0]])
             _redirect_readers(node, *memory.shared_with(node.args[0], order[node], order), order)
         form = _out_of_place(node, root, overwriting)  # anew: what it reads may have moved
         assert form is not None
         node.target, node.args, node.kwargs = form
+
+
+def refuse_overwriting_leaves(graph: fx.Graph, root: nn.Module, leaves: frozenset[str]) -> None:
+    """Refuse a float leaf that overwrites its input where somebody reads that afterwards."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if node.op != "call_module" or node.target not in leaves:
+            continue
+        if not overwriting_modules(root.get_submodule(str(node.target))):
+            continue
+        for value in node.all_input_nodes:
+            later = [reader.name for reader in value.users if order[reader] > order[node]]
+            if later:
+                raise CaptureError(
+                    f"{describe(node)} is kept in float and overwrites '{value.name}', which "
+                    f"'{later[0]}' reads afterwards.\nWhat to do: set inplace=False inside it."
+                )
+
+
+def _refuse_state(node: fx.Node, base: fx.Node) -> None:
+    """A forward that writes to a buffer does something that a graph does not."""
+    if base.op == "get_attr":
+        raise CaptureError(
+            f"{describe(node)} writes to '{base.target}', which the model holds.\n"
+            "What to do: keep that submodule as one float node (QuantConfig.keep_float)."
+        )
 
 
 def _redirect_readers(
@@ -157,7 +194,7 @@ class _Memory:
             source = node.args[0] if node.args else None
             self.whole[node] = self.base[node] = node
             if isinstance(source, fx.Node):
-                same = node in inplace or _is_same(node, root, training)
+                same = node in inplace or hands_its_input_on(node, root, training)
                 if same:
                     self.whole[node] = self.whole[source]
                 if same or _is_view(node, root):
@@ -173,14 +210,11 @@ class _Memory:
         return same, [node for node in group if self.whole[node] is not self.whole[value]]
 
 
-def _is_same(node: fx.Node, root: nn.Module, training: bool) -> bool:
-    if node.op != "call_module":
-        return False
-    return is_identity(root.get_submodule(str(node.target)), training)
-
-
 def _is_view(node: fx.Node, root: nn.Module) -> bool:
+    """Whether `node` may give a view of what it reads; where that is not known, it may."""
     if node.op == "call_module":
-        return isinstance(root.get_submodule(str(node.target)), (nn.Flatten, nn.Unflatten))
+        module = root.get_submodule(str(node.target))
+        own = type(module).__module__.startswith("torch.nn.")
+        return isinstance(module, _VIEW_MODULES) or not own
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return node.op in ("call_method", "call_function") and name in _VIEWS
+    return node.op in ("call_method", "call_function") and name.strip("_") not in _FRESH

@@ -18,25 +18,41 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxquant.graph.edit import call_site
-from fxquant.graph.place import copy_place, place_of
+from fxquant.errors import CaptureError
+from fxquant.graph.edit import call_site, module_at, nodes_in
+from fxquant.graph.place import copy_place, describe, place_of
 
 
-class Switch(nn.Module):
+class _ByMode(nn.Module):
+    """Follows the mode of the module in whose forward it was captured."""
+
+    def __init__(self, owner: nn.Module | None) -> None:
+        super().__init__()
+        # in a tuple, hence not registered; None at the top, whose mode is this module's own
+        self._owner = (owner,)
+
+    @property
+    def in_training(self) -> bool:
+        """The mode in force here."""
+        owner = self._owner[0]
+        return self.training if owner is None else owner.training
+
+
+class Switch(_ByMode):
     """Hands on its first input in eval() and its second in train()."""
 
     def forward(self, in_eval: Any, in_training: Any) -> Any:
         """Any two values; the one of the present mode comes back."""
-        return in_training if self.training else in_eval
+        return in_training if self.in_training else in_eval
 
 
-class TrainOnly(nn.Module):
+class TrainOnly(_ByMode):
     """A float part of the network that runs in train() only; in eval() it gives Nones."""
 
-    def __init__(self, body: fx.GraphModule, outputs: int) -> None:
-        super().__init__()
-        # in a tuple, hence not registered: its submodules belong to the whole model, under
-        # the names that the user gave them
+    def __init__(self, body: fx.GraphModule, outputs: int, owner: nn.Module | None) -> None:
+        super().__init__(owner)
+        # not registered either: its submodules belong to the whole model, under the names
+        # that the user gave them
         self._body = (body,)
         self.outputs = outputs
 
@@ -47,7 +63,7 @@ class TrainOnly(nn.Module):
 
     def forward(self, *inputs: Any) -> tuple[Any, ...]:
         """The region's outputs, or as many Nones."""
-        if not self.training:
+        if not self.in_training:
             return (None,) * self.outputs
         outputs: tuple[Any, ...] = self.body(*inputs)
         return outputs
@@ -70,8 +86,26 @@ def merge(gm: fx.GraphModule, training: fx.Graph) -> None:
             regions.append(extra[end:j])
         shared.update(zip(extra[j : j + size], network[i : i + size], strict=True))
         end = j + size
+    _refuse_state_of_eval(gm, [node for node in network if node not in set(shared.values())])
     if regions or any(not _same_reads(node, shared) for node in extra):
         _insert(gm, extra, shared, regions)
+
+
+def _refuse_state_of_eval(gm: fx.GraphModule, only_in_eval: list[fx.Node]) -> None:
+    """Nodes that training does not have run in both modes; their statistics must not move."""
+    for node in only_in_eval:
+        module = module_at(gm, node) if node.op == "call_module" else None
+        if module is not None and next(module.buffers(), None) is not None:
+            raise CaptureError(
+                f"{describe(node)} runs in eval() only and keeps statistics.\n"
+                "What to do: call it in both modes, or keep the submodule around it in float."
+            )
+
+
+def _owner(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The module in whose forward `node` was captured; None for the model itself."""
+    path = place_of(node).module
+    return gm.get_submodule(path) if path else None
 
 
 def _key(node: fx.Node) -> tuple[object, ...]:
@@ -125,7 +159,10 @@ def _join(gm: fx.GraphModule, reader: fx.Node, in_eval: Any, in_training: Any) -
         if isinstance(in_eval, dict) and in_eval.keys() == in_training.keys():
             return {k: _join(gm, reader, v, in_training[k]) for k, v in in_eval.items()}
     with gm.graph.inserting_before(reader):
-        node = call_site(gm, "switch", Switch(), (in_eval, in_training))
+        # in the mode of whoever gave the training's value
+        source = next(iter(nodes_in((in_training, in_eval))), reader)
+        switch = Switch(_owner(gm, source))
+        node = call_site(gm, "switch", switch, (in_eval, in_training))
     copy_place(reader, node)
     return node
 
@@ -134,6 +171,14 @@ def _insert_region(
     gm: fx.GraphModule, region: list[fx.Node], value: dict[fx.Node, fx.Node], position: fx.Node
 ) -> fx.Node:
     """One run of training-only nodes as a TrainOnly node after `position`; its last node."""
+    for node in region:  # what the model holds comes in as an argument, so that it stays live
+        if node.op == "get_attr":
+            with gm.graph.inserting_after(position):
+                position = value[node] = gm.graph.get_attr(str(node.target))
+            copy_place(node, position)
+    region = [node for node in region if node.op != "get_attr"]
+    if not region:
+        return position
     inside = set(region)
     reads = dict.fromkeys(n for node in region for n in node.all_input_nodes if n not in inside)
     results = [node for node in region if any(u not in inside for u in node.users)]
@@ -142,7 +187,8 @@ def _insert_region(
     for node in region:
         inner[node] = body.node_copy(node, inner.__getitem__)
     body.output(tuple(inner[n] for n in results))
-    module = TrainOnly(fx.GraphModule(gm, body, class_name="TrainOnlyBody"), len(results))
+    graph_module = fx.GraphModule(gm, body, class_name="TrainOnlyBody")
+    module = TrainOnly(graph_module, len(results), _owner(gm, region[0]))
     with gm.graph.inserting_after(position):
         call = call_site(gm, "train_only", module, tuple(value[n] for n in reads))
     copy_place(region[0], call)

@@ -1,15 +1,29 @@
-"""What a module does in eval() and in train(), asked without running it on data."""
+"""What modules and calls do in eval() and in train(), asked without running them on data."""
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import fx, nn
+
+_DROPOUTS = (
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
+_DROPOUT_CALLS = (
+    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout),
+    *(F.alpha_dropout, F.feature_alpha_dropout),
+)
 
 
 def is_identity_in_eval(module: nn.Module) -> bool:
     """Whether `module` does nothing in eval(): dropout, drop path, stochastic depth, noise."""
-    if isinstance(module, (nn.Identity, nn.modules.dropout._DropoutNd)):
+    kind = type(module)
+    if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    if kind is nn.Identity or kind in _DROPOUTS:
         return True
-    if type(module).__module__.startswith("torch.nn."):
+    if kind.__module__.startswith("torch.nn."):
         return False  # of torch's own those above are all there are
     if next(module.children(), None) or next(module.parameters(), None) is not None:
         return False
@@ -23,6 +37,17 @@ def is_identity_in_eval(module: nn.Module) -> bool:
     return len(nodes) == 2 and nodes[1].args == (nodes[0],)
 
 
-def is_identity(module: nn.Module, training: bool) -> bool:
-    """Whether `module` hands on its very input in that mode."""
-    return isinstance(module, nn.Identity) or (not training and is_identity_in_eval(module))
+def hands_its_input_on(node: fx.Node, root: nn.Module, training: bool) -> bool:
+    """Whether `node` gives the very tensor that it reads, in a graph of that mode."""
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        return type(module) is nn.Identity or (not training and is_identity_in_eval(module))
+    return is_dropout_switched_off(node)
+
+
+def is_dropout_switched_off(node: fx.Node) -> bool:
+    """Whether `node` calls functional dropout with `training=False`."""
+    if node.op != "call_function" or node.target not in _DROPOUT_CALLS:
+        return False
+    training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
+    return training is False

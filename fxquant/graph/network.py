@@ -33,8 +33,18 @@ def network(model: nn.Module, graph: fx.Graph) -> Network:
     """The graph over all that `model` holds: its modules, parameters and attributes."""
     gm = Network(model, graph, class_name=type(model).__name__)
     _hand_over(vars(model), gm)
+    gm._version = model._version  # what load_state_dict may ask for
     gm.training = model.training
     return gm
+
+
+class IntegerNetwork(Network):
+    """A converted network: train() leaves it, and any float layer inside, in eval()."""
+
+    def train(self, mode: bool = True) -> IntegerNetwork:
+        """Does nothing but eval()."""
+        super().train(False)
+        return self
 
 
 def _unpickle(rebuild: Callable[..., fx.GraphModule], arguments: tuple[Any, ...]) -> Network:

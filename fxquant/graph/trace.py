@@ -13,7 +13,10 @@ shape comparisons in an `if`, iteration and unpacking are answered as the model 
 
 from __future__ import annotations
 
+import copy
 import inspect
+import keyword
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,16 +24,24 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx.proxy import TraceError
+from torch.utils import _pytree as pytree
 
 from fxquant.errors import CaptureError
-from fxquant.graph.inplace import IN_PLACE, make_functional, overwriting_modules
+from fxquant.graph.inplace import (
+    IN_PLACE,
+    make_functional,
+    overwriting_modules,
+    refuse_overwriting_leaves,
+)
 from fxquant.graph.merge import merge
 from fxquant.graph.modes import is_identity_in_eval
 from fxquant.graph.network import Network, network
-from fxquant.graph.place import caller_place, raised_at, set_example, set_place
+from fxquant.graph.place import caller_place, copy_place, raised_at, set_example, set_place
+from fxquant.graph.positional import put_first_argument_first
 
 _CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__  # before fx patches them
 _UNKNOWN = object()
+_RESERVED = ("graph", "meta", "code", "recompile", "_graph", "fxquant")
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -53,8 +64,10 @@ def trace(
     """A GraphModule over `model`'s own submodules; `model` is edited, so hand in a copy.
 
     `leaves` are paths of submodules that stay one node each. Raises CaptureError, naming the
-    line of the user's code, where the forward depends on data or on unknown shapes.
+    line of the user's code, where the forward depends on data or on unknown shapes, or does
+    what a graph cannot: draws random numbers outside it, writes to buffers, runs under no_grad.
     """
+    _refuse_root(model)
     modes = {module: module.training for module in model.modules()}
     try:
         in_eval = _trace_mode(model, False, example_inputs, leaves)
@@ -62,9 +75,13 @@ def trace(
     finally:
         for module, mode in modes.items():
             module.training = mode
-    overwriting = overwriting_modules(model)
-    make_functional(in_eval, model, overwriting, training=False)
-    make_functional(in_training, model, overwriting, training=True)
+    inside = {m for path in leaves for m in model.get_submodule(path).modules()}
+    overwriting = overwriting_modules(model) - inside
+    for graph, training in ((in_eval, False), (in_training, True)):
+        put_first_argument_first(graph, model)
+        refuse_overwriting_leaves(graph, model, leaves)
+        make_functional(graph, model, overwriting, training)
+        _protect_inputs(graph, model)
     for module in overwriting:
         module.inplace = False  # type: ignore[assignment]
     gm = network(model, in_eval)
@@ -73,15 +90,84 @@ def trace(
     return gm
 
 
+def check_capture(gm: Network, model: nn.Module, example_inputs: Sequence[Any]) -> None:
+    """Run `gm` and a copy of `model` on the example inputs, in both modes, and compare.
+
+    Raises CaptureError where they differ: the forward does something that its trace does not
+    show, such as asking whether its input is a tensor.
+    """
+    for training in (False, True):
+        results = []
+        for candidate in (gm, model):
+            copied, inputs = copy.deepcopy((candidate, list(example_inputs)))
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                torch.manual_seed(0)
+                results.append(copied.train(training)(*inputs))
+        if not _same(*results):
+            raise CaptureError(
+                f"the graph of {type(model).__name__} gives other outputs than the model in "
+                f"{'train' if training else 'eval'}() on the example inputs.\n"
+                "What to do: look for what its forward asks of its inputs besides their values and "
+                "shapes (isinstance, attributes); keep that submodule in float (keep_float)."
+            )
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    """Whether two outputs, nested or not, hold the same numbers."""
+    a, b = pytree.tree_leaves(ours), pytree.tree_leaves(theirs)
+    return len(a) == len(b) and all(
+        torch.equal(x.nan_to_num(), y.nan_to_num()) if isinstance(x, torch.Tensor) else x == y
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def _refuse_root(model: nn.Module) -> None:
+    """What a model does around its forward is not in a graph of its forward."""
+    name, reason = type(model).__name__, None
+    if model._forward_hooks or model._forward_pre_hooks:
+        reason = "has forward hooks: register them on what prepare_qat returns"
+    elif "forward" in vars(model):
+        reason = "has a forward of its own on the instance: define it in the class"
+    elif type(model).train is not nn.Module.train and not isinstance(model, fx.GraphModule):
+        reason = "overrides train(): do in the training loop what it does, or in a submodule"
+    if reason is not None:
+        raise CaptureError(f"{name} {reason}.")
+    for path, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers()):
+        parts = path.split(".")
+        odd = [part for part in parts if keyword.iskeyword(part) or set(part) & set("\"'\\\n")]
+        odd += [part for part in parts[:1] if part in _RESERVED]
+        if odd:
+            raise CaptureError(
+                f"torch.fx cannot write code for a member called {odd[0]!r}, in '{path}' of {name}."
+                "\nWhat to do: rename it."
+            )
+
+
+def _protect_inputs(graph: fx.Graph, model: nn.Module) -> None:
+    """Give drop path and the like a copy: in training they may overwrite what they read."""
+    for node in list(graph.nodes):
+        module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if module is None or type(module).__module__.startswith("torch.nn."):
+            continue
+        if is_identity_in_eval(module) and node.args:
+            with graph.inserting_before(node):
+                copied = graph.call_method("clone", (node.args[0],))
+            copy_place(node, copied)
+            node.args = (copied, *node.args[1:])
+
+
 def _trace_mode(
     model: nn.Module, training: bool, example_inputs: Sequence[Any] | None, leaves: frozenset[str]
 ) -> fx.Graph:
     for module in model.modules():
         module.training = training
     tracer = _Tracer(example_inputs, leaves)
+    random_state = _random_state()
     try:
-        with torch.no_grad():
-            return tracer.trace(model, _defaults(model, example_inputs))
+        with torch.enable_grad():
+            graph = tracer.trace(model, _defaults(model, example_inputs))
+        if random_state != _random_state():
+            raise TraceError("it draws random numbers whose shape or use does not depend on inputs")
     except CaptureError:
         raise
     except Exception as error:
@@ -97,16 +183,25 @@ def _trace_mode(
             f"mode,{inside} at {raised_at(error.__traceback__)}: {error}\n"
             f"What to do: {', or '.join(hints)}."
         ) from error
+    return graph
+
+
+def _random_state() -> tuple[bytes, object]:
+    return bytes(torch.get_rng_state().tolist()), random.getstate()
 
 
 def _defaults(model: nn.Module, example_inputs: Sequence[Any] | None) -> dict[str, Any] | None:
-    """Arguments of forward that stay at their defaults: those that no example is given for."""
+    """Arguments of forward that are taken at their defaults: those that no example is given for.
+
+    Numbers, texts and None only; other defaults stay arguments of the graph.
+    """
     parameters = list(inspect.signature(model.forward).parameters.values())
     given = len(example_inputs) if example_inputs is not None else 0
+    plain = (int, float, str, bool, type(None))
     kept = {
         p.name: p.default
         for i, p in enumerate(parameters)
-        if p.default is not inspect.Parameter.empty and i >= max(given, 1)
+        if isinstance(p.default, plain) and i >= max(given, 1)
     }
     return kept or None
 
@@ -138,6 +233,8 @@ for _target in IN_PLACE:
 class _Tracer(fx.Tracer):
     """Records the place of every node, and an example value where one can be had."""
 
+    proxy_buffer_attributes = True  # what is computed from buffers stays computed
+
     def __init__(
         self, example_inputs: Sequence[Any] | None = None, leaves: frozenset[str] = frozenset()
     ) -> None:
@@ -158,12 +255,16 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.leaves or is_identity_in_eval(m):
             return True
+        if m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m):
+            return False  # so that what they do is in the graph, too
         return super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if not torch.is_grad_enabled():
+            raise TraceError("under no_grad, which a graph does not know: use detach() instead")
         node = super().create_node(*args, **kwargs)
         set_place(node, caller_place(self.scope.module_path, _trace_mode.__code__))
         value = self._example(node)
@@ -172,17 +273,26 @@ class _Tracer(fx.Tracer):
             set_example(node, value)
         return node
 
-    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+    def iter(self, obj: Any) -> Iterator[Any]:
         value = self.examples.get(obj.node, _UNKNOWN)
         if value is _UNKNOWN:
             return super().iter(obj)
-        return iter([obj[i] for i in range(len(value))])  # type: ignore[index]
+        if isinstance(value, torch.Tensor):
+            self._guard(obj.shape[0], len(value), "a loop over a tensor")
+        return iter([obj[i] for i in range(len(value))])
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         value = self.examples.get(obj.node, _UNKNOWN)
         if isinstance(value, (bool, int, float, tuple, list)):
+            self._guard(obj, value, "a decision")
             return bool(value)
         return super().to_bool(obj)
+
+    def _guard(self, obj: Any, value: Any, what: str) -> None:
+        """Let the graph refuse inputs for which the answer would have been another."""
+        where = self.scope.module_path
+        text = f"{what} in '{where}' was captured for other shapes: {obj} is not {value}"
+        self.create_proxy("call_function", torch._assert, (obj == value, text), {})
 
     def _example(self, node: fx.Node) -> Any:
         """What `node` gives, on the meta device, or _UNKNOWN."""
@@ -198,9 +308,15 @@ class _Tracer(fx.Tracer):
             return _to_meta(_attribute(self.root, str(node.target)))
         if any(n not in self.examples for n in node.all_input_nodes):
             return _UNKNOWN
+        if node.op == "call_module":
+            module = self.root.get_submodule(str(node.target))
+            if is_identity_in_eval(module):
+                return self.examples[node.all_input_nodes[0]] if node.all_input_nodes else _UNKNOWN
+            if not type(module).__module__.startswith("torch.nn."):
+                return _UNKNOWN  # a float leaf may do anything; it is not run for its shape
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.examples.__getitem__)
         try:
-            with _patches_off():
+            with _patches_off(), torch.no_grad():
                 return self._call(node, args, kwargs)
         except Exception:  # data-dependent, or not for the meta device: unknown from here on
             return _UNKNOWN

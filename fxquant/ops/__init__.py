@@ -20,7 +20,7 @@ from fxquant.ops.conv_transpose import CONV_TRANSPOSE1D, CONV_TRANSPOSE2D, CONV_
 from fxquant.ops.linear import LINEAR
 from fxquant.ops.max_pool import MAX_POOL1D, MAX_POOL2D, MAX_POOL3D
 from fxquant.ops.mean import MEAN
-from fxquant.ops.pad import PAD
+from fxquant.ops.pad import PAD, PAD_VALUE
 from fxquant.ops.relu import RELU
 from fxquant.ops.spec import OpSpec
 from fxquant.ops.zero import ZERO
@@ -52,12 +52,10 @@ OPS: tuple[OpSpec, ...] = (
     MEAN,
     ZERO,
     PAD,
+    PAD_VALUE,
 )
 
 _BY_NAME = {op.name: op for op in OPS}
-_BY_FUNCTION = {function: op for op in OPS for function in op.functions}
-_BY_METHOD = {method: op for op in OPS for method in op.methods}
-_BY_MODULE = {module: op for op in OPS for module in op.modules}
 
 
 def op_named(name: str) -> OpSpec:
@@ -65,16 +63,12 @@ def op_named(name: str) -> OpSpec:
     return _BY_NAME[name]
 
 
-def op_of_function(function: Callable[..., Any]) -> OpSpec | None:
-    """The operator that a function in user code spells."""
-    return _BY_FUNCTION.get(function)
+def spelled_as(spelling: Callable[..., Any] | str | type[nn.Module]) -> tuple[OpSpec, ...]:
+    """The operators that a function, a Tensor method or a module's exact type may stand for."""
+    return _BY_SPELLING.get(spelling, ())
 
 
-def op_of_method(method: str) -> OpSpec | None:
-    """The operator that a Tensor method in user code spells."""
-    return _BY_METHOD.get(method)
-
-
-def op_of_module(module: nn.Module) -> OpSpec | None:
-    """The operator that a module stands for; only of exactly that type."""
-    return _BY_MODULE.get(type(module))
+_BY_SPELLING: dict[Any, tuple[OpSpec, ...]] = {}
+for _op in OPS:
+    for _spelling in [*_op.functions, *_op.methods, *_op.modules]:
+        _BY_SPELLING[_spelling] = (*_BY_SPELLING.get(_spelling, ()), _op)

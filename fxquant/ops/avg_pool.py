@@ -9,6 +9,7 @@ windows, or `divisor_override`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.intmath import centered, mean_half_up, per_channel
-from fxquant.ops.spec import OpSpec, Output, RealCall, module_options, signature_reader
+from fxquant.ops.spec import Call, OpSpec, Output, RealCall, module_options, signature_reader
 
 
 class AvgPoolNumbers(NamedTuple):
@@ -84,14 +85,28 @@ def _divisor(x: Tensor, mean: Tensor, dims: int, s: Mapping[str, Any]) -> Tensor
     return divisor
 
 
+def _stays_in_range(settings: Mapping[str, Any], dims: int) -> bool:
+    """Whether a mean comes out: a divisor below the window's size gives larger values."""
+    divisor, kernel = settings.get("divisor_override"), settings["kernel_size"]
+    sizes = kernel if isinstance(kernel, (tuple, list)) else (kernel,) * dims
+    return divisor is None or divisor >= math.prod(sizes)
+
+
 def _record(
     function: Callable[..., Tensor], spellings: tuple[Any, ...], module: type[nn.Module], dims: int
 ) -> OpSpec:
     names = ["kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"]
     names += ["divisor_override"] if dims > 1 else []
 
-    def options(module: nn.Module) -> dict[str, Any]:
-        return module_options(module, *names)
+    by_signature = signature_reader(function)
+
+    def options(module: nn.Module) -> dict[str, Any] | None:
+        found = module_options(module, *names)
+        return found if _stays_in_range(found, dims) else None
+
+    def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+        call = by_signature(args, kwargs)
+        return call if call is not None and _stays_in_range(call.options, dims) else None
 
     def numbers(call: RealCall) -> AvgPoolNumbers:
         return AvgPoolNumbers(call.target.qparams.zero_point, call.target.low, call.target.high)
@@ -109,7 +124,7 @@ def _record(
         functions=spellings,
         methods=(),
         modules={module: options},
-        read=signature_reader(function),
+        read=read,
         output=Output.INPUT,
         weight_axis=None,
         numbers=numbers,

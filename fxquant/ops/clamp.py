@@ -62,7 +62,9 @@ def _reader(spelling: Callable[..., None], low: str | float, high: str | float) 
             return None  # a limit that is a tensor, or computed
         bottom = -math.inf if limits[0] is None else float(limits[0])
         top = math.inf if limits[1] is None else float(limits[1])
-        return Call(call.inputs, {"low": bottom, "high": top}) if bottom <= top else None
+        if not bottom <= 0.0 <= top:
+            return None  # values may leave the input's range, which the output is to keep
+        return Call(call.inputs, {"low": bottom, "high": top})
 
     return read
 
@@ -80,8 +82,9 @@ def _kernel(n: ClampNumbers, dtype: torch.dtype, codes: Tensor, low: float, high
     return torch.clamp(codes, n.low.to(dtype), n.high.to(dtype))
 
 
-def _limits(module: nn.Hardtanh) -> dict[str, Any]:
-    return {"low": float(module.min_val), "high": float(module.max_val)}
+def _limits(module: nn.Hardtanh) -> dict[str, Any] | None:
+    low, high = float(module.min_val), float(module.max_val)
+    return {"low": low, "high": high} if low <= 0.0 <= high else None
 
 
 def _record(

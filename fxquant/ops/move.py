@@ -60,6 +60,8 @@ def is_move(gm: fx.GraphModule, node: fx.Node) -> bool:
     In eval(), that is: dropout and drop path are moves too, and so is a Switch between what
     the network does in the two modes.
     """
+    if any(isinstance(a, torch.dtype) for a in (*node.args, *node.kwargs.values())):
+        return False  # view(dtype) reads the bits of other numbers
     if node.op == "call_method":
         return node.target in _METHODS
     if node.op == "call_function":

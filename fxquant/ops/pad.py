@@ -1,26 +1,32 @@
-"""Padding with a constant. The output keeps its input's range.
+"""Padding with a constant: with 0 the output keeps its input's range, else it has its own.
 
     real      y = x, and v around it
-    integer   q_y = q_x, and round(v/s) + z around it
+    integer   q_y = q_x, and z_x around it                              v = 0
+              q_y = rescaled to s_y, and round(v/s_y) + z_y around it   any v
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from fxquant.ops.spec import Call, OpSpec, Output, RealCall, signature_reader
+from fxquant.intmath import Rescale, requantize, rescale_of
+from fxquant.ops.spec import (
+    Call,
+    OpSpec,
+    Output,
+    Reader,
+    RealCall,
+    ZeroPoint,
+    signature_reader,
+    zero_point,
+)
 from fxquant.schemes import code_of
-
-
-class PadNumbers(NamedTuple):
-    """`fill`, 0-dim int32: the code that stands for the constant."""
-
-    fill: Tensor
 
 
 def pad(input: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> Tensor:
@@ -28,28 +34,66 @@ def pad(input: Tensor, pad: Any, mode: str = "constant", value: float | None = N
     return F.pad(input, pad, mode, value)
 
 
-_signature = signature_reader(pad)
+class PadValueNumbers(NamedTuple):
+    """`multiplier`, `shift` int64, of s_x/s_y; the others int32: all 0-dim."""
+
+    multiplier: Tensor
+    shift: Tensor
+    x_zero: Tensor
+    y_zero: Tensor
+    fill: Tensor
+    low: Tensor
+    high: Tensor
 
 
-def _read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
-    call = _signature(args, kwargs)
-    if call is None or call.options["mode"] != "constant":
-        return None
-    return None if isinstance(call.options["value"], fx.Node) else call
+def _reader(zeros: bool) -> Reader:
+    """Read a call that pads with zeros, or one that pads with another constant."""
+    by_signature = signature_reader(pad)
+
+    def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+        call = by_signature(args, kwargs)
+        if call is None or call.options["mode"] != "constant":
+            return None
+        value = call.options["value"] or 0.0
+        fits = isinstance(value, (int, float)) and (value == 0) is zeros
+        return call if fits and math.isfinite(value) else None
+
+    return read
+
+
+def _zero_options(module: Any) -> dict[str, Any] | None:
+    return _options(module) if getattr(module, "value", 0.0) == 0 else None
+
+
+def _value_options(module: Any) -> dict[str, Any] | None:
+    return _options(module) if math.isfinite(module.value) and module.value != 0 else None
 
 
 def _options(module: Any) -> dict[str, Any]:
     return {"pad": module.padding, "mode": "constant", "value": getattr(module, "value", 0.0)}
 
 
-def _numbers(call: RealCall) -> PadNumbers:
-    return PadNumbers(code_of(call.options["value"] or 0.0, call.target.qparams))
-
-
-def _kernel(
-    n: PadNumbers, dtype: torch.dtype, codes: Tensor, pad: Any, mode: str, value: float | None
+def _pad_zero(
+    n: ZeroPoint, dtype: torch.dtype, codes: Tensor, pad: Any, mode: str, value: float | None
 ) -> Tensor:
-    return F.pad(codes, pad, mode, int(n.fill))
+    return F.pad(codes, pad, mode, int(n.zero))
+
+
+def _value_numbers(call: RealCall) -> PadValueNumbers:
+    q = call.target.qparams
+    multiplier, shift = rescale_of(call.inputs[0].scale.double() / q.scale.double())
+    fill = code_of(call.options["value"], q)
+    x_zero, (_, low, high) = call.inputs[0].zero_point, call.target
+    return PadValueNumbers(multiplier, shift, x_zero, q.zero_point, fill, low, high)
+
+
+def _pad_value(
+    n: PadValueNumbers, dtype: torch.dtype, codes: Tensor, pad: Any, mode: str, value: float
+) -> Tensor:
+    centred = codes.to(torch.int64) - n.x_zero
+    rescale = Rescale(n.multiplier, n.shift)
+    inner = requantize(centred, rescale, n.y_zero, n.low, n.high, dtype)
+    return F.pad(inner, pad, mode, int(n.fill.clamp(n.low, n.high)))
 
 
 PAD = OpSpec(
@@ -58,16 +102,33 @@ PAD = OpSpec(
     functions=(F.pad,),
     methods=(),
     modules={
-        nn.ConstantPad1d: _options,
-        nn.ConstantPad2d: _options,
-        nn.ConstantPad3d: _options,
-        nn.ZeroPad1d: _options,
-        nn.ZeroPad2d: _options,
-        nn.ZeroPad3d: _options,
+        nn.ConstantPad1d: _zero_options,
+        nn.ConstantPad2d: _zero_options,
+        nn.ConstantPad3d: _zero_options,
+        nn.ZeroPad1d: _zero_options,
+        nn.ZeroPad2d: _zero_options,
+        nn.ZeroPad3d: _zero_options,
     },
-    read=_read,
-    output=Output.INPUT,
+    read=_reader(zeros=True),
+    output=Output.EXACT,
     weight_axis=None,
-    numbers=_numbers,
-    kernel=_kernel,
+    numbers=zero_point,
+    kernel=_pad_zero,
+)
+
+PAD_VALUE = OpSpec(
+    name="pad_value",
+    function=pad,
+    functions=(F.pad,),
+    methods=(),
+    modules={
+        nn.ConstantPad1d: _value_options,
+        nn.ConstantPad2d: _value_options,
+        nn.ConstantPad3d: _value_options,
+    },
+    read=_reader(zeros=False),
+    output=Output.OWN,
+    weight_axis=None,
+    numbers=_value_numbers,
+    kernel=_pad_value,
 )

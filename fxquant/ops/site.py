@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxquant.fake_quant import ActivationFakeQuant, WeightFakeQuant, fake_quantize
+from fxquant.fake_quant import ActivationFakeQuant, WeightFakeQuant, round_to_grid
 from fxquant.intmath import Target
 from fxquant.observers import Observer
 from fxquant.ops.spec import Affine, Clamp, OpSpec, Output, RealCall, Weights
@@ -67,7 +67,8 @@ class CallSite(nn.Module):
             quantized: Tensor = self.output(y)
             return quantized
         if self.op.output is Output.INPUT and self.sources:
-            return fake_quantize(y, self.sources[0].qparams)
+            # not clamped: eval() never leaves the input's range, but dropout scales values up
+            return round_to_grid(y, self.sources[0].scale)
         return y
 
     def _on_integers(self, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> Tensor:

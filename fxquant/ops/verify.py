@@ -31,6 +31,12 @@ def verify_fake_quant(gm: fx.GraphModule) -> None:
     """Every site knows the quantizers of its inputs and its output, and they are the graph's."""
     grid = grids(gm)
     for node, site in sites(gm):
+        lost = [x.name for x in inputs_of(node) if x not in grid]
+        if lost:
+            raise VerifyError(
+                f"{describe(node)} reads '{lost[0]}', which is no integer value (any more).\n"
+                "What to do: a module that did nothing in eval() must go on doing nothing there."
+            )
         expected = tuple(quantizer_of(gm, grid[x]) for x in inputs_of(node))
         if len(site.sources) != len(expected) or any(
             a is not b for a, b in zip(site.sources, expected, strict=True)

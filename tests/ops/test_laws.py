@@ -58,13 +58,14 @@ EXAMPLES = {
     "max_pool3d": (lambda: nn.MaxPool3d(2), [(1, 4, 4, 4, 4)]),
     "avg_pool1d": (lambda: nn.AvgPool1d(3, 2, 1), [(2, 4, 9)]),
     "avg_pool2d": (lambda: nn.AvgPool2d(3, 2, 1, True, False), [IMAGE]),
-    "avg_pool3d": (lambda: nn.AvgPool3d(2, padding=1, divisor_override=5), [(1, 4, 4, 4, 4)]),
+    "avg_pool3d": (lambda: nn.AvgPool3d(2, padding=1, divisor_override=9), [(1, 4, 4, 4, 4)]),
     "adaptive_avg_pool1d": (lambda: nn.AdaptiveAvgPool1d(4), [(2, 4, 9)]),
     "adaptive_avg_pool2d": (lambda: nn.AdaptiveAvgPool2d((3, None)), [IMAGE]),
     "adaptive_avg_pool3d": (lambda: nn.AdaptiveAvgPool3d(3), [(1, 4, 4, 4, 4)]),
     "mean": (lambda: Call(lambda x: x.mean((2, 3))), [IMAGE]),
     "zero": (lambda: Call(lambda x: x.mul(0.0)), [IMAGE]),
-    "pad": (lambda: Call(lambda x: F.pad(x, (1, 2, -1, 0), value=0.5)), [IMAGE]),
+    "pad": (lambda: Call(lambda x: F.pad(x, (1, 2, -1, 0))), [IMAGE]),
+    "pad_value": (lambda: nn.ConstantPad2d((1, 0, 2, 0), 9.5), [IMAGE]),
 }
 
 

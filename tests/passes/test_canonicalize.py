@@ -53,7 +53,8 @@ SPELLINGS = [
     ("mean", lambda m, x: torch.mean(x, dim=(2, 3), keepdim=True)),
     ("zero", lambda m, x: x.mul(0.0)),
     ("zero", lambda m, x: 0 * x),
-    ("pad", lambda m, x: F.pad(x, (1, 1), value=2.0)),
+    ("pad", lambda m, x: F.pad(x, (1, 1))),
+    ("pad_value", lambda m, x: F.pad(x, (1, 1), value=2.0)),
     ("", lambda m, x: F.dropout(x, 0.5, training=False)),
 ]
 
@@ -77,6 +78,8 @@ LEFT_ALONE = [
     lambda m, x: F.conv2d(x, m.weight, m.bias.view(-1)),  # and a bias
     lambda m, x: F.max_pool2d(x, 2, return_indices=True),
     lambda m, x: x.clamp(min=x),
+    lambda m, x: x.clamp(min=1.0),  # leaves the range that it would have to keep
+    lambda m, x: F.avg_pool2d(x, 2, divisor_override=1),
     lambda m, x: F.pad(x, (1, 1), mode="reflect"),
     lambda m, x: torch.sigmoid(x),
 ]
