@@ -2,6 +2,7 @@
 
 from fxquant.api import convert, prepare_qat
 from fxquant.config import QuantConfig
+from fxquant.draw import to_networkx, visualize
 from fxquant.errors import FxQuantError
 from fxquant.explain import explain
 from fxquant.schemes import QuantScheme
@@ -15,4 +16,6 @@ __all__ = [
     "convert",
     "explain",
     "prepare_qat",
+    "to_networkx",
+    "visualize",
 ]
