@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from fxquant.config import QuantConfig
 from fxquant.errors import CaptureError, ConfigError, StageError
+from fxquant.graph.compare import random_like
 from fxquant.graph.network import IntegerNetwork
 from fxquant.graph.trace import check_capture, trace, unwrap
 from fxquant.pipeline import Stage, carry_over, stage_of
@@ -55,11 +56,13 @@ def prepare_qat(
         raise ConfigError(f"config is a QuantConfig, got {config!r}")
     if isinstance(example_inputs, torch.Tensor):
         example_inputs = (example_inputs,)
+    if config.verify and example_inputs is None:
+        raise ConfigError("verify=True needs example_inputs: they say what to run the graph on")
     leaves = _float_leaves(model, config)
     gm = trace(_copy(model), example_inputs, leaves)
     if example_inputs is not None:
         check_capture(gm, model, example_inputs)
-    prepare_recipe(config, leaves).run(gm)
+    prepare_recipe(config, leaves).run(gm, random_like(example_inputs) if config.verify else None)
     return gm
 
 

@@ -19,6 +19,8 @@ class QuantConfig:
                  eval(); "fold": they are folded into the weights before training
     equalize     whether weight ranges are evened out across layers (needs batch_norm="fold",
                  because a live batch norm undoes it)
+    verify       whether every pass that keeps the function is checked to do so, on random inputs
+                 like the example inputs, and undone if it does not (slow; see explain)
     keep_float   paths of submodules that stay in float, `*` and `?` allowed; each is one node,
                  so that even code which cannot be captured may stand inside
     """
@@ -27,6 +29,7 @@ class QuantConfig:
     weight: QuantScheme = INT8_WEIGHT
     batch_norm: Literal["train", "fold"] = "train"
     equalize: bool = False
+    verify: bool = False
     keep_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -5,16 +5,19 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import fx
 
-from fxquant.errors import RecipeError, StageError
+from fxquant.errors import RecipeError, StageError, VerifyError
+from fxquant.graph.compare import largest_difference
 from fxquant.graph.edit import delete_unused_sites, erase_unread_attributes
+from fxquant.graph.network import restore
 from fxquant.ops.verify import verify_fake_quant, verify_integer, verify_observed
 
 _STAGE, _LOG = "_fxquant_stage", "_fxquant_log"  # attributes of a graph module
@@ -164,10 +167,35 @@ class Recipe:
                     f"but '{before.name}' before it gives {before.gives.value}"
                 )
 
-    def run(self, gm: fx.GraphModule) -> None:
-        """Run every pass on `gm`, in place."""
+    def run(self, gm: fx.GraphModule, check_on: Sequence[Any] | None = None) -> None:
+        """Run every pass on `gm`, in place.
+
+        With inputs to `check_on`, outputs before and after each pass that says it keeps the
+        function are compared (1e-5 of the largest value); one that did not is undone, and the
+        log says so. Raises VerifyError where it cannot be left out, because it gives another
+        stage than it needs.
+        """
         for step in self.passes:
-            step.run(gm)
+            if check_on is None or step.keeps is Keeps.NOTHING:
+                step.run(gm)
+            else:
+                _run_checked(step, gm, check_on)
+
+
+def _run_checked(step: Pass, gm: fx.GraphModule, inputs: Sequence[Any]) -> None:
+    before = copy.deepcopy(gm)
+    record = step.run(gm)
+    modes = (False, True) if step.keeps is Keeps.BOTH_MODES else (False,)
+    error = max(largest_difference(gm, before, inputs, training) for training in modes)
+    if error <= 1e-5:
+        return
+    text = f"undone: it changed the outputs by {error:.2g} of the largest"
+    if step.needs is not step.gives:
+        raise VerifyError(f"'{step.name}' cannot be {text}")
+    record = replace(record, nodes_after=record.nodes_before, changed=())
+    record = replace(record, left_alone=(Entry("the whole graph", text),))
+    restore(gm, before)
+    setattr(gm, _LOG, (*history(before), record))
 
 
 def stage_of(gm: fx.GraphModule) -> Stage:

@@ -2,15 +2,18 @@
 
 import copy
 import io
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 import fxquant
 from fxquant.errors import CaptureError, ConfigError, RecipeError, StageError
-from fxquant.passes import FoldBatchNorm, LowerToInteger
-from fxquant.pipeline import Recipe, history
+from fxquant.graph.edit import get_attribute, set_parameter
+from fxquant.graph.trace import trace
+from fxquant.passes import Canonicalize, FoldBatchNorm, FuseConvBnRelu, LowerToInteger
+from fxquant.pipeline import Recipe, RewritePass, Stage, history
 from tests import laws
 from tests.strategies import chain
 
@@ -141,6 +144,47 @@ def test_real_numbers_are_of_the_models_dtype():
     x = spec.inputs(seed=3).double()
     assert quantized(x).dtype is torch.float64
     laws.assert_equal(quantized(x), prepared(x))
+
+
+class Spoiler(RewritePass):
+    """A pass with a bug: it says that it keeps the function, and doubles a bias."""
+
+    name = "spoiler"
+    summary = "spoils"
+    needs = gives = Stage.FLOAT
+
+    def match(self, gm, node):
+        return (node,) if isinstance(node.kwargs.get("bias"), fx.Node) else None
+
+    def reject(self, gm, match):
+        return None
+
+    def rewrite(self, gm, match):
+        path = match[0].kwargs["bias"].target
+        set_parameter(gm, path, get_attribute(gm, path) * 2)
+        return "spoiled"
+
+
+def test_a_pass_that_changes_the_function_is_undone_and_reported():
+    spec = chain("conv", "relu", "conv", head=True)
+    gm = trace(spec.build())
+    recipe = Recipe("mine", (Canonicalize(), Spoiler(), FuseConvBnRelu()))
+    recipe.run(gm, (spec.inputs(),))
+    laws.assert_equal(gm(spec.inputs()), spec.build()(spec.inputs()))
+    text = fxquant.explain(gm)
+    assert "2. spoiler" in text
+    assert "left alone  the whole graph: undone: it changed the outputs by" in text
+    assert "3. fuse_conv_bn_relu" in text
+
+
+@pytest.mark.parametrize("name", laws.CONFIGS)
+def test_every_pass_checks_itself_when_asked(name):
+    spec = chain("conv", "bn", "relu6", "dropout", "conv_depthwise", "bn", "shuffle", head=True)
+    config = replace(laws.CONFIGS[name], verify=True)
+    prepared = fxquant.prepare_qat(spec.build(), spec.inputs(), config)
+    assert not any("undone" in e.text for r in history(prepared) for e in r.left_alone)
+    with pytest.raises(ConfigError, match="verify=True needs example_inputs"):
+        fxquant.prepare_qat(spec.build(), config=config)
 
 
 def test_structures_of_outputs_are_kept():

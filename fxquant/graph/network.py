@@ -38,6 +38,13 @@ def network(model: nn.Module, graph: fx.Graph) -> Network:
     return gm
 
 
+def restore(gm: fx.GraphModule, earlier: fx.GraphModule) -> None:
+    """Make `gm` what its copy `earlier` is."""
+    vars(gm).clear()
+    vars(gm).update(vars(earlier))
+    gm.graph = earlier.graph  # which also compiles its code anew, for gm
+
+
 class IntegerNetwork(Network):
     """A converted network: train() leaves it, and any float layer inside, in eval()."""
 

@@ -13,7 +13,6 @@ shape comparisons in an `if`, iteration and unpacking are answered as the model 
 
 from __future__ import annotations
 
-import copy
 import inspect
 import keyword
 import random
@@ -24,9 +23,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx.proxy import TraceError
-from torch.utils import _pytree as pytree
 
 from fxquant.errors import CaptureError
+from fxquant.graph.compare import largest_difference
 from fxquant.graph.inplace import (
     IN_PLACE,
     make_functional,
@@ -97,28 +96,13 @@ def check_capture(gm: Network, model: nn.Module, example_inputs: Sequence[Any]) 
     show, such as asking whether its input is a tensor.
     """
     for training in (False, True):
-        results = []
-        for candidate in (gm, model):
-            copied, inputs = copy.deepcopy((candidate, list(example_inputs)))
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
-                torch.manual_seed(0)
-                results.append(copied.train(training)(*inputs))
-        if not _same(*results):
+        if largest_difference(gm, model, example_inputs, training) > 0.0:
             raise CaptureError(
                 f"the graph of {type(model).__name__} gives other outputs than the model in "
                 f"{'train' if training else 'eval'}() on the example inputs.\n"
                 "What to do: look for what its forward asks of its inputs besides their values and "
                 "shapes (isinstance, attributes); keep that submodule in float (keep_float)."
             )
-
-
-def _same(ours: Any, theirs: Any) -> bool:
-    """Whether two outputs, nested or not, hold the same numbers."""
-    a, b = pytree.tree_leaves(ours), pytree.tree_leaves(theirs)
-    return len(a) == len(b) and all(
-        torch.equal(x.nan_to_num(), y.nan_to_num()) if isinstance(x, torch.Tensor) else x == y
-        for x, y in zip(a, b, strict=True)
-    )
 
 
 def _refuse_root(model: nn.Module) -> None:
