@@ -55,8 +55,8 @@ _POOLS = (
     *(ADAPTIVE_AVG_POOL1D, ADAPTIVE_AVG_POOL2D, ADAPTIVE_AVG_POOL3D),
 )
 _FIXED = 0  # the class whose factor is 1
-_ROUNDS = 200
-_SETTLED = 1e-4  # in log: a change this small is none
+_ROUNDS = 50
+_SETTLED = 1e-3  # in log: a change this small is none
 _LIMIT = math.log(1e6)  # of a factor: a nearly dead channel must not run away
 
 
@@ -72,17 +72,18 @@ class EqualizeCrossLayer(Pass):
         layers, classes = _Regions(gm, log).solve()
         factors = settle(layers, classes)
         for layer in layers:
-            matrix = factors[layer.into] / factors[layer.out][:, None]
-            if bool((matrix != 1.0).any()):
-                _scale(gm, layer.node, matrix, factors[layer.out])
-                low, high = float(matrix.min()), float(matrix.max())
-                log.change(layer.node, f"weights scaled by {low:.3g} to {high:.3g}")
+            into, out = factors[layer.into], factors[layer.out]
+            if bool((into != 1.0).any()) or bool((out != 1.0).any()):
+                _scale(gm, layer.node, into, out)
+                spans = [f"{float(s.min()):.3g} to {float(s.max()):.3g}" for s in (into, out)]
+                log.change(layer.node, f"inputs times {spans[0]}, outputs divided by {spans[1]}")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer: the largest |w| from each input channel to each output channel, float64
-    [O, I/groups], with the class that each row writes, [O], and each entry reads.
+    """A layer: the largest |w| from each input channel to each output channel of a group,
+    [groups, O/groups, I/groups], with the classes that it writes, [groups, O/groups], and
+    reads, [groups, I/groups].
     """
 
     node: fx.Node
@@ -101,9 +102,10 @@ def settle(layers: list[Layer], classes: int) -> Tensor:
     for _ in range(_ROUNDS):
         written, read = _Means(classes), _Means(classes)
         for layer in layers:
-            ranges = layer.ranges * (logs[layer.into] - logs[layer.out][:, None]).exp()
-            written.add(layer.out, ranges.amax(1))
-            read.add(layer.into.flatten(), ranges.flatten())
+            ranges = layer.ranges * logs[layer.into].exp()[:, None, :].to(layer.ranges.dtype)
+            ranges = ranges / logs[layer.out].exp()[:, :, None].to(layer.ranges.dtype)
+            written.add(layer.out.flatten(), ranges.amax(2).flatten())
+            read.add(layer.into.flatten(), ranges.amax(1).flatten())
         step = (written.logs() - read.logs()) / 2
         step = torch.where((written.count > 0) & (read.count > 0), step, 0.0)
         step[_FIXED] = 0.0
@@ -123,6 +125,7 @@ class _Means:
 
     def add(self, classes: Tensor, ranges: Tensor) -> None:
         """One layer: the largest of the ranges that belong to a class is the class's."""
+        ranges = ranges.to(self.total.dtype)
         largest = torch.zeros_like(self.total).scatter_reduce_(0, classes, ranges, "amax")
         self.total += torch.where(largest > 0, largest, 1.0).log()
         self.count += largest > 0
@@ -164,15 +167,17 @@ class _Regions:
                 self._visit_other(node)
         roots = torch.tensor([self._root(i) for i in range(len(self.parent))])
         _, number = torch.unique(roots, return_inverse=True)  # _FIXED, the smallest, stays 0
-        return [
-            Layer(node, _ranges(self.gm, node), number[out], number[into])
-            for node, out, into in self.found
-        ], int(number.max()) + 1
+        layers = []
+        for node, out, into in self.found:
+            ranges = _ranges(self.gm, node)
+            layers.append(Layer(node, ranges, number[out].reshape(ranges.shape[:2]), number[into]))
+        return layers, int(number.max()) + 1
 
     def _visit_layer(self, node: fx.Node, site: CallSite) -> None:
         ranges = _ranges(self.gm, node)
         into = self._behind_weights(node, site, ranges)
-        out = torch.arange(len(self.parent), len(self.parent) + len(ranges))
+        outputs = ranges.shape[0] * ranges.shape[1]
+        out = torch.arange(len(self.parent), len(self.parent) + outputs)
         self.parent.extend(out.tolist())
         reason = self._why_not(node, site)
         if reason is not None:
@@ -185,17 +190,14 @@ class _Regions:
         self.values[node] = _Value(out, spatial)
 
     def _behind_weights(self, node: fx.Node, site: CallSite, ranges: Tensor) -> Tensor:
-        """The class behind every entry of `ranges`; none that can move where it is not known."""
+        """The class of every input channel, by group; fixed where it is not known."""
         value = self.values.get(inputs_of(node)[0])
-        groups = node.kwargs.get("groups", 1)
-        assert isinstance(groups, int)
-        rows, per_group = ranges.shape
+        groups, _, per_group = ranges.shape
         fits = value is not None and len(value.classes) == groups * per_group
         if value is None or not fits or (value.spatial == 0) is not (site.op is LINEAR):
             self._fix_values(inputs_of(node))
-            return torch.full((rows, per_group), _FIXED)
-        by_group = value.classes.reshape(groups, 1, per_group)
-        return by_group.expand(groups, rows // groups, per_group).reshape(rows, per_group)
+            return torch.full((groups, per_group), _FIXED)
+        return value.classes.reshape(groups, per_group)
 
     def _why_not(self, node: fx.Node, site: CallSite) -> str | None:
         shared = shared_parameter(self.gm, node, self.reads)
@@ -280,23 +282,33 @@ class _Regions:
 
 
 def _ranges(gm: fx.GraphModule, node: fx.Node) -> Tensor:
-    """The largest |w| from each input channel to each output channel: [O, I/groups]."""
-    weight = _parameter(gm, node, "weight").detach().double().abs()
-    channels = layer_channels(gm, node)
-    return channels.rows(weight.flatten(2).amax(2) if weight.dim() > 2 else weight)
+    """The largest |w| from each input to each output channel: [groups, O/groups, I/groups]."""
+    weight = _parameter(gm, node, "weight").detach().abs()
+    groups = node.kwargs.get("groups", 1)
+    assert isinstance(groups, int)
+    largest = weight.flatten(2).amax(2) if weight.dim() > 2 else weight
+    rows = layer_channels(gm, node).rows(largest)
+    return rows.reshape(groups, -1, rows.shape[1])
 
 
-def scale_weight(weight: Tensor, matrix: Tensor, channels: Channels) -> Tensor:
-    """The weight with every entry multiplied by its factor in `matrix` [O, I/groups]."""
-    by_group = matrix.reshape(channels.groups, -1, matrix.shape[1]).movedim(1, 1 + channels.axis)
-    spread = by_group.flatten(0, 1)
-    return weight * spread.reshape(*spread.shape, *[1] * (weight.dim() - 2))
+def scale_weight(weight: Tensor, into: Tensor, out: Tensor, channels: Channels) -> Tensor:
+    """The weight with every input channel multiplied by its factor in `into`, [groups,
+    I/groups], and every output channel divided by its own in `out`, [groups, O/groups].
+    """
+    # [groups, channels along axis 0, along axis 1, elements]: layers lie as (out, in),
+    # transposed ones as (in, out)
+    shape = (len(into), -1, weight.shape[1], weight[0, 0].numel())
+    first, second = (1 / out, into) if channels.axis == 0 else (into, 1 / out)
+    by_group = weight.reshape(shape) * first[:, :, None, None] * second[:, None, :, None]
+    return by_group.reshape(weight.shape)
 
 
-def _scale(gm: fx.GraphModule, node: fx.Node, matrix: Tensor, out: Tensor) -> None:
-    """Scale a layer's weight by `matrix`, and divide its bias and its clamp by `out`."""
+def _scale(gm: fx.GraphModule, node: fx.Node, into: Tensor, out: Tensor) -> None:
+    """Scale a layer's weight, and divide its bias and its clamp by `out`."""
     weight, site = _parameter(gm, node, "weight"), site_of(gm, node)
-    scaled = scale_weight(weight.detach().double(), matrix, layer_channels(gm, node))
+    channels = layer_channels(gm, node)
+    scaled = scale_weight(weight.detach().double(), into, out, channels)
+    out = out.flatten()
     set_parameter(gm, _path(node, "weight"), scaled.to(weight.dtype))
     if isinstance(node.kwargs["bias"], fx.Node):
         bias = _parameter(gm, node, "bias")
