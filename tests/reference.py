@@ -2,6 +2,7 @@
 
     torch       Σ w·(q - z)        in a float carrier, padding is 0      kernels of torch
     here        Σ w·q - z·Σ w      in int64, padding is z                windows gathered one by one
+                                   transposed: both sums scattered       element by element
 
 Only numpy and Python integers compute here; of fxquant this reads the graph and the buffers,
 and nothing of its kernels or its arithmetic. int64 is exact because each product is first
@@ -144,8 +145,13 @@ def along_channels(values: Codes, dims: int) -> Codes:
 
 
 def limit(codes: Codes, n: Buffers) -> Codes:
-    """`codes` around the output's zero point, clamped."""
-    return np.clip(codes + n["y_zero"], n["low"], n["high"])
+    """`codes` around the output's zero point, clamped to two limits, or to two per channel.
+
+    Limits per channel count along the last axis here, whatever shape they are stored in.
+    """
+    low, high = (np.squeeze(n[end]) for end in ("low", "high"))
+    assert (low <= high).all()
+    return np.clip(codes + n["y_zero"], low, high)
 
 
 # ------------------------------------------------------------------------ windows
@@ -195,12 +201,12 @@ def pool_starts(
 # ------------------------------------------------------------------------ operators
 
 
-def layer(n: Buffers, products: Codes, weights: Codes) -> Codes:
-    """Codes [..., O] from `Σ w·q` [..., O] and the weights [O, fan-in] of a layer.
+def layer(n: Buffers, acc: Codes) -> Codes:
+    """Codes [..., O] from the accumulators [..., O] of a layer.
 
-        acc = Σ w·q - z·Σ w,   |acc| <= bound,   |acc + b| < 2^31
+    acc = Σ w·q - z·Σ w,   |acc| <= bound,   |acc + b| < 2^31
     """
-    acc = products - n["x_zero"] * weights.sum(-1)
+    assert acc.shape[-1:] == n["bound"].shape == n["bias"].shape == n["multiplier"].shape
     assert (np.abs(acc) <= n["bound"]).all(), "a sum exceeds its certified bound"
     acc = acc + n["bias"]
     assert largest(acc) < ACCUMULATOR_LIMIT, "an accumulator exceeds 32 bits"
@@ -209,7 +215,7 @@ def layer(n: Buffers, products: Codes, weights: Codes) -> Codes:
 
 def linear(n: Buffers, q: Codes) -> Codes:
     """[..., I] to [..., O]."""
-    return layer(n, q @ n["weight"].T, n["weight"])
+    return layer(n, q @ n["weight"].T - n["x_zero"] * n["weight"].sum(1))
 
 
 def convolution(
@@ -234,7 +240,8 @@ def convolution(
     rows = weight.reshape(groups, outputs // groups, -1)
     products = columns @ rows.transpose(0, 2, 1)
     products = products.transpose(1, 0, 2).reshape(N, *size, outputs)
-    return np.moveaxis(layer(n, products, weight.reshape(outputs, -1)), -1, 1)
+    total = products - n["x_zero"] * weight.reshape(outputs, -1).sum(1)
+    return np.moveaxis(layer(n, total), -1, 1)
 
 
 def conv_padding(padding: Any, span: list[int]) -> tuple[list[int], list[int]]:
@@ -244,6 +251,49 @@ def conv_padding(padding: Any, span: list[int]) -> tuple[list[int], list[int]]:
     if padding == "same":
         return [s // 2 for s in span], [s - s // 2 for s in span]
     return list(per_axis(padding, len(span))), list(per_axis(padding, len(span)))
+
+
+def transposed_convolution(
+    n: Buffers, q: Codes, *, stride: Any, padding: Any, output_padding: Any, groups: int,
+    dilation: Any,
+) -> Codes:
+    """[N, I, *spatial] to [N, O, *spatial']: the codes scattered, less as many zero points.
+
+    How many weights meet at a place depends on the place, so `z·Σ w` is scattered too.
+    """
+    dims = q.ndim - 2
+    settings = [per_axis(s, dims) for s in (stride, padding, output_padding, dilation)]
+    zeros = np.full_like(q[:1], n["x_zero"])
+    of_codes, of_zeros = (scatter(x, n["weight"], groups, *settings) for x in (q, zeros))
+    return np.moveaxis(layer(n, np.moveaxis(of_codes - of_zeros, 1, -1)), -1, 1)
+
+
+def scatter(
+    x: Codes, weight: Codes, groups: int, stride: tuple[int, ...], padding: tuple[int, ...],
+    output_padding: tuple[int, ...], dilation: tuple[int, ...],
+) -> Codes:
+    """`y[c, s·i + d·k - p] += w[j, c, k]·x[j, i]` for all i, j, k, channels within their group.
+
+    The weights are [I, O/G, *kernel]; group g reads and writes the g-th part of the channels.
+    """
+    N, inputs, *lengths = x.shape
+    kernel, per_group = weight.shape[2:], weight.shape[1]
+    reach = [s * (L - 1) + 1 for s, L in zip(stride, lengths, strict=True)]
+    sizes = [
+        r + d * (k - 1) + extra
+        for r, d, k, extra in zip(reach, dilation, kernel, output_padding, strict=True)
+    ]
+    y = np.zeros((N, groups * per_group, *sizes), dtype=np.int64)
+    for g, k in itertools.product(range(groups), np.ndindex(*kernel)):
+        at = [
+            slice(d * i, d * i + r, s)
+            for d, i, r, s in zip(dilation, k, reach, stride, strict=True)
+        ]
+        reads = slice(g * inputs // groups, (g + 1) * inputs // groups)
+        writes = slice(g * per_group, (g + 1) * per_group)
+        products = np.tensordot(weight[(reads, slice(None), *k)], x[:, reads], (0, 1))
+        y[(slice(None), writes, *at)] += np.moveaxis(products, 0, 1)
+    return y[(..., *(slice(p, size - p) for p, size in zip(padding, sizes, strict=True)))]
 
 
 def batch_norm(n: Buffers, q: Codes) -> Codes:
@@ -368,7 +418,18 @@ def zero(n: Buffers, q: Codes) -> Codes:
 
 
 def pad(n: Buffers, q: Codes, pad: Sequence[int], mode: str, value: float | None) -> Codes:
-    """The code of the constant around, or less of `q` where a width is negative."""
+    """The code of 0 around."""
+    return surround(q, pad, n["zero"])
+
+
+def pad_value(n: Buffers, q: Codes, pad: Sequence[int], mode: str, value: float) -> Codes:
+    """All on the output's grid, the constant around; an activation clamps both."""
+    inner = limit(rescale(q - n["x_zero"], n["multiplier"], n["shift"]), n)
+    return surround(inner, pad, np.clip(n["fill"], n["low"], n["high"]))
+
+
+def surround(q: Codes, pad: Sequence[int], fill: Codes) -> Codes:
+    """More of `fill` around, or less of `q` where a width is negative."""
     pairs = list(zip(pad[::2], pad[1::2], strict=True))[::-1]  # torch begins at the last axis
     pairs = [(0, 0)] * (q.ndim - len(pairs)) + pairs
     keep = tuple(
@@ -376,7 +437,7 @@ def pad(n: Buffers, q: Codes, pad: Sequence[int], mode: str, value: float | None
         for length, (before, after) in zip(q.shape, pairs, strict=True)
     )
     widths = [(max(before, 0), max(after, 0)) for before, after in pairs]
-    return np.pad(q[keep], widths, constant_values=int(n["fill"]))
+    return np.pad(q[keep], widths, constant_values=int(fill))
 
 
 def _in_dims(operator_of_n: Callable[..., Codes], name: str) -> dict[str, Callable[..., Codes]]:
@@ -392,6 +453,9 @@ KERNELS: dict[str, Callable[..., Codes]] = {
     "conv1d": convolution,
     "conv2d": convolution,
     "conv3d": convolution,
+    "conv_transpose1d": transposed_convolution,
+    "conv_transpose2d": transposed_convolution,
+    "conv_transpose3d": transposed_convolution,
     "linear": linear,
     "batch_norm": batch_norm,
     "relu": relu,
@@ -406,6 +470,7 @@ KERNELS: dict[str, Callable[..., Codes]] = {
     "mean": mean,
     "zero": zero,
     "pad": pad,
+    "pad_value": pad_value,
 }
 
 
@@ -457,6 +522,7 @@ MOVES: dict[str, Callable[..., Any]] = {
     "permute": lambda x, *order: x.transpose(_shape(order)),
     "transpose": _transpose,
     "contiguous": lambda x: x,
+    "clone": lambda x: x,
     "squeeze": lambda x, dim=None: np.squeeze(x, dim),
     "unsqueeze": np.expand_dims,
     "chunk": _chunk,

@@ -81,6 +81,87 @@ def convs_3d() -> nn.Module:
     )
 
 
+def uneven(model: nn.Module) -> nn.Module:
+    """The same with larger weights, a factor of up to 8 apart, so that values reach a ReLU6's 6."""
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            factors = torch.logspace(0.2, 1.1, len(module.weight))
+            module.weight.data *= factors.reshape(-1, *[1] * (module.weight.dim() - 1))
+    return model
+
+
+def transposed() -> nn.Module:
+    """Groups, dilation, strides that leave gaps, output padding; batch norms behind."""
+    return uneven(nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(8, 6, 3, stride=2, padding=1, output_padding=1, groups=2, bias=False),
+        nn.BatchNorm2d(6),
+        nn.ReLU6(),
+        nn.ConvTranspose2d(6, 6, (2, 3), stride=(3, 1), padding=(0, 2), dilation=(2, 1), groups=6),
+        nn.ReLU6(),
+        nn.ConvTranspose2d(6, 4, 1, output_padding=(1, 0), stride=(2, 1)),
+        nn.BatchNorm2d(4),
+        nn.Conv2d(4, 3, 3),
+    ))
+
+
+def transposed_1d() -> nn.Module:
+    """As many channels in as out: nothing but numbers tells the axes apart."""
+    return nn.Sequential(
+        nn.ConvTranspose1d(4, 4, 4, stride=2, padding=1),
+        nn.BatchNorm1d(4),
+        nn.ReLU(),
+        nn.ConvTranspose1d(4, 4, 3, stride=3, padding=2, output_padding=2, dilation=2, groups=2),
+    )
+
+
+def transposed_3d() -> nn.Module:
+    return nn.Sequential(
+        nn.ConvTranspose3d(
+            2, 4, (1, 3, 2), (2, 1, 2), padding=(0, 1, 0), output_padding=(1, 0, 1), groups=2
+        ),
+        nn.BatchNorm3d(4),
+        nn.ConvTranspose3d(4, 2, (2, 1, 2), bias=False),
+    )
+
+
+def separable() -> nn.Module:
+    """Clamps between layers of uneven ranges: to equalize them takes limits per channel.
+
+    Images as wide as there are channels, 6: then an axis may be taken for the other.
+    """
+    return uneven(nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU6(),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.ReLU6(),
+        nn.Conv2d(8, 6, 1),
+        nn.Hardtanh(-0.5, 0.25),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(24, 5),
+        nn.Hardtanh(-0.25, 0.5),
+        nn.Linear(5, 4),
+    ))
+
+
+class Residual(nn.Module):
+    """A sum whose operands, and what is beside it in a concat, must keep one scale a channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.inside = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 1)
+        self.beside, self.last = nn.ConvTranspose2d(6, 4, 1, groups=2), nn.Conv2d(10, 4, 3)
+        uneven(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.before(x))
+        y = torch.relu(self.inside(x) + x)
+        return self.last(torch.cat([y, F.relu6(self.beside(y))], 1))
+
+
 def linears() -> nn.Module:
     """On [N, T, I]: the batch norm counts T as channels, so it stays on its own."""
     return nn.Sequential(
@@ -127,7 +208,7 @@ class Means(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         x = self.conv(x)
         return (
-            F.avg_pool2d(x, (2, 3), padding=(1, 0), divisor_override=5),
+            F.avg_pool2d(x, (2, 3), padding=(1, 0), divisor_override=7),
             F.avg_pool2d(x, (3, 2), (1, 2), (0, 1), count_include_pad=False),
             F.max_pool2d(x, (3, 2), padding=(1, 0)),
             F.adaptive_avg_pool2d(x, (None, 4)),
@@ -171,7 +252,7 @@ class Joined(nn.Module):
 
 
 class Constants(nn.Module):
-    """Padding with numbers, negative padding, zeros, a parameter of the network's own."""
+    """Padding with numbers, some clamped, negative padding, zeros, a parameter of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,9 +262,9 @@ class Constants(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         x = self.conv(x)
-        padded = F.pad(x, (0, 1, 2, 0, 1, 1), value=-0.7)
+        padded = F.pad(x, (0, 1, 2, 0, 1, 1), value=-0.7), F.relu6(F.pad(x, (2, -1), value=-3.0))
         cropped = F.pad(x, (-1, 1, 0, -2)) + self.offset
-        return self.last(self.pad(x)), self.zero_pad(x), x.mul(0.0) + x, padded, cropped
+        return self.last(self.pad(x)), self.zero_pad(x), x.mul(0.0) + x, *padded, cropped
 
 
 class Moves(nn.Module):
@@ -230,6 +311,11 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "convs": (convs, (3, 15, 14)),
     "convs_1d": (convs_1d, (3, 17)),
     "convs_3d": (convs_3d, (2, 5, 6, 7)),
+    "transposed": (transposed, (3, 9, 8)),
+    "transposed_1d": (transposed_1d, (4, 7)),
+    "transposed_3d": (transposed_3d, (2, 3, 4, 3)),
+    "separable": (separable, (3, 7, 6)),
+    "residual": (Residual, (3, 6, 5)),
     "linears": (linears, (7, 6)),
     "pools_1d": (lambda: Pools(1), (2, 11)),
     "pools_2d": (lambda: Pools(2), (2, 11, 8)),
@@ -357,6 +443,14 @@ def test_every_operator_is_among_the_networks():
     assert used == {op.name for op in OPS} == set(reference.KERNELS)
 
 
+@pytest.mark.parametrize(("name", "clamps"), [("separable", 4), ("transposed", 2), ("residual", 1)])
+def test_some_limits_differ_from_channel_to_channel(name: str, clamps: int):
+    """Else the networks would say nothing of limits per channel."""
+    modules = case(name, "equalize").quantized.modules()
+    numbers = [m.numbers for m in modules if isinstance(m, IntegerOp) and hasattr(m, "high")]
+    assert sum(len((n.high - n.low).unique()) > 1 for n in numbers) == clamps
+
+
 @pytest.mark.parametrize("name", [*SMALL, *LARGE])
 def test_the_networks_are_alive(name: str):
     """A network whose codes are all alike would be equal to anything."""
@@ -430,15 +524,17 @@ def real_output(site: CallSite, args: tuple[Any, ...], options: Any) -> tuple[Te
     norm = options.pop("batch_norm", None) if site.op.folds else None
     unit = torch.tensor(0.0)
     if site.weight_quant is not None:
-        scale = largest_per_channel(options["weight"], site.weight_quant.scheme)
-        options["weight"] = on_grid(options["weight"], scale)
+        groups = options["groups"] if site.op.name.startswith("conv_transpose") else None
+        rows = outputs_first(options["weight"], groups)
+        scale = largest_per_channel(rows, site.weight_quant.scheme)
+        options["weight"] = outputs_first(on_grid(rows, scale), groups)
         unit = scale * site.sources[0].scale.double()
     y = site.op.function(*map(as_float64, args), **options)
     if norm is not None:
         y = norm(y)
         unit = unit * (norm.weight / torch.sqrt(norm.running_var + norm.eps)).abs()
     if site.activation is not None:
-        y = site.activation(y)
+        y = clamped(y, site)
     if site.op.name.startswith("conv"):
         unit = unit.reshape(-1, *[1] * (y.dim() - 2))
     return y, unit
@@ -449,6 +545,21 @@ def as_float64(value: Any) -> Any:
     if isinstance(value, nn.Module):
         return copy.deepcopy(value).double().eval()
     return value.detach().double() if isinstance(value, Tensor) else value
+
+
+def outputs_first(weight: Tensor, groups: int | None) -> Tensor:
+    """[O, I/G, ...] of a transposed convolution's [I, O/G, ...], and the other way round."""
+    if groups is None:
+        return weight
+    return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def clamped(y: Tensor, site: CallSite) -> Tensor:
+    """`y` within the limits of the site's activation, each channel's divided by its factor."""
+    assert site.activation is not None
+    divisor = torch.tensor(1.0) if site.clamp_divisor is None else site.clamp_divisor
+    low, high = (end / divisor.double() for end in (site.activation.low, site.activation.high))
+    return torch.minimum(torch.maximum(y, low), high)
 
 
 def largest_per_channel(weight: Tensor, scheme: QuantScheme) -> Tensor:
@@ -665,7 +776,9 @@ class Overwriting(nn.Module):
 
 
 @pytest.mark.parametrize("config", ["default", "fold", "equalize"])
-@pytest.mark.parametrize("build", [Overwriting, Readers, Joined, convs])
+@pytest.mark.parametrize(
+    "build", [Overwriting, Readers, Joined, convs, transposed, separable, Residual]
+)
 def test_until_it_has_seen_data_eval_is_the_float_network(
     build: Callable[[], nn.Module], config: str
 ):
