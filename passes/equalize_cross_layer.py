@@ -321,8 +321,8 @@ def _scale(gm: fx.GraphModule, node: fx.Node, into: Tensor, out: Tensor) -> None
 def _labels(node: fx.Node, value: _Value | None) -> Tensor | None:
     """`node`'s example with, in every element, the class of its channel."""
     example = example_of(node)
-    if value is None or not isinstance(example, Tensor) or example.dim() < 2:
-        return None
+    if value is None or not isinstance(example, Tensor) or example.dim() != value.spatial + 2:
+        return None  # not known, or without a batch: then axis 1 is another
     shape = (1, -1, *[1] * (example.dim() - 2))
     return value.classes.reshape(shape).expand(example.shape)
 

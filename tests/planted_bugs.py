@@ -415,7 +415,8 @@ def run(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def run_tests(tree: Path, tests: Iterable[str]) -> subprocess.CompletedProcess[str]:
     """Those tests in the copied tree, until the first failure."""
-    return run(tree, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests)
+    # plain asserts: nobody reads their details, and to rewrite them takes a second each time
+    return run(tree, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--assert=plain", *tests)
 
 
 def check_imports(tree: Path) -> None:

@@ -111,7 +111,8 @@ class CallSite(nn.Module):
     def divide_clamp(self, divisor: Tensor) -> None:
         """Divide the activation's limits channel by channel; shaped to broadcast, positive."""
         if self.activation is not None and not self.activation.lets_factors_through:
-            self.clamp_divisor = divisor
+            before = self.clamp_divisor
+            self.clamp_divisor = divisor if before is None else before * divisor
 
     def numbers_and_settings(
         self, options: dict[str, Any]

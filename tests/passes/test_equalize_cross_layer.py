@@ -122,6 +122,31 @@ def test_regions(kind):
     assert out.max() / out.min() < 2000  # of 10,000 before; a sum has two that write it
 
 
+def test_clamps_are_divided_once_more_by_a_second_run():
+    model = chain("conv", "relu6", "conv").build()
+    model.steps[0].weight.data *= torch.logspace(-1, 1, 4).reshape(-1, 1, 1, 1) * 5
+    gm, _ = equalize(model)
+    EqualizeCrossLayer().run(gm)
+    x = torch.randn(2, 4, 8, 8).double() * 9
+    torch.testing.assert_close(gm(x), model.double()(x))
+
+
+@pytest.mark.parametrize("height", [4, 5])
+def test_without_a_batch_other_axes_are_channels(height):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 5, 1), nn.Conv2d(5, 2, 1)
+            self.a.weight.data *= torch.logspace(-1, 1, 5).reshape(-1, 1, 1, 1)
+
+        def forward(self, x):
+            return self.b(torch.relu(self.a(x)).flip(0))
+
+    model, x = Net().double(), torch.randn(3, height, 6).double()
+    gm, _ = equalize(model, x)
+    torch.testing.assert_close(gm(x), model(x))
+
+
 @pytest.mark.parametrize("kind", ["output", "twice", "float"])
 def test_a_value_seen_outside_stays(kind):
     class Net(nn.Module):
