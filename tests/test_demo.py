@@ -45,11 +45,12 @@ def test_the_command_writes_and_prints_what_happened(monkeypatch, capsys, tmp_pa
     }
 
 
-def test_one_seed_gives_one_outcome_and_leaves_the_random_state(tmp_path):
+def test_one_seed_gives_one_outcome_and_leaves_torch_as_it_was(tmp_path):
     told = []
-    before = torch.random.get_rng_state()
+    before, threads = torch.random.get_rng_state(), torch.get_num_threads()
     first = run(tmp_path / "a", TINY, lambda *step: told.append(step))
     assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
     torch.manual_seed(99)
     second = run(tmp_path / "b", TINY)
     assert replace(first, seconds=0) == replace(second, seconds=0)

@@ -288,8 +288,8 @@ SCHEMES = (
     rows=st.lists(st.tuples(weights, weights, weights, biases), min_size=1, max_size=4),
     s_x=scales, s_y=scales, scheme=st.sampled_from(SCHEMES),
 )
-@example([(0.0, 0.0, 0.0, 50.0)], 0.5, 0.5, INT8_WEIGHT)  # a dead channel is its bias
-@example([(1e-30, -1e-30, 0.0, 1.0)], 0.01, 0.01, INT8_WEIGHT)  # the bias would not fit
+@example([(0.0, 0.0, 0.0, 50.0)], 0.5, 1e-4, INT8_WEIGHT)  # a dead channel is its bias
+@example([(1e-30, -1e-30, 0.0, 1.0)], 0.01, 1e-6, INT8_WEIGHT)  # the bias would not fit
 @example([(0.0, 0.0, 0.0, 0.0)], 1.0, 1.0, INT8_WEIGHT)
 def test_a_layers_integers_stand_for_its_real_numbers(
     rows: list[tuple[float, ...]], s_x: float, s_y: float, scheme: QuantScheme
