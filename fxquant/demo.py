@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -95,7 +96,6 @@ class Outcome:
     integer_bytes: int
     passes: tuple[PassCount, ...]
     plan: Plan
-    threads: int
     torch: str
 
 
@@ -106,8 +106,7 @@ def demo(out: Path, plan: Plan) -> Outcome:
         from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
     console = Console()
     console.print(
-        f"Handwritten digits, a DARTS_V2 network of {plan.layers} cells, seed {plan.seed}, "
-        f"{torch.get_num_threads()} threads."
+        f"Handwritten digits, a DARTS_V2 network of {plan.layers} cells, seed {plan.seed}."
     )
     columns = (TextColumn("{task.description:24}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
@@ -127,11 +126,11 @@ def demo(out: Path, plan: Plan) -> Outcome:
 def run(out: Path, plan: Plan, tell: Tell = lambda stage, done, total: None) -> Outcome:
     """Train, prepare, train on, convert, compare; pictures and summary.json go to `out`.
 
-    Equal seeds and thread counts give equal accuracies. torch's own random state stays.
+    Equal seeds give equal outcomes. torch's own random state and thread count stay.
     """
     start = time.perf_counter()
     _make_folder(out)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(plan.seed)
         training, held_out = load_digits(plan.images)
         network = NetworkCIFAR(plan.channels, 10, plan.layers, DARTS_V2, in_channels=1)
@@ -142,14 +141,14 @@ def run(out: Path, plan: Plan, tell: Tell = lambda stage, done, total: None) -> 
         prepared = prepare_qat(network, config=CONFIG)
         told = partial(tell, "training with fake-quants")
         train(prepared, training, plan.tuning_epochs, TUNING_RATE, told)
-    quantized = convert(prepared)
-    visualize(prepared, out / "graph-prepared.svg")
-    visualize(quantized, out / "graph-integer.svg")
+        quantized = convert(prepared)
+        visualize(prepared, out / "graph-prepared.svg")
+        visualize(quantized, out / "graph-integer.svg")
 
-    logits = []
-    for i, model in enumerate((network, prepared, quantized), 1):
-        logits.append(evaluate(model, held_out.images))
-        tell("evaluating all three", i, 3)
+        logits = []
+        for i, model in enumerate((network, prepared, quantized), 1):
+            logits.append(evaluate(model, held_out.images))
+            tell("evaluating all three", i, 3)
     in_float, in_qat, in_integers = ((each.argmax(1) == held_out.labels) for each in logits)
     outcome = Outcome(
         float_accuracy=in_float.double().mean().item(),
@@ -166,7 +165,6 @@ def run(out: Path, plan: Plan, tell: Tell = lambda stage, done, total: None) -> 
             for r in history(quantized)
         ),
         plan=plan,
-        threads=torch.get_num_threads(),
         torch=torch.__version__,
     )
     write_whole(out / "summary.json", json.dumps(asdict(outcome), indent=2).encode() + b"\n")
@@ -244,3 +242,18 @@ def _make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot make the folder '{out}': {error.strerror}") from error
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One torch thread: the sums come out the same whatever the number of cores.
+
+    Two gain a third on so small a network, and lose minutes waiting for each other where
+    something else runs beside them.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

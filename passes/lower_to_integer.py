@@ -36,6 +36,9 @@ from fxquant.pipeline import Keeps, Log, Pass, Stage
 from fxquant.schemes import quantize
 
 
+_COPIES = ("clone", "detach", torch.clone, torch.detach)  # no integer is ever overwritten
+
+
 class LowerToInteger(Pass):
     """Replaces every site by its integer operator, between quantize and dequantize."""
 
@@ -63,10 +66,11 @@ class LowerToInteger(Pass):
 
 
 def _drop_training(gm: fx.GraphModule) -> None:
-    """Switches give what they give in eval(); dropout and what only training reads go."""
+    """Switches give what they give in eval(); dropout, copies and what only training reads go."""
     for node in list(gm.graph.nodes):
         module = called_module(gm, node)
-        if isinstance(module, Switch) or (module is not None and is_identity_in_eval(module)):
+        idle = module is not None and is_identity_in_eval(module)
+        if idle or isinstance(module, Switch) or node.target in _COPIES:
             erase(node, node.args[0])
     _erase_dead(gm)
 
