@@ -35,7 +35,6 @@ from fxquant.ops.verify import verify_fake_quant
 from fxquant.pipeline import Keeps, Log, Pass, Stage
 from fxquant.schemes import quantize
 
-
 _COPIES = ("clone", "detach", torch.clone, torch.detach)  # no integer is ever overwritten
 
 
