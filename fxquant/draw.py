@@ -250,7 +250,7 @@ def _kind(gm: fx.GraphModule, node: fx.Node) -> str:
     if isinstance(module, InputQuantizer) and not isinstance(module.output, ActivationFakeQuant):
         return "observer"
     if isinstance(module, IntegerOp):
-        return module.op.name
+        return module.text
     ops, names = spelled_as(type(module)), _BOUNDARIES | _OWN_MODULES
     return ops[0].name if ops else names.get(type(module), type(module).__name__)
 
@@ -302,7 +302,7 @@ def _drawing(graph: networkx.DiGraph) -> Any:
 
     drawing = pygraphviz.AGraph(directed=True, strict=False, name=graph.name or "graph")
     drawing.graph_attr.update(
-        _PAGE, label=f"{graph.name}: {graph.graph['stage']} graph\\n{_legend(graph)}"
+        _PAGE, label=f"{graph.name}: {graph.graph['stage']}\\n{_legend(graph)}"
     )
     drawing.node_attr.update(_NODE)
     drawing.edge_attr.update(_EDGE)

@@ -143,7 +143,8 @@ def _lower_site(gm: fx.GraphModule, node: fx.Node, site: CallSite) -> None:
         numbers, settings = site.numbers_and_settings(options)
     if isinstance(numbers, LayerNumbers):
         _prove_accumulator(node, numbers)
-    replace_site(gm, node, IntegerOp(site.op, numbers, site.target.qparams.scheme))
+    scheme = site.target.qparams.scheme
+    replace_site(gm, node, IntegerOp(site.op, numbers, scheme, site.extra_repr()))
     node.kwargs = settings
 
 

@@ -92,7 +92,7 @@ def test_what_is_said_of_operators(small):
     assert {"conv2d → batch_norm → relu", "max_pool2d", "add", "linear"} <= set(prepared)
     integer = kinds("integer")
     assert integer[:2] == ["input", "quantize"]
-    assert {"conv2d", "max_pool2d", "add", "linear", "dequantize"} <= set(integer)
+    assert {"conv2d → relu", "max_pool2d", "add", "linear", "dequantize"} <= set(integer)
 
 
 @pytest.mark.parametrize("stage", STAGES)

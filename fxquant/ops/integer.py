@@ -12,12 +12,18 @@ from fxquant.schemes import QParams, QuantScheme, dequantize, quantize
 
 
 class IntegerOp(nn.Module):
-    """One operator on integer tensors; every number it uses is a buffer of that name."""
+    """One operator on integer tensors; every number it uses is a buffer of that name.
 
-    def __init__(self, op: OpSpec, numbers: tuple[Tensor, ...], scheme: QuantScheme) -> None:
+    `text` says what it came from, such as 'conv2d → relu': the ReLU is in the clamp.
+    """
+
+    def __init__(
+        self, op: OpSpec, numbers: tuple[Tensor, ...], scheme: QuantScheme, text: str
+    ) -> None:
         super().__init__()
         self.op = op
         self.scheme = scheme
+        self.text = text
         self._numbers = type(numbers)
         for name, value in numbers._asdict().items():  # type: ignore[attr-defined]
             self.register_buffer(name, value.detach().clone())
@@ -34,7 +40,7 @@ class IntegerOp(nn.Module):
 
     def extra_repr(self) -> str:
         """The operator and its output's scheme, for print(model)."""
-        return f"{self.op.name} → {self.scheme}"
+        return f"{self.text}, {self.scheme}"
 
 
 class _Boundary(nn.Module):
