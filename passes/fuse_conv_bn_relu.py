@@ -60,8 +60,7 @@ class FuseConvBnRelu(RewritePass):
         if "batch_norm" in second.kwargs:
             # the site moves down to its batch norm, whose module is read from there on
             second.append(first)
-            module = second.kwargs["batch_norm"]
-            first.kwargs = {**first.kwargs, "batch_norm": module}
+            first.kwargs = {**first.kwargs, "batch_norm": second.kwargs["batch_norm"]}
         else:
             inner.activation = _clamp(second, outer)
         second.replace_all_uses_with(first, delete_user_cb=lambda user: user is not first)

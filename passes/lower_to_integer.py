@@ -69,7 +69,8 @@ def _drop_training(gm: fx.GraphModule) -> None:
     for node in list(gm.graph.nodes):
         module = called_module(gm, node)
         idle = module is not None and is_identity_in_eval(module)
-        if idle or isinstance(module, Switch) or node.target in _COPIES:
+        copies = node.op in ("call_method", "call_function") and node.target in _COPIES
+        if idle or isinstance(module, Switch) or copies:
             erase(node, node.args[0])
     _erase_dead(gm)
 

@@ -239,6 +239,21 @@ def test_a_float_island_stays_in_eval_inside_integers():
     laws.assert_equal(quantized.train()(x), quantized.eval()(x))
 
 
+@pytest.mark.parametrize("name", ["clone", "detach"])
+def test_a_layer_called_like_a_copy_is_a_layer(name):
+    layers = {"a": nn.Conv2d(4, 4, 1), name: nn.Softsign(), "b": nn.Conv2d(4, 4, 1)}
+    model = nn.Sequential()
+    for path, layer in layers.items():
+        model.add_module(path, layer)
+    promise(model, config=fxquant.QuantConfig(keep_float=(name,)))
+
+
+@pytest.mark.parametrize("name", ["clone", "detach"])
+def test_an_input_called_like_a_copy_is_an_input(name):
+    forwards = {"clone": lambda s, clone: s.a(clone), "detach": lambda s, detach: s.a(detach)}
+    promise(type("Named", (Net,), {"forward": forwards[name]})(None))
+
+
 def test_dropout_before_a_pool_is_not_clipped():
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Dropout(0.5), nn.AvgPool2d(2)).eval()
     prepared = fxquant.prepare_qat(model)
