@@ -75,7 +75,7 @@ def merge(gm: fx.GraphModule, training: fx.Graph) -> None:
     shared: dict[fx.Node, fx.Node] = {}  # node of training -> node of gm
     regions: list[list[fx.Node]] = []
     left, right = [_key(n) for n in network], [_key(n) for n in extra]
-    if left == right:
+    if left == right:  # as of most networks, and the alignment may take quadratic time
         blocks = [(0, 0, len(left))]
     else:
         matcher = SequenceMatcher(None, left, right, autojunk=False)
@@ -86,7 +86,8 @@ def merge(gm: fx.GraphModule, training: fx.Graph) -> None:
             regions.append(extra[end:j])
         shared.update(zip(extra[j : j + size], network[i : i + size], strict=True))
         end = j + size
-    _refuse_state_of_eval(gm, [node for node in network if node not in set(shared.values())])
+    in_both = set(shared.values())
+    _refuse_state_of_eval(gm, [node for node in network if node not in in_both])
     if regions or any(not _same_reads(node, shared) for node in extra):
         _insert(gm, extra, shared, regions)
 
