@@ -118,6 +118,11 @@ def erase(node: fx.Node, use_instead: Any = None) -> None:
     node.graph.erase_node(node)
 
 
+def is_erased(node: fx.Node) -> bool:
+    """Whether `node` was removed from its graph."""
+    return node._erased
+
+
 def erase_unread_attributes(gm: fx.GraphModule) -> None:
     """Remove get_attr nodes that nothing reads."""
     for node in reversed(list(gm.graph.nodes)):
