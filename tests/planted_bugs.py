@@ -302,8 +302,8 @@ BUGS = (
     Bug(
         "observers come before activations are fused",
         "fxquant/recipes.py",
-        f"{FUSE}            InsertObservers(float_leaves),",
-        f"            InsertObservers(float_leaves),\n{FUSE}",
+        f"{FUSE}            *freeze,\n            InsertObservers(float_leaves),",
+        f"            InsertObservers(float_leaves),\n{FUSE}            *freeze,",
         ("tests/test_reference.py::test_nothing_moves_in_eval",),
     ),
     Bug(

@@ -136,7 +136,7 @@ def test_into_the_layer_after(groups):
 def test_not_into_a_layer_that_pads():
     _, record = fold(nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3, padding=1)))
     assert [entry.text for entry in record.left_alone] == [
-        "'_1' pads with zeros, which the batch norm would have moved"
+        "'_1' pads with zeros, which an offset would have moved"
     ]
 
 
