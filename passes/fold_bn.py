@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 from fxquant.graph.edit import (
     delete_unused,
     erase,
+    erase_unread_attributes,
     free_path,
     get_attribute,
     set_parameter,
@@ -70,6 +71,7 @@ class FoldBatchNorm(Pass):
             else:
                 log.leave(norm, "; ".join(reasons) or "no layer stands beside it")
         gone = {path for path in folded if reads[id(get_attribute(gm, path))] == 0}
+        erase_unread_attributes(gm)  # which still name them
         delete_unused(gm, gone)
 
 
