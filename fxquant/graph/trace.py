@@ -40,19 +40,24 @@ from fxquant.graph.positional import put_first_argument_first
 
 _CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__  # before fx patches them
 _UNKNOWN = object()
-_RESERVED = ("graph", "meta", "code", "recompile", "_graph", "fxquant")
+_RESERVED = ("self", "graph", "meta", "code", "recompile", "_graph", "fxquant")
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DataParallel, DistributedDataParallel or torch.compile."""
+def unwrap(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    """The model inside DataParallel, DistributedDataParallel or torch.compile, and in what it
+    was, from the outside in.
+    """
+    wrappers = []
     while True:
         if isinstance(model, _WRAPPERS):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
+            inner = model.module
         else:
-            return model
+            inner = getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model, tuple(wrappers)
+        wrappers.append(type(model).__name__)
+        model = inner
 
 
 def trace(
