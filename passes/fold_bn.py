@@ -23,11 +23,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant.graph.edit import (
-    delete_unused,
     erase,
-    erase_unread_attributes,
     free_path,
     get_attribute,
+    put_identities,
     set_parameter,
 )
 from fxquant.graph.place import copy_place
@@ -49,7 +48,7 @@ class FoldBatchNorm(Pass):
     keeps = Keeps.EVAL
 
     def edit(self, gm: fx.GraphModule, log: Log) -> None:
-        """Fold where it fits, then delete the batch norms that nothing reads any more."""
+        """Fold where it fits, then empty the batch norms that nothing reads any more."""
         reads = parameter_reads(gm)
         folded: set[str] = set()
         for norm in [node for node, site in sites(gm) if site.op is BATCH_NORM]:
@@ -70,9 +69,8 @@ class FoldBatchNorm(Pass):
                 reasons += [reason] if reason else []
             else:
                 log.leave(norm, "; ".join(reasons) or "no layer stands beside it")
-        gone = {path for path in folded if reads[id(get_attribute(gm, path))] == 0}
-        erase_unread_attributes(gm)  # which still name them
-        delete_unused(gm, gone)
+        gone = {id(get_attribute(gm, path)) for path in folded}
+        put_identities(gm, {module for module in gone if reads[module] == 0})
 
 
 def _layers_before(gm: fx.GraphModule, norm: fx.Node) -> tuple[fx.Node, ...]:
