@@ -72,8 +72,10 @@ SUMS = {
     "of calls": lambda s, x: sum(op(x) for op in s.ops),
     "of one call": lambda s, x: sum(op(x) for op in s.ops[:1]),
     "over a ParameterList": lambda s, x: sum(F.conv2d(x, w) for w in s.weights),
-    "zip of two lists": lambda s, x: sum(op(F.conv2d(x, w)) for w, op in zip(s.weights, s.ops, strict=True)),
-    "zip of a tensor's parts": lambda s, x: sum(op(part) for part, op in zip(x, s.ops, strict=True)),
+    "zip of two lists": lambda s, x: sum(
+        op(F.conv2d(x, w)) for w, op in zip(s.weights, s.ops, strict=True)
+    ),
+    "zip of a tensor's parts": lambda s, x: sum(op(v) for v, op in zip(x, s.ops, strict=True)),
 }
 
 
@@ -272,6 +274,9 @@ def test_case_10_names():
     model = build()
     results = kept(model, INPUT)
     for name, (prepared, _) in results.items():
+        assert {name for name, _ in model.named_modules()} < {
+            name for name, _ in prepared.named_modules()
+        }
         assert (prepared.note, prepared.genotype) == ("mine", darts.DARTS_V2)
         assert int(prepared.seen) == 3
         assert "seen" not in prepared.state_dict()
