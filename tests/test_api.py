@@ -114,6 +114,7 @@ def test_copies_and_pickles_keep_what_the_user_had():
         torch.load(pickled, weights_only=False),
     ):
         assert again.note == "mine"
+        assert type(again).__name__ == "Sequential"
         assert again.state_dict().keys() == prepared.state_dict().keys()
         assert {"0.weight", "2.weight"} < again.state_dict().keys()
         laws.assert_equal(fxquant.convert(again)(x), prepared(x))
