@@ -211,6 +211,12 @@ def stage_of(gm: fx.GraphModule) -> Stage:
     return stage
 
 
+def note(gm: fx.GraphModule, name: str, summary: str, text: str) -> None:
+    """Write into the log of `gm` what happened to the model before any pass ran."""
+    nodes, entry = len(gm.graph.nodes), Entry("the model", text)
+    setattr(gm, _LOG, (*history(gm), PassRecord(name, summary, nodes, nodes, (entry,), ())))
+
+
 def carry_over(source: fx.GraphModule, target: fx.GraphModule) -> None:
     """Let `target`, made from `source`'s graph, be of its stage and have its log."""
     setattr(target, _STAGE, stage_of(source))

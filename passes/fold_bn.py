@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.graph.edit import delete_unused, erase, get_attribute
+from fxquant.graph.edit import erase, get_attribute, put_identities
 from fxquant.graph.normal import Normal, set_normal
 from fxquant.graph.sharing import parameter_reads, read_elsewhere, shared_parameter
 from fxquant.ops.batch_norm import BATCH_NORM
@@ -50,7 +50,7 @@ class FoldBatchNorm(Pass):
     keeps = Keeps.EVAL
 
     def edit(self, gm: fx.GraphModule, log: Log) -> None:
-        """Fold where it fits, then delete the batch norms that nothing reads any more."""
+        """Fold where it fits, then empty the batch norms that nothing reads any more."""
         reads = parameter_reads(gm)
         folded: set[str] = set()
         for norm in [node for node, site in sites(gm) if site.op is BATCH_NORM]:
@@ -71,8 +71,8 @@ class FoldBatchNorm(Pass):
                 reasons += [reason] if reason else []
             else:
                 log.leave(norm, "; ".join(reasons) or "no layer stands beside it")
-        gone = {path for path in folded if reads[id(get_attribute(gm, path))] == 0}
-        delete_unused(gm, gone)
+        gone = {id(get_attribute(gm, path)) for path in folded}
+        put_identities(gm, {module for module in gone if reads[module] == 0})
 
 
 def _layers_before(gm: fx.GraphModule, norm: fx.Node) -> tuple[fx.Node, ...]:

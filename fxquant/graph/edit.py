@@ -153,6 +153,16 @@ def delete_unused_sites(gm: fx.GraphModule) -> None:
         delete_unused(gm, {f"{SITES}.{name}" for name, _ in sites.named_children()})
 
 
+def put_identities(gm: fx.GraphModule, modules: set[int]) -> None:
+    """Put an Identity where the modules of those ids are, under all of their names: no parameter
+    of theirs is left, and every place in a container is as it was.
+    """
+    for path, module in list(gm.named_modules(remove_duplicate=False)):
+        if id(module) in modules:
+            owner, _, name = path.rpartition(".")
+            setattr(gm.get_submodule(owner), name, nn.Identity().train(module.training))
+
+
 def state_bytes(gm: nn.Module) -> int:
     """Bytes of all parameters and buffers, each counted once."""
     tensors: dict[int, torch.Tensor] = {id(t): t for t in (*gm.parameters(), *gm.buffers())}

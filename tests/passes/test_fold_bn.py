@@ -38,6 +38,12 @@ def test_rewrites(before, after):
     assert shape(gm) == after
 
 
+def test_a_folded_norm_is_gone():
+    """Its γ and β would get no gradient, which distributed training takes for an error."""
+    gm, _ = fold(chain("conv", "bn", "relu", "conv").build())
+    assert not any(key.startswith("steps.1.") for key in gm.state_dict())
+
+
 class Shared(nn.Module):
     def __init__(self, kind):
         super().__init__()
