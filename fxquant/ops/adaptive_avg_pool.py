@@ -72,6 +72,7 @@ def _record(
         modules={module: options},
         read=signature_reader(function),
         output=Output.INPUT,
+        range=None,
         weight_axis=None,
         numbers=zero_point,
         kernel=kernel,

@@ -56,6 +56,7 @@ ADD = OpSpec(
     modules={},
     read=_read,
     output=Output.OWN,
+    range=None,
     weight_axis=None,
     numbers=_numbers,
     kernel=_kernel,

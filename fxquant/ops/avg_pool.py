@@ -126,6 +126,7 @@ def _record(
         modules={module: options},
         read=read,
         output=Output.INPUT,
+        range=None,
         weight_axis=None,
         numbers=numbers,
         kernel=kernel,

@@ -84,6 +84,7 @@ BATCH_NORM = OpSpec(
     },
     read=_read,
     output=Output.OWN,
+    range=None,
     weight_axis=None,
     numbers=_numbers,
     kernel=_kernel,

@@ -57,6 +57,7 @@ CAT = OpSpec(
     modules={},
     read=_read,
     output=Output.OWN,
+    range=None,
     weight_axis=None,
     numbers=_numbers,
     kernel=_kernel,

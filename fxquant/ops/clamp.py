@@ -102,6 +102,7 @@ def _record(
         modules=modules,
         read=read,
         output=Output.INPUT,
+        range=None,
         weight_axis=None,
         numbers=_numbers,
         kernel=_kernel,

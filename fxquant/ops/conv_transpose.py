@@ -75,6 +75,7 @@ def _record(
         modules={module: _options},
         read=signature_reader(function),
         output=Output.OWN,
+        range=None,
         weight_axis=1,
         numbers=layer_numbers,
         kernel=layer_kernel(function, spatial),

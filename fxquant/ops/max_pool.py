@@ -85,6 +85,7 @@ def _record(
         modules={module: _options},
         read=_read(function),
         output=Output.EXACT,
+        range=None,
         weight_axis=None,
         numbers=numbers,
         kernel=kernel,

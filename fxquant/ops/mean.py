@@ -36,6 +36,7 @@ MEAN = OpSpec(
     modules={},
     read=signature_reader(mean),
     output=Output.INPUT,
+    range=None,
     weight_axis=None,
     numbers=zero_point,
     kernel=_kernel,

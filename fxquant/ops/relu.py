@@ -36,6 +36,7 @@ RELU = OpSpec(
     modules={nn.ReLU: _options},
     read=signature_reader(relu),
     output=Output.EXACT,
+    range=None,
     weight_axis=None,
     numbers=zero_point,
     kernel=_kernel,

@@ -108,6 +108,7 @@ class OpSpec:
                   this module has no integer form; parameters are named by their attribute
     read          the canonical call of a function or method call's arguments, or None
     output        which range its output has
+    range         the range of its output where that is known beforehand, else None
     weight_axis   the axis of its weight's output channels; None if it has no weight
     numbers       every integer it computes with, as a NamedTuple of tensors
     kernel        `kernel(numbers, dtype, *codes, **options)`: integer tensors in and out
@@ -120,6 +121,7 @@ class OpSpec:
     modules: Mapping[type[nn.Module], Callable[[Any], dict[str, Any] | None]]
     read: Reader
     output: Output
+    range: tuple[float, float] | None
     weight_axis: int | None
     numbers: Callable[[RealCall], tuple[Tensor, ...]]
     kernel: Callable[..., Tensor]

@@ -42,6 +42,7 @@ ZERO = OpSpec(
     modules={},
     read=_read,
     output=Output.EXACT,
+    range=None,
     weight_axis=None,
     numbers=zero_point,
     kernel=_kernel,

@@ -128,6 +128,7 @@ def test_records_agree_with_themselves(op):
     assert op.functions or op.methods or op.modules
     assert op.folds == (op.weight_axis is not None)
     assert op.output is Output.OWN or not op.folds  # a layer has a range of its own
+    assert op.output is Output.OWN or op.range is None
 
 
 def test_exact_operators_stay_on_the_grid():
