@@ -73,6 +73,7 @@ def _record(
         read=signature_reader(function),
         output=Output.INPUT,
         range=None,
+        homogeneous=False,
         weight_axis=None,
         numbers=zero_point,
         kernel=kernel,

@@ -57,6 +57,7 @@ ADD = OpSpec(
     read=_read,
     output=Output.OWN,
     range=None,
+    homogeneous=False,
     weight_axis=None,
     numbers=_numbers,
     kernel=_kernel,

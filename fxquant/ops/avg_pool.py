@@ -127,6 +127,7 @@ def _record(
         read=read,
         output=Output.INPUT,
         range=None,
+        homogeneous=False,
         weight_axis=None,
         numbers=numbers,
         kernel=kernel,

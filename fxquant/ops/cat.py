@@ -58,6 +58,7 @@ CAT = OpSpec(
     read=_read,
     output=Output.OWN,
     range=None,
+    homogeneous=False,
     weight_axis=None,
     numbers=_numbers,
     kernel=_kernel,

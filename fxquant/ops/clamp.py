@@ -103,6 +103,7 @@ def _record(
         read=read,
         output=Output.INPUT,
         range=None,
+        homogeneous=False,
         weight_axis=None,
         numbers=_numbers,
         kernel=_kernel,

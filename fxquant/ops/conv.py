@@ -73,6 +73,7 @@ def _record(
         read=signature_reader(function),
         output=Output.OWN,
         range=None,
+        homogeneous=False,
         weight_axis=0,
         numbers=layer_numbers,
         kernel=layer_kernel(function, spatial),

@@ -76,6 +76,7 @@ def _record(
         read=signature_reader(function),
         output=Output.OWN,
         range=None,
+        homogeneous=False,
         weight_axis=1,
         numbers=layer_numbers,
         kernel=layer_kernel(function, spatial),

@@ -34,6 +34,7 @@ LINEAR = OpSpec(
     read=signature_reader(linear),
     output=Output.OWN,
     range=None,
+    homogeneous=False,
     weight_axis=0,
     numbers=layer_numbers,
     kernel=layer_kernel(linear, spatial=0),

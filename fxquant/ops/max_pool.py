@@ -86,6 +86,7 @@ def _record(
         read=_read(function),
         output=Output.EXACT,
         range=None,
+        homogeneous=False,
         weight_axis=None,
         numbers=numbers,
         kernel=kernel,

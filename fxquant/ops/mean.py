@@ -37,6 +37,7 @@ MEAN = OpSpec(
     read=signature_reader(mean),
     output=Output.INPUT,
     range=None,
+    homogeneous=False,
     weight_axis=None,
     numbers=zero_point,
     kernel=_kernel,

@@ -37,6 +37,7 @@ RELU = OpSpec(
     read=signature_reader(relu),
     output=Output.EXACT,
     range=None,
+    homogeneous=True,
     weight_axis=None,
     numbers=zero_point,
     kernel=_kernel,

@@ -43,6 +43,7 @@ ZERO = OpSpec(
     read=_read,
     output=Output.EXACT,
     range=None,
+    homogeneous=True,
     weight_axis=None,
     numbers=zero_point,
     kernel=_kernel,

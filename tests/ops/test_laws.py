@@ -139,3 +139,12 @@ def test_exact_operators_stay_on_the_grid():
             sources = [m for n, m in prepared.fxquant.named_children() if n.startswith("quantize_")]
             real = module(*(source(x) for source, x in zip(sources, inputs, strict=True)))
             laws.assert_equal(quantized(*inputs), real)
+
+
+@pytest.mark.parametrize("name", [op.name for op in OPS if op.homogeneous])
+def test_homogeneous_operators_let_a_positive_factor_through(name):
+    """c·f(x) and f(c·x), channel by channel: c are powers of two, which round nothing."""
+    make, [shape] = EXAMPLES[name]
+    function, x = make(), torch.randn(shape)
+    c = torch.tensor([0.25, 1.0, 2.0, 8.0]).reshape(1, -1, 1, 1)
+    laws.assert_equal(function(c * x), c * function(x))
