@@ -440,6 +440,13 @@ def surround(q: Codes, pad: Sequence[int], fill: Codes) -> Codes:
     return np.pad(q[keep], widths, constant_values=int(fill))
 
 
+def look_up(n: Buffers, q: Codes, **settings: Any) -> Codes:
+    """Element by element, the table as a dictionary from code to code."""
+    lowest, results = int(n["lowest"]), n["table"].tolist()
+    table = dict(zip(range(lowest, lowest + len(results)), results, strict=True))
+    return np.array([table[code] for code in q.flatten().tolist()], np.int64).reshape(q.shape)
+
+
 def _in_dims(operator_of_n: Callable[..., Codes], name: str) -> dict[str, Callable[..., Codes]]:
     """One operator over one, two and three spatial axes, under torch's names."""
 
@@ -471,6 +478,15 @@ KERNELS: dict[str, Callable[..., Codes]] = {
     "zero": zero,
     "pad": pad,
     "pad_value": pad_value,
+    "exp": look_up,
+    "sigmoid": look_up,
+    "tanh": look_up,
+    "silu": look_up,
+    "gelu": look_up,
+    "hardsigmoid": look_up,
+    "hardswish": look_up,
+    "elu": look_up,
+    "leaky_relu": look_up,
 }
 
 

@@ -286,6 +286,27 @@ class Moves(nn.Module):
         return self.last(x.flip((2, 3))), first, second.narrow(2, 1, 3), z, x.flatten(1)
 
 
+class Functions(nn.Module):
+    """Every function that is a table, some clamped, some between layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.between = nn.Sequential(
+            nn.Hardswish(), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.SiLU(), nn.Conv2d(4, 4, 1)
+        )
+        self.leaky = nn.Sequential(nn.LeakyReLU(0.1), nn.Conv2d(4, 3, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.conv(x)
+        y = self.between(x)
+        return (
+            torch.exp(x), x.sigmoid(), torch.tanh(y), F.relu(torch.tanh(x)), F.gelu(x),
+            F.gelu(y, approximate="tanh"), F.hardsigmoid(x), F.hardtanh(F.elu(y, 0.8), -0.3, 2.0),
+            self.leaky(y),
+        )
+
+
 def darts() -> nn.Module:
     return NetworkCIFAR(4, 10, 4, DARTS_V2)
 
@@ -325,6 +346,7 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "joined": (Joined, (3, 8, 9)),
     "constants": (Constants, (3, 5, 6)),
     "moves": (Moves, (4, 4, 6)),
+    "functions": (Functions, (3, 6, 5)),
 }
 LARGE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "darts": (darts, (3, 16, 16)),

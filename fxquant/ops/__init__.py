@@ -17,12 +17,21 @@ from fxquant.ops.cat import CAT
 from fxquant.ops.clamp import CLAMP, HARDTANH, RELU6
 from fxquant.ops.conv import CONV1D, CONV2D, CONV3D
 from fxquant.ops.conv_transpose import CONV_TRANSPOSE1D, CONV_TRANSPOSE2D, CONV_TRANSPOSE3D
+from fxquant.ops.elu import ELU
+from fxquant.ops.exp import EXP
+from fxquant.ops.gelu import GELU
+from fxquant.ops.hardsigmoid import HARDSIGMOID
+from fxquant.ops.hardswish import HARDSWISH
+from fxquant.ops.leaky_relu import LEAKY_RELU
 from fxquant.ops.linear import LINEAR
 from fxquant.ops.max_pool import MAX_POOL1D, MAX_POOL2D, MAX_POOL3D
 from fxquant.ops.mean import MEAN
 from fxquant.ops.pad import PAD, PAD_VALUE
 from fxquant.ops.relu import RELU
+from fxquant.ops.sigmoid import SIGMOID
+from fxquant.ops.silu import SILU
 from fxquant.ops.spec import OpSpec
+from fxquant.ops.tanh import TANH
 from fxquant.ops.zero import ZERO
 
 OPS: tuple[OpSpec, ...] = (
@@ -53,6 +62,15 @@ OPS: tuple[OpSpec, ...] = (
     ZERO,
     PAD,
     PAD_VALUE,
+    EXP,
+    SIGMOID,
+    TANH,
+    SILU,
+    GELU,
+    HARDSIGMOID,
+    HARDSWISH,
+    ELU,
+    LEAKY_RELU,
 )
 
 _BY_NAME = {op.name: op for op in OPS}

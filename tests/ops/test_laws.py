@@ -65,6 +65,15 @@ EXAMPLES = {
     "mean": (lambda: Call(lambda x: x.mean((2, 3))), [IMAGE]),
     "zero": (lambda: Call(lambda x: x.mul(0.0)), [IMAGE]),
     "pad": (lambda: Call(lambda x: F.pad(x, (1, 2, -1, 0))), [IMAGE]),
+    "exp": (lambda: Call(torch.exp), [IMAGE]),
+    "sigmoid": (nn.Sigmoid, [IMAGE]),
+    "tanh": (nn.Tanh, [IMAGE]),
+    "silu": (nn.SiLU, [IMAGE]),
+    "gelu": (lambda: nn.GELU("tanh"), [IMAGE]),
+    "hardsigmoid": (nn.Hardsigmoid, [IMAGE]),
+    "hardswish": (nn.Hardswish, [IMAGE]),
+    "elu": (lambda: nn.ELU(0.7), [IMAGE]),
+    "leaky_relu": (lambda: nn.LeakyReLU(0.2), [IMAGE]),
     "pad_value": (lambda: nn.ConstantPad2d((1, 0, 2, 0), 9.5), [IMAGE]),
 }
 

@@ -55,6 +55,27 @@ SPELLINGS = [
     ("zero", lambda m, x: 0 * x),
     ("pad", lambda m, x: F.pad(x, (1, 1))),
     ("pad_value", lambda m, x: F.pad(x, (1, 1), value=2.0)),
+    ("exp", lambda m, x: x.exp()),
+    ("exp", lambda m, x: torch.exp(x)),
+    ("sigmoid", lambda m, x: torch.sigmoid(x)),
+    ("sigmoid", lambda m, x: x.sigmoid()),
+    ("sigmoid", lambda m, x: x.sigmoid_()),
+    ("sigmoid", lambda m, x: F.sigmoid(x)),
+    ("sigmoid", lambda m, x: torch.special.expit(x)),
+    ("tanh", lambda m, x: torch.tanh(x)),
+    ("tanh", lambda m, x: torch.tanh_(x)),
+    ("tanh", lambda m, x: x.tanh()),
+    ("tanh", lambda m, x: F.tanh(x)),
+    ("silu", lambda m, x: F.silu(x)),
+    ("silu", lambda m, x: F.silu(x, inplace=True)),
+    ("gelu", lambda m, x: F.gelu(x)),
+    ("gelu", lambda m, x: F.gelu(x, approximate="tanh")),
+    ("hardsigmoid", lambda m, x: F.hardsigmoid(input=x)),
+    ("hardswish", lambda m, x: F.hardswish(x, True)),
+    ("elu", lambda m, x: F.elu(x)),
+    ("elu", lambda m, x: F.elu(x, 0.5, True)),
+    ("leaky_relu", lambda m, x: F.leaky_relu(x, negative_slope=0.3)),
+    ("leaky_relu", lambda m, x: F.leaky_relu(x, inplace=True)),
     ("", lambda m, x: F.dropout(x, 0.5, training=False)),
 ]
 
@@ -81,7 +102,8 @@ LEFT_ALONE = [
     lambda m, x: x.clamp(min=1.0),  # leaves the range that it would have to keep
     lambda m, x: F.avg_pool2d(x, 2, divisor_override=1),
     lambda m, x: F.pad(x, (1, 1), mode="reflect"),
-    lambda m, x: torch.sigmoid(x),
+    lambda m, x: F.leaky_relu(x, x.size(0) / 10),  # a slope that only the graph knows
+    lambda m, x: torch.sin(x),
 ]
 
 
