@@ -447,6 +447,20 @@ def look_up(n: Buffers, q: Codes, **settings: Any) -> Codes:
     return np.array([table[code] for code in q.flatten().tolist()], np.int64).reshape(q.shape)
 
 
+def softmax(n: Buffers, q: Codes, dim: int) -> Codes:
+    """Row by row in Python's integers; `round(a/b)` as `(a + b/2) // b` of doubled numbers."""
+    y = np.empty_like(q)
+    m, unit, table = int(n["multiplier"]), 2 ** int(n["shift"]), n["table"].tolist()
+    for at in np.ndindex(*np.delete(q.shape, dim)):
+        row = list(at)
+        row.insert(dim % q.ndim, slice(None))  # type: ignore[arg-type]
+        codes = q[tuple(row)].tolist()
+        exponentials = [table[max(codes) - code] for code in codes]
+        divisor = sum(exponentials) * unit
+        y[tuple(row)] = [(2 * e * m + divisor) // (2 * divisor) for e in exponentials]
+    return limit(y, n)
+
+
 def _in_dims(operator_of_n: Callable[..., Codes], name: str) -> dict[str, Callable[..., Codes]]:
     """One operator over one, two and three spatial axes, under torch's names."""
 
@@ -487,6 +501,7 @@ KERNELS: dict[str, Callable[..., Codes]] = {
     "hardswish": look_up,
     "elu": look_up,
     "leaky_relu": look_up,
+    "softmax": softmax,
 }
 
 

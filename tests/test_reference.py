@@ -287,7 +287,7 @@ class Moves(nn.Module):
 
 
 class Functions(nn.Module):
-    """Every function that is a table, some clamped, some between layers."""
+    """Every function that is a table, some clamped, some between layers; softmax."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -303,7 +303,7 @@ class Functions(nn.Module):
         return (
             torch.exp(x), x.sigmoid(), torch.tanh(y), F.relu(torch.tanh(x)), F.gelu(x),
             F.gelu(y, approximate="tanh"), F.hardsigmoid(x), F.hardtanh(F.elu(y, 0.8), -0.3, 2.0),
-            self.leaky(y),
+            self.leaky(y), torch.softmax(x, 1), F.softmax(y.flatten(2), dim=-1),
         )
 
 

@@ -30,6 +30,7 @@ from fxquant.ops.pad import PAD, PAD_VALUE
 from fxquant.ops.relu import RELU
 from fxquant.ops.sigmoid import SIGMOID
 from fxquant.ops.silu import SILU
+from fxquant.ops.softmax import SOFTMAX
 from fxquant.ops.spec import OpSpec
 from fxquant.ops.tanh import TANH
 from fxquant.ops.zero import ZERO
@@ -71,6 +72,7 @@ OPS: tuple[OpSpec, ...] = (
     HARDSWISH,
     ELU,
     LEAKY_RELU,
+    SOFTMAX,
 )
 
 _BY_NAME = {op.name: op for op in OPS}

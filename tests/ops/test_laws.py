@@ -74,6 +74,7 @@ EXAMPLES = {
     "hardswish": (nn.Hardswish, [IMAGE]),
     "elu": (lambda: nn.ELU(0.7), [IMAGE]),
     "leaky_relu": (lambda: nn.LeakyReLU(0.2), [IMAGE]),
+    "softmax": (lambda: nn.Softmax(1), [IMAGE]),
     "pad_value": (lambda: nn.ConstantPad2d((1, 0, 2, 0), 9.5), [IMAGE]),
 }
 

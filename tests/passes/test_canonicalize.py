@@ -76,6 +76,10 @@ SPELLINGS = [
     ("elu", lambda m, x: F.elu(x, 0.5, True)),
     ("leaky_relu", lambda m, x: F.leaky_relu(x, negative_slope=0.3)),
     ("leaky_relu", lambda m, x: F.leaky_relu(x, inplace=True)),
+    ("softmax", lambda m, x: F.softmax(x, dim=1)),
+    ("softmax", lambda m, x: F.softmax(x, -1)),
+    ("softmax", lambda m, x: torch.softmax(x, 1)),
+    ("softmax", lambda m, x: x.softmax(dim=-2)),
     ("", lambda m, x: F.dropout(x, 0.5, training=False)),
 ]
 
@@ -104,6 +108,8 @@ LEFT_ALONE = [
     lambda m, x: F.pad(x, (1, 1), mode="reflect"),
     lambda m, x: F.leaky_relu(x, x.size(0) / 10),  # a slope that only the graph knows
     lambda m, x: torch.sin(x),
+    lambda m, x: torch.softmax(x, 1, torch.float64),
+    lambda m, x: torch.log_softmax(x, 1),
 ]
 
 
@@ -120,6 +126,7 @@ def test_modules_without_an_integer_form_are_left_alone():
             nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"),
             nn.BatchNorm2d(2, track_running_stats=False),
             nn.MaxPool2d(2, return_indices=True),
+            nn.LogSoftmax(1),
         )
     )
     Canonicalize().run(gm)
