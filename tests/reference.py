@@ -461,6 +461,21 @@ def softmax(n: Buffers, q: Codes, dim: int) -> Codes:
     return limit(y, n)
 
 
+def mul(n: Buffers, a: Codes, b: Codes) -> Codes:
+    """`(a - z_a)·(b - z_b)` as four products."""
+    products = a * b - n["a_zero"] * b - n["b_zero"] * a + n["a_zero"] * n["b_zero"]
+    return limit(rescale(products, n["multiplier"], n["shift"]), n)
+
+
+def affine(n: Buffers, q: Codes, factor: float, offset: float) -> Codes:
+    """`q·m + (offset - z·m)` and half a step, floored: one rounding."""
+    m, shift = int(n["multiplier"]), int(n["shift"])
+    constant = int(n["offset"]) - int(n["x_zero"]) * m + (1 << shift >> 1)
+    steps = [(code * m + constant) >> shift for code in q.flatten().tolist()]
+    near = [min(max(step, -1000), 1000) for step in steps]  # beyond the distance of any codes
+    return limit(np.array(near, np.int64).reshape(q.shape), n)
+
+
 def _in_dims(operator_of_n: Callable[..., Codes], name: str) -> dict[str, Callable[..., Codes]]:
     """One operator over one, two and three spatial axes, under torch's names."""
 
@@ -502,6 +517,13 @@ KERNELS: dict[str, Callable[..., Codes]] = {
     "elu": look_up,
     "leaky_relu": look_up,
     "softmax": softmax,
+    "mul": mul,
+    "sub": add,  # a sum of which one multiplier is negative
+    "add_number": affine,
+    "sub_number": affine,
+    "mul_number": affine,
+    "div_number": affine,
+    "neg": affine,
 }
 
 

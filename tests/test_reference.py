@@ -307,6 +307,27 @@ class Functions(nn.Module):
         )
 
 
+class Arithmetic(nn.Module):
+    """Products, differences, plain numbers on either side; a gate, parameters, clamps behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+        self.squeeze = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 2, 1), nn.SiLU(), nn.Conv2d(2, 4, 1), nn.Sigmoid()
+        )
+        self.scale = nn.Parameter(torch.randn(4, 1, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        a, b = self.conv(x), self.other(x)
+        excited = a * self.squeeze(a)
+        return (
+            excited + b, a * self.scale, F.relu(a * b), torch.relu(a - excited), a[:, :1] - b,
+            2 * a - 1.5, F.hardtanh(0.25 - b, -0.5, 0.5), -b, b / 3 + 0.01, (a * -0.3).relu(),
+            b * b,
+        )
+
+
 def darts() -> nn.Module:
     return NetworkCIFAR(4, 10, 4, DARTS_V2)
 
@@ -347,6 +368,7 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "constants": (Constants, (3, 5, 6)),
     "moves": (Moves, (4, 4, 6)),
     "functions": (Functions, (3, 6, 5)),
+    "arithmetic": (Arithmetic, (3, 6, 5)),
 }
 LARGE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "darts": (darts, (3, 16, 16)),

@@ -15,12 +15,14 @@ from fractions import Fraction
 from typing import Any
 
 import mpmath
+import numpy as np
 
 from fxquant.schemes import QParams
 
 mpmath.mp.dps = 40
 
 Real = Any  # a Fraction, or one of mpmath's numbers
+Integers = Any  # a numpy array of Python's integers
 
 
 def scale(q: QParams) -> Fraction:
@@ -85,15 +87,43 @@ FUNCTIONS: dict[str, tuple[str, dict[str, Any], Callable[[Fraction], Real]]] = {
 }
 
 
-def softmax(row: list[Fraction]) -> list[Real]:
-    largest = max(row)
-    exponentials = [mpmath.exp(real(x - largest)) for x in row]
-    total = mpmath.fsum(exponentials)
-    return [e / total for e in exponentials]
+def pairs(a: QParams, b: QParams) -> tuple[Integers, Integers]:
+    """`q - z` of every pair of codes, in the order of `itertools.product`."""
+    left, right = (
+        np.array([q - int(x.zero_point) for q in range(x.scheme.qmin, x.scheme.qmax + 1)], object)
+        for x in (a, b)
+    )
+    return np.repeat(left, len(right)), np.tile(right, len(left))
 
 
-def quotient(a: Fraction, b: Fraction) -> Real:
-    """a / b; beyond 0 infinite with the sign of a, and 0 / 0 is 0."""
-    if b == 0:
-        return Fraction(0) if a == 0 else mpmath.inf * (1 if a > 0 else -1)
-    return a / b
+def product(a: QParams, b: QParams, y: QParams) -> Integers:
+    """The codes of a·b for every pair of codes."""
+    left, right = pairs(a, b)
+    factor = scale(a) * scale(b) / scale(y)
+    return codes(left * right * factor.numerator, factor.denominator, y)
+
+
+def difference(a: QParams, b: QParams, y: QParams) -> Integers:
+    """The codes of a - b for every pair of codes."""
+    left, right = pairs(a, b)
+    of_a, of_b = scale(a) / scale(y), scale(b) / scale(y)
+    top = left * (of_a.numerator * of_b.denominator) - right * (of_b.numerator * of_a.denominator)
+    return codes(top, of_a.denominator * of_b.denominator, y)
+
+
+def quotient(a: QParams, b: QParams, y: QParams) -> Integers:
+    """The codes of a / b for every pair of codes: beyond all of them, with the sign of a, where b
+    is 0, and the code of 0 for 0 / 0.
+    """
+    left, right = pairs(a, b)
+    factor = scale(a) / (scale(b) * scale(y))
+    top = np.where(right < 0, -left, left) * factor.numerator
+    bottom = np.where(right == 0, 1, abs(right)) * factor.denominator
+    beyond = np.sign(left) * 1000 * factor.denominator
+    return codes(np.where(right == 0, beyond, top), bottom, y)
+
+
+def codes(numerator: Integers, denominator: Any, q: QParams) -> Integers:
+    """The code of `numerator / denominator` steps: Python's integers, element by element."""
+    steps = (2 * numerator + denominator) // (2 * denominator)
+    return np.clip(steps + int(q.zero_point), q.scheme.qmin, q.scheme.qmax).astype(np.int64)

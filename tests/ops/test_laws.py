@@ -75,6 +75,13 @@ EXAMPLES = {
     "elu": (lambda: nn.ELU(0.7), [IMAGE]),
     "leaky_relu": (lambda: nn.LeakyReLU(0.2), [IMAGE]),
     "softmax": (lambda: nn.Softmax(1), [IMAGE]),
+    "mul": (lambda: Call(lambda x, y: x * y), [IMAGE, (2, 4, 1, 1)]),
+    "sub": (lambda: Call(lambda x, y: x - y), [IMAGE, (1, 4, 1, 6)]),
+    "add_number": (lambda: Call(lambda x: 1.5 + x), [IMAGE]),
+    "sub_number": (lambda: Call(lambda x: 0.3 - x), [IMAGE]),
+    "mul_number": (lambda: Call(lambda x: x * -1.7), [IMAGE]),
+    "div_number": (lambda: Call(lambda x: x / 3), [IMAGE]),
+    "neg": (lambda: Call(lambda x: -x), [IMAGE]),
     "pad_value": (lambda: nn.ConstantPad2d((1, 0, 2, 0), 9.5), [IMAGE]),
 }
 

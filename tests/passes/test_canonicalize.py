@@ -1,5 +1,6 @@
 """canonicalize: every spelling of an operator becomes one call site."""
 
+import math
 import operator
 
 import pytest
@@ -80,6 +81,38 @@ SPELLINGS = [
     ("softmax", lambda m, x: F.softmax(x, -1)),
     ("softmax", lambda m, x: torch.softmax(x, 1)),
     ("softmax", lambda m, x: x.softmax(dim=-2)),
+    ("mul", lambda m, x: x * x),
+    ("mul", lambda m, x: x * m.bias.view(2, 1, 1)),
+    ("mul", lambda m, x: torch.mul(x, other=x)),
+    ("mul", lambda m, x: x.mul(x)),
+    ("mul", lambda m, x: x.clone().mul_(x)),
+    ("sub", lambda m, x: x - m.bias[:, None, None]),
+    ("sub", lambda m, x: torch.sub(input=x, other=x)),
+    ("sub", lambda m, x: torch.subtract(x, x, alpha=1)),
+    ("sub", lambda m, x: x.sub(x)),
+    ("sub", lambda m, x: operator.isub(x.clone(), x)),
+    ("add_number", lambda m, x: x + 1.5),
+    ("add_number", lambda m, x: 1 + x),
+    ("add_number", lambda m, x: torch.add(x, 2, alpha=1)),
+    ("add_number", lambda m, x: x.add(other=2)),
+    ("sub_number", lambda m, x: x - 0.5),
+    ("sub_number", lambda m, x: 2 - x),
+    ("sub_number", lambda m, x: x.sub(3)),
+    ("sub_number", lambda m, x: torch.sub(x, 3.0)),
+    ("mul_number", lambda m, x: x * 2.0),
+    ("mul_number", lambda m, x: -3 * x),
+    ("mul_number", lambda m, x: torch.mul(input=x, other=0.1)),
+    ("mul_number", lambda m, x: x.mul(0.1)),
+    ("div_number", lambda m, x: x / 3),
+    ("div_number", lambda m, x: x.div(3)),
+    ("div_number", lambda m, x: torch.true_divide(x, 3)),
+    ("div_number", lambda m, x: torch.div(x, 3, rounding_mode=None)),
+    ("neg", lambda m, x: -x),
+    ("neg", lambda m, x: torch.neg(x)),
+    ("neg", lambda m, x: x.negative()),
+    ("", lambda m, x: x * 1),
+    ("", lambda m, x: x.add(0)),
+    ("", lambda m, x: x / 1.0 - 0),
     ("", lambda m, x: F.dropout(x, 0.5, training=False)),
 ]
 
@@ -96,8 +129,17 @@ def test_rewrites(name, call):
 
 
 LEFT_ALONE = [
-    lambda m, x: x + 1,
-    lambda m, x: x * 2,
+    lambda m, x: x + x.size(0),  # numbers that only the graph knows
+    lambda m, x: x * x.shape[1],
+    lambda m, x: x.shape[1] - x,
+    lambda m, x: x / (x.size(0) + 1),
+    lambda m, x: x * math.inf,
+    lambda m, x: x / 0,
+    lambda m, x: 1 / x,
+    lambda m, x: torch.div(x, 3, rounding_mode="floor"),
+    lambda m, x: torch.sub(x, x, alpha=2),
+    lambda m, x: torch.add(x, 1, alpha=2),
+    lambda m, x: x + 1j,
     lambda m, x: torch.add(x, x, alpha=2),
     lambda m, x: F.conv2d(x, x[:, :, :1, :1]),  # a weight that the network computes
     lambda m, x: F.conv2d(x, m.weight, m.bias.view(-1)),  # and a bias
