@@ -467,6 +467,16 @@ def mul(n: Buffers, a: Codes, b: Codes) -> Codes:
     return limit(rescale(products, n["multiplier"], n["shift"]), n)
 
 
+def matmul(n: Buffers, a: Codes, b: Codes) -> Codes:
+    """`Σ a·b - z_a·Σ b - z_b·Σ a + K·z_a·z_b`, the sums along K broadcast over rows and columns."""
+    K = a.shape[-1]
+    rows, columns = a.sum(-1, keepdims=True), b.sum(-2, keepdims=True)
+    constant = K * n["a_zero"] * n["b_zero"]
+    total = a @ b - n["a_zero"] * columns - n["b_zero"] * rows + constant
+    assert largest(total) <= K * int(n["bound"]) < ACCUMULATOR_LIMIT
+    return limit(rescale(total, n["multiplier"], n["shift"]), n)
+
+
 def affine(n: Buffers, q: Codes, factor: float, offset: float) -> Codes:
     """`q·m + (offset - z·m)` and half a step, floored: one rounding."""
     m, shift = int(n["multiplier"]), int(n["shift"])
@@ -518,6 +528,7 @@ KERNELS: dict[str, Callable[..., Codes]] = {
     "leaky_relu": look_up,
     "softmax": softmax,
     "mul": mul,
+    "matmul": matmul,
     "sub": add,  # a sum of which one multiplier is negative
     "add_number": affine,
     "sub_number": affine,

@@ -328,6 +328,24 @@ class Arithmetic(nn.Module):
         )
 
 
+class Attention(nn.Module):
+    """Two heads over T tokens: products of activations, softmax between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(6, 24), nn.Linear(8, 6)
+        self.mix = nn.Parameter(torch.randn(5, 5))
+        uneven(self)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        joined = self.qkv(x)
+        N, T, _ = joined.shape
+        q, k, v = joined.view(N, T, 2, 12).transpose(1, 2).chunk(3, dim=3)
+        weights = torch.softmax(q @ k.transpose(2, 3) * 0.5, dim=-1)
+        heads = torch.matmul(weights, v).transpose(1, 2).reshape(N, T, 8)
+        return self.out(heads) + x, F.relu(torch.matmul(self.mix, x))
+
+
 def darts() -> nn.Module:
     return NetworkCIFAR(4, 10, 4, DARTS_V2)
 
@@ -369,6 +387,7 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "moves": (Moves, (4, 4, 6)),
     "functions": (Functions, (3, 6, 5)),
     "arithmetic": (Arithmetic, (3, 6, 5)),
+    "attention": (Attention, (5, 6)),
 }
 LARGE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "darts": (darts, (3, 16, 16)),

@@ -25,6 +25,7 @@ from fxquant.ops.hardsigmoid import HARDSIGMOID
 from fxquant.ops.hardswish import HARDSWISH
 from fxquant.ops.leaky_relu import LEAKY_RELU
 from fxquant.ops.linear import LINEAR
+from fxquant.ops.matmul import MATMUL
 from fxquant.ops.max_pool import MAX_POOL1D, MAX_POOL2D, MAX_POOL3D
 from fxquant.ops.mean import MEAN
 from fxquant.ops.mul import MUL
@@ -83,6 +84,7 @@ OPS: tuple[OpSpec, ...] = (
     MUL_NUMBER,
     DIV_NUMBER,
     NEG,
+    MATMUL,
 )
 
 _BY_NAME = {op.name: op for op in OPS}

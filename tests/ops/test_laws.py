@@ -82,6 +82,7 @@ EXAMPLES = {
     "mul_number": (lambda: Call(lambda x: x * -1.7), [IMAGE]),
     "div_number": (lambda: Call(lambda x: x / 3), [IMAGE]),
     "neg": (lambda: Call(lambda x: -x), [IMAGE]),
+    "matmul": (lambda: Call(torch.matmul), [(2, 3, 5, 6), (3, 6, 4)]),
     "pad_value": (lambda: nn.ConstantPad2d((1, 0, 2, 0), 9.5), [IMAGE]),
 }
 
