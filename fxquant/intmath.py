@@ -59,15 +59,16 @@ def rescale_of(factor: Tensor) -> Rescale:
 
 
 def common_rescale(factors: Tensor) -> Rescale:
-    """Multipliers of n factors (float64, shape [n]) over one common shift (0-dim).
+    """Multipliers of n factors (float64, shape [n], any signs) over one common shift (0-dim).
 
     The multipliers are short enough for n products of a 9-bit number and the rounding term
     to fit 32 bits: 21 bits for two operands, 19 for eight.
     """
     bits = 22 - max(len(factors) - 1, 1).bit_length()
-    _, exponent = torch.frexp(factors.to(torch.float64).max())
+    _, exponent = torch.frexp(factors.to(torch.float64).abs().max())
     shift = (bits - exponent).clamp(0, 30)
-    multiplier = torch.ldexp(factors, shift).round().clamp(max=2**bits - 1)
+    top = 2**bits - 1
+    multiplier = torch.ldexp(factors, shift).round().clamp(-top, top)
     return Rescale(multiplier.to(torch.int64), shift.to(torch.int64))
 
 

@@ -4,7 +4,7 @@
     after    fxquant.conv1(x, weight=conv1.weight, bias=…, stride=…)     fxquant.add(x, y)
 
 A site is one module per call, so a layer that is called twice has two; its parameters are
-arguments that the graph shows. `x + 0`, and dropout that is switched off, disappear.
+arguments that the graph shows. `x + 0`, `x * 1` and dropout that is switched off disappear.
 Left alone: calls that only move elements, and calls that have no integer form.
 """
 
@@ -20,7 +20,7 @@ from fxquant.graph.modes import is_dropout_switched_off
 from fxquant.graph.place import copy_place
 from fxquant.graph.values import scalars
 from fxquant.ops import spelled_as
-from fxquant.ops.add import ADD
+from fxquant.ops.affine import DOES_NOTHING
 from fxquant.ops.site import CallSite
 from fxquant.ops.spec import Call, OpSpec, Parameter
 from fxquant.pipeline import Log, Pass, Stage
@@ -39,7 +39,7 @@ class Canonicalize(Pass):
         for node in list(gm.graph.nodes):
             if node in scalar_nodes:
                 continue
-            if _does_nothing(node):
+            if is_dropout_switched_off(node):
                 log.change(node, "does nothing, removed")
                 erase(node, node.all_input_nodes[0])
                 continue
@@ -47,6 +47,10 @@ class Canonicalize(Pass):
             if found is None or not scalar_nodes.isdisjoint(found[1].inputs):
                 continue
             op, call = found
+            if call.options == DOES_NOTHING:
+                log.change(node, "does nothing, removed")
+                erase(node, call.inputs[0])
+                continue
             if not all(_is_held(gm, value, scalar_nodes) for value in call.options.values()):
                 continue
             if op.weight_axis is not None and call.options["weight"] is None:
@@ -98,10 +102,3 @@ def _is_held(gm: fx.GraphModule, value: Any, scalar_nodes: set[fx.Node]) -> bool
         return isinstance(get_attribute(gm, str(value.target)), torch.Tensor)
     return scalar_nodes.issuperset(nodes_in(value))
 
-
-def _does_nothing(node: fx.Node) -> bool:
-    """`x + 0`, as Python's sum() starts with, and functional dropout outside training."""
-    if node.op != "call_function" or len(node.all_input_nodes) != 1:
-        return False
-    zeros = [a for a in node.args if isinstance(a, (int, float)) and a == 0]
-    return is_dropout_switched_off(node) or (node.target in ADD.functions and len(zeros) == 1)

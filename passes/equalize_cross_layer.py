@@ -46,9 +46,7 @@ from fxquant.ops.max_pool import MAX_POOL1D, MAX_POOL2D, MAX_POOL3D
 from fxquant.ops.move import apply_move, hands_on, is_move
 from fxquant.ops.pad import PAD
 from fxquant.ops.parameters import parameters_of, set_bias, set_weight
-from fxquant.ops.relu import RELU
 from fxquant.ops.site import CallSite
-from fxquant.ops.zero import ZERO
 from fxquant.pipeline import Log, Pass, Stage
 from fxquant.schemes import INT8_WEIGHT, Channels, QuantScheme
 
@@ -222,7 +220,7 @@ class _Regions:
         clamps = site.activation is not None and not site.activation.lets_factors_through
         if first is None or clamps or any(v.spatial != first.spatial for v in values):
             self._fix_values(inputs)
-        elif site.op in (RELU, ZERO) or _pools_space(site, first) or _pads_space(node, site, first):
+        elif site.op.homogeneous or _pools_space(site, first) or _pads_space(node, site, first):
             self.values[node] = first
         elif site.op is CAT and node.kwargs["dim"] == 1 and (first.spatial or rank_of(node) == 2):
             self.values[node] = _Value(torch.cat([v.classes for v in values]), first.spatial)

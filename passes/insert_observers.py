@@ -5,7 +5,8 @@
 
 A float value that enters the integer part (an input of the network, the result of a layer
 kept in float) gets a node for that; every other observer sits in the site it watches. Values
-that keep their input's range (pools, ReLU, reshapes) need none.
+that keep their input's range (pools, ReLU, reshapes) need none; one whose range is known
+beforehand (sigmoid, softmax) gets an observer that always says so.
 An operator without an integer form is an error here, unless it was kept in float.
 """
 
@@ -18,7 +19,7 @@ from fxquant.graph.edit import call_site, called_module
 from fxquant.graph.merge import TrainOnly, item
 from fxquant.graph.place import copy_place, describe, place_of
 from fxquant.graph.values import assertions, scalars
-from fxquant.observers import MovingAverage
+from fxquant.observers import Fixed, MovingAverage, Observer
 from fxquant.ops.flow import inputs_of, integer_values, sites
 from fxquant.ops.move import is_move
 from fxquant.ops.site import CallSite, InputQuantizer
@@ -43,8 +44,9 @@ class InsertObservers(Pass):
         self._refuse_unsupported(gm)
         for node, site in sites(gm):
             if site.op.output is Output.OWN:
-                site.output = MovingAverage().train(site.training)
-                log.change(node, "observed")
+                site.output = _observer(site).train(site.training)
+                known = isinstance(site.output, Fixed)
+                log.change(node, "its range is known" if known else "observed")
         integers = integer_values(gm)
         entrances: dict[fx.Node, fx.Node] = {}
         for node, _ in sites(gm):
@@ -86,6 +88,17 @@ class InsertObservers(Pass):
             or is_move(gm, node)
             or (module is not None and node.target in self.float_leaves)
         )
+
+
+def _observer(site: CallSite) -> Observer:
+    """What proposes the range of a site's output: nothing has to be watched where it is known."""
+    if site.op.range is None:
+        return MovingAverage()
+    clamp = site.activation
+    low, high = (
+        end if clamp is None else min(max(end, clamp.low), clamp.high) for end in site.op.range
+    )
+    return Fixed(low, high)
 
 
 def _add_entrance(gm: fx.GraphModule, value: fx.Node) -> fx.Node:

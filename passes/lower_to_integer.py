@@ -24,11 +24,12 @@ from fxquant.graph.edit import (
 )
 from fxquant.graph.merge import Switch
 from fxquant.graph.modes import is_identity_in_eval
-from fxquant.graph.place import copy_place, describe, place_of
+from fxquant.graph.place import copy_place, describe, example_of, place_of
 from fxquant.graph.values import assertions, scalars
 from fxquant.intmath import ACCUMULATOR_LIMIT, LayerNumbers
 from fxquant.ops.flow import grids, inputs_of, quantizer_of
 from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
+from fxquant.ops.matmul import MatmulNumbers, prove_fits
 from fxquant.ops.move import apply_move, is_move
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.verify import verify_fake_quant
@@ -144,6 +145,9 @@ def _lower_site(gm: fx.GraphModule, node: fx.Node, site: CallSite) -> None:
         numbers, settings = site.numbers_and_settings(options)
     if isinstance(numbers, LayerNumbers):
         _prove_accumulator(node, numbers)
+    factor = example_of(inputs_of(node)[0])
+    if isinstance(numbers, MatmulNumbers) and isinstance(factor, Tensor):
+        prove_fits(numbers, factor.shape[-1], describe(node))
     scheme = site.target.qparams.scheme
     replace_site(gm, node, IntegerOp(site.op, numbers, scheme, site.extra_repr()))
     node.kwargs = settings

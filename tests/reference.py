@@ -440,6 +440,52 @@ def surround(q: Codes, pad: Sequence[int], fill: Codes) -> Codes:
     return np.pad(q[keep], widths, constant_values=int(fill))
 
 
+def look_up(n: Buffers, q: Codes, **settings: Any) -> Codes:
+    """Element by element, the table as a dictionary from code to code."""
+    lowest, results = int(n["lowest"]), n["table"].tolist()
+    table = dict(zip(range(lowest, lowest + len(results)), results, strict=True))
+    return np.array([table[code] for code in q.flatten().tolist()], np.int64).reshape(q.shape)
+
+
+def softmax(n: Buffers, q: Codes, dim: int) -> Codes:
+    """Row by row in Python's integers; `round(a/b)` as `(a + b/2) // b` of doubled numbers."""
+    y = np.empty_like(q)
+    m, unit, table = int(n["multiplier"]), 2 ** int(n["shift"]), n["table"].tolist()
+    for at in np.ndindex(*np.delete(q.shape, dim)):
+        row = list(at)
+        row.insert(dim % q.ndim, slice(None))  # type: ignore[arg-type]
+        codes = q[tuple(row)].tolist()
+        exponentials = [table[max(codes) - code] for code in codes]
+        divisor = sum(exponentials) * unit
+        y[tuple(row)] = [(2 * e * m + divisor) // (2 * divisor) for e in exponentials]
+    return limit(y, n)
+
+
+def mul(n: Buffers, a: Codes, b: Codes) -> Codes:
+    """`(a - z_a)·(b - z_b)` as four products."""
+    products = a * b - n["a_zero"] * b - n["b_zero"] * a + n["a_zero"] * n["b_zero"]
+    return limit(rescale(products, n["multiplier"], n["shift"]), n)
+
+
+def matmul(n: Buffers, a: Codes, b: Codes) -> Codes:
+    """`Σ a·b - z_a·Σ b - z_b·Σ a + K·z_a·z_b`, the sums along K broadcast over rows and columns."""
+    K = a.shape[-1]
+    rows, columns = a.sum(-1, keepdims=True), b.sum(-2, keepdims=True)
+    constant = K * n["a_zero"] * n["b_zero"]
+    total = a @ b - n["a_zero"] * columns - n["b_zero"] * rows + constant
+    assert largest(total) <= K * int(n["bound"]) < ACCUMULATOR_LIMIT
+    return limit(rescale(total, n["multiplier"], n["shift"]), n)
+
+
+def affine(n: Buffers, q: Codes, factor: float, offset: float) -> Codes:
+    """`q·m + (offset - z·m)` and half a step, floored: one rounding."""
+    m, shift = int(n["multiplier"]), int(n["shift"])
+    constant = int(n["offset"]) - int(n["x_zero"]) * m + (1 << shift >> 1)
+    steps = [(code * m + constant) >> shift for code in q.flatten().tolist()]
+    near = [min(max(step, -1000), 1000) for step in steps]  # beyond the distance of any codes
+    return limit(np.array(near, np.int64).reshape(q.shape), n)
+
+
 def _in_dims(operator_of_n: Callable[..., Codes], name: str) -> dict[str, Callable[..., Codes]]:
     """One operator over one, two and three spatial axes, under torch's names."""
 
@@ -471,6 +517,24 @@ KERNELS: dict[str, Callable[..., Codes]] = {
     "zero": zero,
     "pad": pad,
     "pad_value": pad_value,
+    "exp": look_up,
+    "sigmoid": look_up,
+    "tanh": look_up,
+    "silu": look_up,
+    "gelu": look_up,
+    "hardsigmoid": look_up,
+    "hardswish": look_up,
+    "elu": look_up,
+    "leaky_relu": look_up,
+    "softmax": softmax,
+    "mul": mul,
+    "matmul": matmul,
+    "sub": add,  # a sum of which one multiplier is negative
+    "add_number": affine,
+    "sub_number": affine,
+    "mul_number": affine,
+    "div_number": affine,
+    "neg": affine,
 }
 
 

@@ -174,6 +174,10 @@ ONE_INPUT: dict[str, Callable[[int], nn.Module]] = {
     "relu_method": lambda c: _Function(lambda x: x.relu_()),
     "relu6": lambda c: nn.ReLU6(),
     "clamp": lambda c: _Function(lambda x: x.clamp(-0.5, 1.5)),
+    "leaky_relu": lambda c: nn.LeakyReLU(0.1),
+    "hardswish": lambda c: nn.Hardswish(inplace=True),
+    "sigmoid": lambda c: _Function(torch.sigmoid),
+    "numbers": lambda c: _Function(lambda x: 0.5 - x / 3),
     "max_pool": lambda c: nn.MaxPool2d(3, 1, 1),
     "avg_pool": lambda c: nn.AvgPool2d(3, 1, 1),
     "avg_pool_inside": lambda c: nn.AvgPool2d(3, 1, 1, count_include_pad=False),
@@ -186,6 +190,8 @@ ONE_INPUT: dict[str, Callable[[int], nn.Module]] = {
 }
 TWO_INPUTS: dict[str, Callable[[int], nn.Module]] = {
     "add": lambda c: _Function(operator.add),
+    "sub": lambda c: _Function(operator.sub),
+    "mul": lambda c: _Function(lambda x, y: x * torch.tanh(y)),  # else products of products
     "add_inplace": lambda c: _Function(lambda x, y: x.clone().add_(y)),
     "cat_conv": _CatConv,
 }

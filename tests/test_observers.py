@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxquant.errors import ConfigError
-from fxquant.observers import MinMax, MovingAverage
+from fxquant.observers import Fixed, MinMax, MovingAverage
 
 values = st.floats(-1e6, 1e6, width=32)
 batches = st.lists(st.lists(values, min_size=1, max_size=5), min_size=1, max_size=4)
@@ -33,7 +33,16 @@ def test_the_moving_average_starts_with_the_first_batch(data):
     assert float(observer.low) == pytest.approx(low, rel=1e-5, abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", [MinMax, MovingAverage])
+@given(batches)
+def test_a_fixed_range_stays_from_the_first_batch_on(data):
+    observer = Fixed(-1.0, 2.0)
+    assert not observer.seen
+    for batch in data:
+        observer(torch.tensor(batch))
+        assert (float(observer.low), float(observer.high)) == (-1.0, 2.0)
+
+
+@pytest.mark.parametrize("kind", [MinMax, MovingAverage, lambda: Fixed(-1.0, 2.0)])
 @pytest.mark.parametrize("odd", [[float("nan"), 9.0], [float("inf")], [-float("inf"), 0.0], []])
 def test_batches_that_say_nothing_change_nothing(kind, odd):
     observer = kind()
@@ -44,7 +53,7 @@ def test_batches_that_say_nothing_change_nothing(kind, odd):
     assert (float(observer.low), float(observer.high)) == (-1.0, 2.0)
 
 
-@pytest.mark.parametrize("kind", [MinMax, MovingAverage])
+@pytest.mark.parametrize("kind", [MinMax, MovingAverage, lambda: Fixed(-1.0, 2.0)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_any_float_dtype_is_watched_and_handed_on(kind, dtype):
     observer, x = kind(), torch.tensor([-1.0, 2.0], dtype=dtype)
@@ -57,3 +66,9 @@ def test_any_float_dtype_is_watched_and_handed_on(kind, dtype):
 def test_a_momentum_checks_itself():
     with pytest.raises(ConfigError, match="momentum must lie in"):
         MovingAverage(momentum=0.0)
+
+
+@pytest.mark.parametrize("ends", [(1.0, 0.0), (0.0, float("inf")), (float("nan"), 1.0)])
+def test_a_fixed_range_checks_itself(ends):
+    with pytest.raises(ConfigError, match="finite and not empty"):
+        Fixed(*ends)

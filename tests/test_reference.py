@@ -286,6 +286,66 @@ class Moves(nn.Module):
         return self.last(x.flip((2, 3))), first, second.narrow(2, 1, 3), z, x.flatten(1)
 
 
+class Functions(nn.Module):
+    """Every function that is a table, some clamped, some between layers; softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.between = nn.Sequential(
+            nn.Hardswish(), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.SiLU(), nn.Conv2d(4, 4, 1)
+        )
+        self.leaky = nn.Sequential(nn.LeakyReLU(0.1), nn.Conv2d(4, 3, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.conv(x)
+        y = self.between(x)
+        return (
+            torch.exp(x), x.sigmoid(), torch.tanh(y), F.relu(torch.tanh(x)), F.gelu(x),
+            F.gelu(y, approximate="tanh"), F.hardsigmoid(x), F.hardtanh(F.elu(y, 0.8), -0.3, 2.0),
+            self.leaky(y), torch.softmax(x, 1), F.softmax(y.flatten(2), dim=-1),
+        )
+
+
+class Arithmetic(nn.Module):
+    """Products, differences, plain numbers on either side; a gate, parameters, clamps behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+        self.squeeze = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 2, 1), nn.SiLU(), nn.Conv2d(2, 4, 1), nn.Sigmoid()
+        )
+        self.scale = nn.Parameter(torch.randn(4, 1, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        a, b = self.conv(x), self.other(x)
+        excited = a * self.squeeze(a)
+        return (
+            excited + b, a * self.scale, F.relu(a * b), torch.relu(a - excited), a[:, :1] - b,
+            2 * a - 1.5, F.hardtanh(0.25 - b, -0.5, 0.5), -b, b / 3 + 0.01, (a * -0.3).relu(),
+            b * b,
+        )
+
+
+class Attention(nn.Module):
+    """Two heads over T tokens: products of activations, softmax between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(6, 24), nn.Linear(8, 6)
+        self.mix = nn.Parameter(torch.randn(5, 5))
+        uneven(self)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        joined = self.qkv(x)
+        N, T, _ = joined.shape
+        q, k, v = joined.view(N, T, 2, 12).transpose(1, 2).chunk(3, dim=3)
+        weights = torch.softmax(q @ k.transpose(2, 3) * 0.5, dim=-1)
+        heads = torch.matmul(weights, v).transpose(1, 2).reshape(N, T, 8)
+        return self.out(heads) + x, F.relu(torch.matmul(self.mix, x))
+
+
 def darts() -> nn.Module:
     return NetworkCIFAR(4, 10, 4, DARTS_V2)
 
@@ -325,6 +385,9 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "joined": (Joined, (3, 8, 9)),
     "constants": (Constants, (3, 5, 6)),
     "moves": (Moves, (4, 4, 6)),
+    "functions": (Functions, (3, 6, 5)),
+    "arithmetic": (Arithmetic, (3, 6, 5)),
+    "attention": (Attention, (5, 6)),
 }
 LARGE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "darts": (darts, (3, 16, 16)),

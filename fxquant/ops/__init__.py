@@ -11,18 +11,32 @@ from fxquant.ops.adaptive_avg_pool import (
     ADAPTIVE_AVG_POOL3D,
 )
 from fxquant.ops.add import ADD
+from fxquant.ops.affine import ADD_NUMBER, DIV_NUMBER, MUL_NUMBER, NEG, SUB_NUMBER
 from fxquant.ops.avg_pool import AVG_POOL1D, AVG_POOL2D, AVG_POOL3D
 from fxquant.ops.batch_norm import BATCH_NORM
 from fxquant.ops.cat import CAT
 from fxquant.ops.clamp import CLAMP, HARDTANH, RELU6
 from fxquant.ops.conv import CONV1D, CONV2D, CONV3D
 from fxquant.ops.conv_transpose import CONV_TRANSPOSE1D, CONV_TRANSPOSE2D, CONV_TRANSPOSE3D
+from fxquant.ops.elu import ELU
+from fxquant.ops.exp import EXP
+from fxquant.ops.gelu import GELU
+from fxquant.ops.hardsigmoid import HARDSIGMOID
+from fxquant.ops.hardswish import HARDSWISH
+from fxquant.ops.leaky_relu import LEAKY_RELU
 from fxquant.ops.linear import LINEAR
+from fxquant.ops.matmul import MATMUL
 from fxquant.ops.max_pool import MAX_POOL1D, MAX_POOL2D, MAX_POOL3D
 from fxquant.ops.mean import MEAN
+from fxquant.ops.mul import MUL
 from fxquant.ops.pad import PAD, PAD_VALUE
 from fxquant.ops.relu import RELU
+from fxquant.ops.sigmoid import SIGMOID
+from fxquant.ops.silu import SILU
+from fxquant.ops.softmax import SOFTMAX
 from fxquant.ops.spec import OpSpec
+from fxquant.ops.sub import SUB
+from fxquant.ops.tanh import TANH
 from fxquant.ops.zero import ZERO
 
 OPS: tuple[OpSpec, ...] = (
@@ -53,6 +67,24 @@ OPS: tuple[OpSpec, ...] = (
     ZERO,
     PAD,
     PAD_VALUE,
+    EXP,
+    SIGMOID,
+    TANH,
+    SILU,
+    GELU,
+    HARDSIGMOID,
+    HARDSWISH,
+    ELU,
+    LEAKY_RELU,
+    SOFTMAX,
+    MUL,
+    SUB,
+    ADD_NUMBER,
+    SUB_NUMBER,
+    MUL_NUMBER,
+    DIV_NUMBER,
+    NEG,
+    MATMUL,
 )
 
 _BY_NAME = {op.name: op for op in OPS}

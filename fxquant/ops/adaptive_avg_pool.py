@@ -72,6 +72,8 @@ def _record(
         modules={module: options},
         read=signature_reader(function),
         output=Output.INPUT,
+        range=None,
+        homogeneous=False,
         weight_axis=None,
         numbers=zero_point,
         kernel=kernel,

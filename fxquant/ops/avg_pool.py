@@ -126,6 +126,8 @@ def _record(
         modules={module: options},
         read=read,
         output=Output.INPUT,
+        range=None,
+        homogeneous=False,
         weight_axis=None,
         numbers=numbers,
         kernel=kernel,

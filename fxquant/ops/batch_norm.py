@@ -84,6 +84,8 @@ BATCH_NORM = OpSpec(
     },
     read=_read,
     output=Output.OWN,
+    range=None,
+    homogeneous=False,
     weight_axis=None,
     numbers=_numbers,
     kernel=_kernel,

@@ -102,6 +102,8 @@ def _record(
         modules=modules,
         read=read,
         output=Output.INPUT,
+        range=None,
+        homogeneous=False,
         weight_axis=None,
         numbers=_numbers,
         kernel=_kernel,

@@ -72,6 +72,8 @@ def _record(
         modules={module: _options},
         read=signature_reader(function),
         output=Output.OWN,
+        range=None,
+        homogeneous=False,
         weight_axis=0,
         numbers=layer_numbers,
         kernel=layer_kernel(function, spatial),

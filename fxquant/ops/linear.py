@@ -33,6 +33,8 @@ LINEAR = OpSpec(
     modules={nn.Linear: _options},
     read=signature_reader(linear),
     output=Output.OWN,
+    range=None,
+    homogeneous=False,
     weight_axis=0,
     numbers=layer_numbers,
     kernel=layer_kernel(linear, spatial=0),

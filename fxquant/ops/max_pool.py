@@ -85,6 +85,8 @@ def _record(
         modules={module: _options},
         read=_read(function),
         output=Output.EXACT,
+        range=None,
+        homogeneous=False,
         weight_axis=None,
         numbers=numbers,
         kernel=kernel,

@@ -108,6 +108,8 @@ class OpSpec:
                   this module has no integer form; parameters are named by their attribute
     read          the canonical call of a function or method call's arguments, or None
     output        which range its output has
+    range         the range of its output where that is known beforehand, else None
+    homogeneous   whether it works on each element alone and f(c·x) = c·f(x) for every c > 0
     weight_axis   the axis of its weight's output channels; None if it has no weight
     numbers       every integer it computes with, as a NamedTuple of tensors
     kernel        `kernel(numbers, dtype, *codes, **options)`: integer tensors in and out
@@ -120,6 +122,8 @@ class OpSpec:
     modules: Mapping[type[nn.Module], Callable[[Any], dict[str, Any] | None]]
     read: Reader
     output: Output
+    range: tuple[float, float] | None
+    homogeneous: bool
     weight_axis: int | None
     numbers: Callable[[RealCall], tuple[Tensor, ...]]
     kernel: Callable[..., Tensor]

@@ -65,6 +65,24 @@ EXAMPLES = {
     "mean": (lambda: Call(lambda x: x.mean((2, 3))), [IMAGE]),
     "zero": (lambda: Call(lambda x: x.mul(0.0)), [IMAGE]),
     "pad": (lambda: Call(lambda x: F.pad(x, (1, 2, -1, 0))), [IMAGE]),
+    "exp": (lambda: Call(torch.exp), [IMAGE]),
+    "sigmoid": (nn.Sigmoid, [IMAGE]),
+    "tanh": (nn.Tanh, [IMAGE]),
+    "silu": (nn.SiLU, [IMAGE]),
+    "gelu": (lambda: nn.GELU("tanh"), [IMAGE]),
+    "hardsigmoid": (nn.Hardsigmoid, [IMAGE]),
+    "hardswish": (nn.Hardswish, [IMAGE]),
+    "elu": (lambda: nn.ELU(0.7), [IMAGE]),
+    "leaky_relu": (lambda: nn.LeakyReLU(0.2), [IMAGE]),
+    "softmax": (lambda: nn.Softmax(1), [IMAGE]),
+    "mul": (lambda: Call(lambda x, y: x * y), [IMAGE, (2, 4, 1, 1)]),
+    "sub": (lambda: Call(lambda x, y: x - y), [IMAGE, (1, 4, 1, 6)]),
+    "add_number": (lambda: Call(lambda x: 1.5 + x), [IMAGE]),
+    "sub_number": (lambda: Call(lambda x: 0.3 - x), [IMAGE]),
+    "mul_number": (lambda: Call(lambda x: x * -1.7), [IMAGE]),
+    "div_number": (lambda: Call(lambda x: x / 3), [IMAGE]),
+    "neg": (lambda: Call(lambda x: -x), [IMAGE]),
+    "matmul": (lambda: Call(torch.matmul), [(2, 3, 5, 6), (3, 6, 4)]),
     "pad_value": (lambda: nn.ConstantPad2d((1, 0, 2, 0), 9.5), [IMAGE]),
 }
 
@@ -128,6 +146,7 @@ def test_records_agree_with_themselves(op):
     assert op.functions or op.methods or op.modules
     assert op.folds == (op.weight_axis is not None)
     assert op.output is Output.OWN or not op.folds  # a layer has a range of its own
+    assert op.output is Output.OWN or op.range is None
 
 
 def test_exact_operators_stay_on_the_grid():
@@ -138,3 +157,12 @@ def test_exact_operators_stay_on_the_grid():
             sources = [m for n, m in prepared.fxquant.named_children() if n.startswith("quantize_")]
             real = module(*(source(x) for source, x in zip(sources, inputs, strict=True)))
             laws.assert_equal(quantized(*inputs), real)
+
+
+@pytest.mark.parametrize("name", [op.name for op in OPS if op.homogeneous])
+def test_homogeneous_operators_let_a_positive_factor_through(name):
+    """c·f(x) and f(c·x), channel by channel: c are powers of two, which round nothing."""
+    make, [shape] = EXAMPLES[name]
+    function, x = make(), torch.randn(shape)
+    c = torch.tensor([0.25, 1.0, 2.0, 8.0]).reshape(1, -1, 1, 1)
+    laws.assert_equal(function(c * x), c * function(x))

@@ -1,5 +1,6 @@
 """canonicalize: every spelling of an operator becomes one call site."""
 
+import math
 import operator
 
 import pytest
@@ -55,6 +56,69 @@ SPELLINGS = [
     ("zero", lambda m, x: 0 * x),
     ("pad", lambda m, x: F.pad(x, (1, 1))),
     ("pad_value", lambda m, x: F.pad(x, (1, 1), value=2.0)),
+    ("exp", lambda m, x: x.exp()),
+    ("exp", lambda m, x: torch.exp(x)),
+    ("sigmoid", lambda m, x: torch.sigmoid(x)),
+    ("sigmoid", lambda m, x: x.sigmoid()),
+    ("sigmoid", lambda m, x: x.sigmoid_()),
+    ("sigmoid", lambda m, x: F.sigmoid(x)),
+    ("sigmoid", lambda m, x: torch.special.expit(x)),
+    ("tanh", lambda m, x: torch.tanh(x)),
+    ("tanh", lambda m, x: torch.tanh_(x)),
+    ("tanh", lambda m, x: x.tanh()),
+    ("tanh", lambda m, x: F.tanh(x)),
+    ("silu", lambda m, x: F.silu(x)),
+    ("silu", lambda m, x: F.silu(x, inplace=True)),
+    ("gelu", lambda m, x: F.gelu(x)),
+    ("gelu", lambda m, x: F.gelu(x, approximate="tanh")),
+    ("hardsigmoid", lambda m, x: F.hardsigmoid(input=x)),
+    ("hardswish", lambda m, x: F.hardswish(x, True)),
+    ("elu", lambda m, x: F.elu(x)),
+    ("elu", lambda m, x: F.elu(x, 0.5, True)),
+    ("leaky_relu", lambda m, x: F.leaky_relu(x, negative_slope=0.3)),
+    ("leaky_relu", lambda m, x: F.leaky_relu(x, inplace=True)),
+    ("softmax", lambda m, x: F.softmax(x, dim=1)),
+    ("softmax", lambda m, x: F.softmax(x, -1)),
+    ("softmax", lambda m, x: torch.softmax(x, 1)),
+    ("softmax", lambda m, x: x.softmax(dim=-2)),
+    ("mul", lambda m, x: x * x),
+    ("mul", lambda m, x: x * m.bias.view(2, 1, 1)),
+    ("mul", lambda m, x: torch.mul(x, other=x)),
+    ("mul", lambda m, x: x.mul(x)),
+    ("mul", lambda m, x: x.clone().mul_(x)),
+    ("sub", lambda m, x: x - m.bias[:, None, None]),
+    ("sub", lambda m, x: torch.sub(input=x, other=x)),
+    ("sub", lambda m, x: torch.subtract(x, x, alpha=1)),
+    ("sub", lambda m, x: x.sub(x)),
+    ("sub", lambda m, x: operator.isub(x.clone(), x)),
+    ("add_number", lambda m, x: x + 1.5),
+    ("add_number", lambda m, x: 1 + x),
+    ("add_number", lambda m, x: torch.add(x, 2, alpha=1)),
+    ("add_number", lambda m, x: x.add(other=2)),
+    ("sub_number", lambda m, x: x - 0.5),
+    ("sub_number", lambda m, x: 2 - x),
+    ("sub_number", lambda m, x: x.sub(3)),
+    ("sub_number", lambda m, x: torch.sub(x, 3.0)),
+    ("mul_number", lambda m, x: x * 2.0),
+    ("mul_number", lambda m, x: -3 * x),
+    ("mul_number", lambda m, x: torch.mul(input=x, other=0.1)),
+    ("mul_number", lambda m, x: x.mul(0.1)),
+    ("div_number", lambda m, x: x / 3),
+    ("div_number", lambda m, x: x.div(3)),
+    ("div_number", lambda m, x: torch.true_divide(x, 3)),
+    ("div_number", lambda m, x: torch.div(x, 3, rounding_mode=None)),
+    ("neg", lambda m, x: -x),
+    ("neg", lambda m, x: torch.neg(x)),
+    ("neg", lambda m, x: x.negative()),
+    ("matmul", lambda m, x: x @ x),
+    ("matmul", lambda m, x: torch.matmul(x, other=x)),
+    ("matmul", lambda m, x: x.matmul(m.weight[:, :, 0, 0].repeat(2, 2))),
+    ("matmul", lambda m, x: torch.bmm(x[0], x[1])),
+    ("matmul", lambda m, x: x[0].bmm(x[1])),
+    ("matmul", lambda m, x: torch.mm(x[0, 0], x[0, 1])),
+    ("", lambda m, x: x * 1),
+    ("", lambda m, x: x.add(0)),
+    ("", lambda m, x: x / 1.0 - 0),
     ("", lambda m, x: F.dropout(x, 0.5, training=False)),
 ]
 
@@ -71,8 +135,17 @@ def test_rewrites(name, call):
 
 
 LEFT_ALONE = [
-    lambda m, x: x + 1,
-    lambda m, x: x * 2,
+    lambda m, x: x + x.size(0),  # numbers that only the graph knows
+    lambda m, x: x * x.shape[1],
+    lambda m, x: x.shape[1] - x,
+    lambda m, x: x / (x.size(0) + 1),
+    lambda m, x: x * math.inf,
+    lambda m, x: x / 0,
+    lambda m, x: 1 / x,
+    lambda m, x: torch.div(x, 3, rounding_mode="floor"),
+    lambda m, x: torch.sub(x, x, alpha=2),
+    lambda m, x: torch.add(x, 1, alpha=2),
+    lambda m, x: x + 1j,
     lambda m, x: torch.add(x, x, alpha=2),
     lambda m, x: F.conv2d(x, x[:, :, :1, :1]),  # a weight that the network computes
     lambda m, x: F.conv2d(x, m.weight, m.bias.view(-1)),  # and a bias
@@ -81,7 +154,10 @@ LEFT_ALONE = [
     lambda m, x: x.clamp(min=1.0),  # leaves the range that it would have to keep
     lambda m, x: F.avg_pool2d(x, 2, divisor_override=1),
     lambda m, x: F.pad(x, (1, 1), mode="reflect"),
-    lambda m, x: torch.sigmoid(x),
+    lambda m, x: F.leaky_relu(x, x.size(0) / 10),  # a slope that only the graph knows
+    lambda m, x: torch.sin(x),
+    lambda m, x: torch.softmax(x, 1, torch.float64),
+    lambda m, x: torch.log_softmax(x, 1),
 ]
 
 
@@ -98,6 +174,7 @@ def test_modules_without_an_integer_form_are_left_alone():
             nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"),
             nn.BatchNorm2d(2, track_running_stats=False),
             nn.MaxPool2d(2, return_indices=True),
+            nn.LogSoftmax(1),
         )
     )
     Canonicalize().run(gm)

@@ -24,7 +24,7 @@ def equalize(model, *example_inputs):
 
 
 @pytest.mark.parametrize(
-    "between", ["", "relu", "max_pool", "avg_pool", "relu dropout", "identity"]
+    "between", ["", "relu", "leaky_relu", "max_pool", "avg_pool", "relu dropout", "identity"]
 )
 def test_ranges_meet(between):
     model = chain("conv", *between.split(), "conv").build()
@@ -69,6 +69,7 @@ def test_clamps_take_limits_per_channel(between):
             "conv tied",
             [f"'steps.{i}.weight' is shared with another call" for i in (0, 1)],
         ),
+        ("conv sigmoid conv", ["sigmoid does not let factors through"]),
         ("conv relu bn conv", ["batch_norm does not let factors through"]),
         ("conv max_pool relu6 conv", ["relu6 does not let factors through"]),
         ("conv shuffle conv", []),  # unknown without example inputs

@@ -9,7 +9,7 @@ from fxquant.graph.trace import trace
 from fxquant.observers import Observer
 from fxquant.ops.flow import sites
 from fxquant.ops.site import InputQuantizer
-from fxquant.passes import Canonicalize, InsertFakeQuant, InsertObservers
+from fxquant.passes import Canonicalize, FuseConvBnRelu, InsertFakeQuant, InsertObservers
 from tests.strategies import chain
 
 
@@ -23,6 +23,27 @@ def test_values_with_a_range_of_their_own_are_observed():
     gm, _ = observe(chain("conv", "relu", "max_pool", "avg_pool", "bn").build())
     observed = [site.op.name for _, site in sites(gm) if isinstance(site.output, Observer)]
     assert observed == ["conv2d", "batch_norm"]
+
+
+@pytest.mark.parametrize(
+    ("model", "low", "high"),
+    [
+        (nn.Sigmoid(), 0.0, 1.0),
+        (nn.Tanh(), -1.0, 1.0),
+        (nn.Sequential(nn.Tanh(), nn.ReLU()), 0.0, 1.0),
+        (nn.Sequential(nn.Tanh(), nn.Hardtanh(-0.25, 2.0)), -0.25, 1.0),
+    ],
+)
+def test_a_range_known_beforehand_is_not_observed_but_waits_for_data(model, low, high):
+    gm = trace(nn.Sequential(model))
+    for step in (Canonicalize(), FuseConvBnRelu()):
+        step.run(gm)
+    log = InsertObservers().run(gm)
+    assert log.changed[0].text == "its range is known"
+    ((_, site),) = sites(gm)
+    assert not site.output.seen
+    gm.train()(torch.randn(3, 3) / 9)
+    assert (float(site.output.low), float(site.output.high)) == (low, high)
 
 
 def test_a_float_value_enters_once_however_many_read_it():

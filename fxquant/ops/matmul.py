@@ -1,0 +1,104 @@
+"""Matrix product of two activations.
+
+    real      y = A·B
+    integer   q_y = clamp(z_y + (((Σ (q_a - z_a)·(q_b - z_b))·m + 2^(S-1)) >> S))
+
+with m·2^-S = s_a·s_b/s_y. Float kernels add the products exactly. How many there are, only the
+tensors say: that their sum fits 32 bits is proved at every call, and at convert where it knows.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fxquant.errors import AccumulatorError
+from fxquant.intmath import (
+    ACCUMULATOR_LIMIT,
+    Rescale,
+    carrier,
+    centered,
+    exact_integer,
+    requantize,
+    rescale_of,
+    without_autocast,
+)
+from fxquant.ops.spec import OpSpec, Output, RealCall, signature_reader
+
+
+class MatmulNumbers(NamedTuple):
+    """`multiplier`, `shift`, of s_a·s_b/s_y, and `bound`, the largest |product| of two codes, are
+    int64; the others int32: all 0-dim.
+    """
+
+    multiplier: Tensor
+    shift: Tensor
+    bound: Tensor
+    a_zero: Tensor
+    b_zero: Tensor
+    y_zero: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def matmul(input: Tensor, other: Tensor) -> Tensor:
+    """[..., N, K] and [..., K, M] to [..., N, M]; vectors and batches as torch.matmul has them."""
+    return torch.matmul(input, other)
+
+
+def prove_fits(n: MatmulNumbers, terms: int, which: str) -> None:
+    """Refuse sums of so many products that 32 bits may not hold them."""
+    worst = int(n.bound) * terms
+    if worst >= ACCUMULATOR_LIMIT:
+        raise AccumulatorError(
+            f"{which} sums {terms} products and may reach {worst}, beyond the 32 bits of its "
+            "accumulator.\nWhat to do: keep the module around it in float, "
+            "QuantConfig(keep_float=(…,)), or sum fewer products at a time."
+        )
+
+
+def _numbers(call: RealCall) -> MatmulNumbers:
+    (a, b), (y, low, high) = call.inputs, call.target
+    multiplier, shift = rescale_of(a.scale.double() * b.scale.double() / y.scale.double())
+    of_a, of_b = (
+        torch.maximum(x.scheme.qmax - x.zero_point, x.zero_point - x.scheme.qmin) for x in (a, b)
+    )
+    return MatmulNumbers(
+        multiplier=multiplier,
+        shift=shift,
+        bound=of_a.to(torch.int64) * of_b,
+        a_zero=a.zero_point,
+        b_zero=b.zero_point,
+        y_zero=y.zero_point,
+        low=low,
+        high=high,
+    )
+
+
+def _kernel(n: MatmulNumbers, dtype: torch.dtype, a: Tensor, b: Tensor) -> Tensor:
+    terms = a.shape[-1]
+    prove_fits(n, terms, "a matrix product")
+    kind = carrier(n.bound * terms)
+    with without_autocast(a):
+        total = matmul(centered(a, n.a_zero, kind), centered(b, n.b_zero, kind))
+    rescale = Rescale(n.multiplier, n.shift)
+    return requantize(exact_integer(total), rescale, n.y_zero, n.low, n.high, dtype)
+
+
+MATMUL = OpSpec(
+    name="matmul",
+    function=matmul,
+    functions=(operator.matmul, torch.matmul, torch.bmm, torch.mm),
+    methods=("matmul", "bmm", "mm"),
+    modules={},
+    read=signature_reader(matmul, inputs=2),
+    output=Output.OWN,
+    range=None,
+    homogeneous=False,
+    weight_axis=None,
+    numbers=_numbers,
+    kernel=_kernel,
+)

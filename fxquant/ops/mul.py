@@ -1,0 +1,62 @@
+"""Product of two tensors, with one rounding.
+
+    real      y = a·b
+    integer   q_y = clamp(z_y + (((q_a - z_a)·(q_b - z_b)·m + 2^(S-1)) >> S))
+
+with m·2^-S = s_a·s_b/s_y.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fxquant.intmath import Rescale, requantize, rescale_of
+from fxquant.ops.spec import OpSpec, Output, RealCall, signature_reader
+
+
+class MulNumbers(NamedTuple):
+    """`multiplier`, `shift` int64, of s_a·s_b/s_y; the others int32: all 0-dim."""
+
+    multiplier: Tensor
+    shift: Tensor
+    a_zero: Tensor
+    b_zero: Tensor
+    y_zero: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def mul(input: Tensor, other: Tensor) -> Tensor:
+    """Two tensors of shapes that broadcast."""
+    return input * other
+
+
+def _numbers(call: RealCall) -> MulNumbers:
+    (a, b), (y, low, high) = call.inputs, call.target
+    multiplier, shift = rescale_of(a.scale.double() * b.scale.double() / y.scale.double())
+    return MulNumbers(multiplier, shift, a.zero_point, b.zero_point, y.zero_point, low, high)
+
+
+def _kernel(n: MulNumbers, dtype: torch.dtype, a: Tensor, b: Tensor) -> Tensor:
+    acc = (a.to(torch.int64) - n.a_zero) * (b.to(torch.int64) - n.b_zero)
+    return requantize(acc, Rescale(n.multiplier, n.shift), n.y_zero, n.low, n.high, dtype)
+
+
+MUL = OpSpec(
+    name="mul",
+    function=mul,
+    functions=(operator.mul, torch.mul, torch.multiply),
+    methods=("mul", "multiply"),
+    modules={},
+    read=signature_reader(mul, inputs=2),
+    output=Output.OWN,
+    range=None,
+    homogeneous=False,
+    weight_axis=None,
+    numbers=_numbers,
+    kernel=_kernel,
+)

@@ -1,0 +1,74 @@
+"""Products, differences and plain numbers: every pair of codes against exact fractions.
+
+By hand, mul, uint8, s_a = 1/2, z_a = 3, s_b = 1/4, z_b = 10, s_y = 1, z_y = 20, codes 6 and 11:
+
+    (6 - 3)/2 · (11 - 10)/4 = 3/8        ⌊3/8 + 1/2⌋ = 0        q_y = 20
+"""
+
+from fractions import Fraction
+
+import pytest
+import torch
+
+from fxquant.schemes import QuantScheme
+from tests import truth
+from tests.ops.calls import all_codes, integers, qparams
+
+SIGNED = QuantScheme(symmetric=False)
+A = [qparams(0.5, 3), qparams(0.0173, 128), qparams(0.4, -100, SIGNED)]
+B = [qparams(0.25, 10), qparams(1 / 255, 0), qparams(3.1, 17, SIGNED)]
+
+
+def pairs(a, b):
+    grid = torch.cartesian_prod(all_codes(a.scheme).long(), all_codes(b.scheme).long())
+    return grid[:, 0].to(a.scheme.dtype), grid[:, 1].to(b.scheme.dtype)
+
+
+def found(name, a, b, y):
+    return integers(name, (a, b), y, *pairs(a, b)).numpy()
+
+
+@pytest.mark.parametrize("y", [qparams(1.0, 20), qparams(0.037, 131), qparams(2.3, -7, SIGNED)])
+@pytest.mark.parametrize("b", B)
+@pytest.mark.parametrize("a", A)
+def test_every_product_is_rounded_correctly(a, b, y):
+    assert (found("mul", a, b, y) == truth.product(a, b, y)).all()
+
+
+@pytest.mark.parametrize("y", [qparams(0.7123, 20), qparams(0.037, 131), qparams(2.17, -7, SIGNED)])
+@pytest.mark.parametrize("b", B)
+@pytest.mark.parametrize("a", A)
+def test_differences_are_within_one_step_and_mostly_correct(a, b, y):
+    """Their multipliers have 21 bits, so that the sum fits 32."""
+    wrong = abs(found("sub", a, b, y) - truth.difference(a, b, y))
+    assert wrong.max() <= 1
+    assert wrong.mean() <= 2e-4
+
+
+def test_by_hand():
+    codes = (torch.tensor([q], dtype=torch.uint8) for q in (6, 11))
+    assert integers("mul", (A[0], B[0]), qparams(1.0, 20), *codes).tolist() == [20]
+
+
+NUMBERS = [(1.0, 1.5), (-1.0, 0.0), (2.0, 0.0), (1 / 3, 0.0), (-0.7, 12.25), (1e-9, 0.1),
+           (1e9, -1.0), (1.0, 1e30), (1.0, -1e30), (1e-300, 0.0), (1e300, 0.0)]
+
+
+@pytest.mark.parametrize(("factor", "offset"), NUMBERS)
+@pytest.mark.parametrize("x", A)
+def test_plain_numbers_are_rounded_correctly(x, factor, offset):
+    codes = all_codes(x.scheme)
+    for y in (qparams(0.11, 77), qparams(0.003, 0, QuantScheme(bits=4))):
+        ours = integers("mul_number", (x,), y, codes, factor=factor, offset=offset).tolist()
+        real = [truth.value(int(q), x) * Fraction(factor) + Fraction(offset) for q in codes]
+        assert ours == [truth.code(v, y) for v in real]
+
+
+def test_negation_rounds_upwards_on_both_sides():
+    """-3/2, -1/2, 1/2 of a step become -1, 0, 1, as 3/2, 1/2, -1/2 do 2, 1, 0."""
+    x, y = qparams(0.5, 128), qparams(1.0, 128)
+    codes = torch.tensor([131, 129, 127], dtype=torch.uint8)
+    ours = integers("neg", (x,), y, codes, factor=-1.0, offset=0.0)
+    assert ours.tolist() == [127, 128, 129]
+
+

@@ -1,0 +1,129 @@
+"""The real functions, to 40 digits or exactly, and their correctly rounded codes.
+
+    code(f(x), y) = clamp(z_y + ⌊f(x)/s_y + 1/2⌋)          ties upwards, as everywhere
+
+What integer operators are measured against. No torch and no fxquant arithmetic computes here: a
+scale is the rational number that its float32 is, sums, products and quotients of integers are
+Python's Fractions, and what is not rational is mpmath's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import mpmath
+import numpy as np
+
+from fxquant.schemes import QParams
+
+mpmath.mp.dps = 40
+
+Real = Any  # a Fraction, or one of mpmath's numbers
+Integers = Any  # a numpy array of Python's integers
+
+
+def scale(q: QParams) -> Fraction:
+    """The scale as the rational number that it is."""
+    return Fraction(float(q.scale))
+
+
+def value(code: int, q: QParams) -> Fraction:
+    """The real number that a code stands for."""
+    return scale(q) * (code - int(q.zero_point))
+
+
+def code(y: Real, q: QParams) -> int:
+    """The code nearest to `y`, which may be infinite."""
+    if isinstance(y, Fraction):
+        nearest = math.floor(y / scale(q) + Fraction(1, 2))
+    else:  # limited to more than the distance of any two codes: an integer holds it
+        steps = min(max(y / real(scale(q)), -1000), 1000)
+        nearest = int(mpmath.floor(steps + mpmath.mpf("0.5")))
+    return min(max(nearest + int(q.zero_point), q.scheme.qmin), q.scheme.qmax)
+
+
+def real(x: Fraction | int) -> Real:
+    """A rational number as one of mpmath's."""
+    x = Fraction(x)
+    return mpmath.mpf(x.numerator) / x.denominator
+
+
+def clip(x: Fraction, low: int, high: int) -> Fraction:
+    """`x` between two numbers."""
+    return min(max(x, Fraction(low)), Fraction(high))
+
+
+def sigmoid(x: Fraction) -> Real:
+    return 1 / (1 + mpmath.exp(-real(x)))
+
+
+def gelu(x: Fraction) -> Real:
+    return real(x) * (1 + mpmath.erf(real(x) / mpmath.sqrt(2))) / 2
+
+
+def gelu_tanh(x: Fraction) -> Real:
+    inner = mpmath.sqrt(2 / mpmath.pi) * (real(x) + mpmath.mpf("0.044715") * real(x) ** 3)
+    return real(x) * (1 + mpmath.tanh(inner)) / 2
+
+
+# name of the operator, its options, the real function
+FUNCTIONS: dict[str, tuple[str, dict[str, Any], Callable[[Fraction], Real]]] = {
+    "exp": ("exp", {}, lambda x: mpmath.exp(real(x))),
+    "sigmoid": ("sigmoid", {}, sigmoid),
+    "tanh": ("tanh", {}, lambda x: mpmath.tanh(real(x))),
+    "silu": ("silu", {}, lambda x: real(x) * sigmoid(x)),
+    "gelu": ("gelu", {"approximate": "none"}, gelu),
+    "gelu, tanh": ("gelu", {"approximate": "tanh"}, gelu_tanh),
+    "hardsigmoid": ("hardsigmoid", {}, lambda x: clip(x + 3, 0, 6) / 6),
+    "hardswish": ("hardswish", {}, lambda x: x * clip(x + 3, 0, 6) / 6),
+    "elu": ("elu", {"alpha": 1.0}, lambda x: x if x > 0 else mpmath.expm1(real(x))),
+    # a hundredth, as it is written: -50 codes give a tie of -1/2
+    "leaky_relu": (
+        "leaky_relu", {"negative_slope": 0.01}, lambda x: x if x > 0 else x * Fraction("0.01")
+    ),
+}
+
+
+def pairs(a: QParams, b: QParams) -> tuple[Integers, Integers]:
+    """`q - z` of every pair of codes, in the order of `itertools.product`."""
+    left, right = (
+        np.array([q - int(x.zero_point) for q in range(x.scheme.qmin, x.scheme.qmax + 1)], object)
+        for x in (a, b)
+    )
+    return np.repeat(left, len(right)), np.tile(right, len(left))
+
+
+def product(a: QParams, b: QParams, y: QParams) -> Integers:
+    """The codes of a·b for every pair of codes."""
+    left, right = pairs(a, b)
+    factor = scale(a) * scale(b) / scale(y)
+    return codes(left * right * factor.numerator, factor.denominator, y)
+
+
+def difference(a: QParams, b: QParams, y: QParams) -> Integers:
+    """The codes of a - b for every pair of codes."""
+    left, right = pairs(a, b)
+    of_a, of_b = scale(a) / scale(y), scale(b) / scale(y)
+    top = left * (of_a.numerator * of_b.denominator) - right * (of_b.numerator * of_a.denominator)
+    return codes(top, of_a.denominator * of_b.denominator, y)
+
+
+def quotient(a: QParams, b: QParams, y: QParams) -> Integers:
+    """The codes of a / b for every pair of codes: beyond all of them, with the sign of a, where b
+    is 0, and the code of 0 for 0 / 0.
+    """
+    left, right = pairs(a, b)
+    factor = scale(a) / (scale(b) * scale(y))
+    top = np.where(right < 0, -left, left) * factor.numerator
+    bottom = np.where(right == 0, 1, abs(right)) * factor.denominator
+    beyond = np.sign(left) * 1000 * factor.denominator
+    return codes(np.where(right == 0, beyond, top), bottom, y)
+
+
+def codes(numerator: Integers, denominator: Any, q: QParams) -> Integers:
+    """The code of `numerator / denominator` steps: Python's integers, element by element."""
+    steps = (2 * numerator + denominator) // (2 * denominator)
+    return np.clip(steps + int(q.zero_point), q.scheme.qmin, q.scheme.qmax).astype(np.int64)
