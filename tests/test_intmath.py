@@ -138,6 +138,14 @@ def test_common_multipliers_are_near(values: list[float]):
         assert abs(as_fraction(rescale, i) - Fraction(value)) <= allowed
 
 
+@pytest.mark.parametrize(("operands", "bits"), [(2, 21), (3, 20), (5, 19), (8, 19), (9, 18)])
+def test_bits_of_a_common_multiplier(operands: int, bits: int):
+    """1 = 2^(bits-1) · 2^-(bits-1): as many bits as leave room for n products in 32."""
+    rescale = common_rescale(torch.ones(operands, dtype=torch.float64))
+    assert rescale.multiplier.tolist() == [2 ** (bits - 1)] * operands
+    assert int(rescale.shift) == bits - 1
+
+
 # ------------------------------------------------------------------------ rounding
 
 
@@ -345,6 +353,13 @@ def test_a_bias_that_does_not_fit_enlarges_the_scale_of_its_channel():
     n = numbers_of(weight, torch.tensor([2.0**10, 0.0]), 1.0, 1.0)
     assert n.bias.tolist() == [2**30, 0]
     assert n.weight.flatten().tolist() == [1, 127]
+
+
+def test_weights_beyond_what_their_scale_can_say_are_clipped():
+    """±1 at s_w = 1/256 would be ±256."""
+    weight, scale = torch.tensor([[1.0, -1.0, 0.25]]), torch.tensor([1 / 256])
+    n = layer_numbers(weight, None, scale, INT8_WEIGHT, Channels(), qparams(1.0, 0), target(1.0))
+    assert n.weight.tolist() == [[127, -127, 64]]
 
 
 def test_a_layer_without_bias():
