@@ -65,7 +65,7 @@ def common_rescale(factors: Tensor) -> Rescale:
     to fit 32 bits: 21 bits for two operands, 19 for eight.
     """
     bits = 22 - max(len(factors) - 1, 1).bit_length()
-    _, exponent = torch.frexp(factors.to(torch.float64).max())
+    _, exponent = torch.frexp(factors.max())
     shift = (bits - exponent).clamp(0, 30)
     multiplier = torch.ldexp(factors, shift).round().clamp(max=2**bits - 1)
     return Rescale(multiplier.to(torch.int64), shift.to(torch.int64))

@@ -25,6 +25,7 @@ from fxquant.intmath import (
     common_rescale,
     divide_half_up,
     layer_numbers,
+    mean_half_up,
     requantize,
     rescale_of,
     shift_half_up,
@@ -144,6 +145,7 @@ def test_bits_of_a_common_multiplier(operands: int, bits: int):
     rescale = common_rescale(torch.ones(operands, dtype=torch.float64))
     assert rescale.multiplier.tolist() == [2 ** (bits - 1)] * operands
     assert int(rescale.shift) == bits - 1
+    assert rescale.multiplier.dtype == rescale.shift.dtype == torch.int64
 
 
 # ------------------------------------------------------------------------ rounding
@@ -199,6 +201,22 @@ def test_shift_half_up(product: int, shift: int):
 def test_divide_half_up(total: int, divisor: int):
     quotient = divide_half_up(torch.tensor(total), torch.tensor(divisor))
     assert int(quotient) == half_up(Fraction(total, divisor))
+
+
+@relaxed
+@given(
+    count=st.tuples(st.integers(1, 99), st.integers(1, 99)),
+    quotient=st.integers(-255, 255), late=st.booleans(),
+)
+@example((1, 23), 5, False)  # 104/23 · 23 is a little less than 104 in float64
+@example((1, 23), -5, True)
+def test_the_mean_of_two_axes_is_half_up(count: tuple[int, int], quotient: int, late: bool):
+    """Sums on either side of where the mean is rounded up; torch divides once per axis."""
+    first, second = count
+    n = first * second
+    total = -(-(2 * quotient - 1) * n // 2) - late  # the least one that gives `quotient`, or less
+    mean = torch.tensor(float(total), dtype=torch.float64) / first / second
+    assert int(mean_half_up(mean, torch.tensor(n))) == half_up(Fraction(total, n)) == quotient - late
 
 
 # ------------------------------------------------------------------------ bounds
@@ -345,14 +363,14 @@ def test_a_layers_numbers_are_in_range_whatever_its_scales(
 
 
 def test_a_bias_that_does_not_fit_enlarges_the_scale_of_its_channel():
-    """Both weights are 2^-20. At s_x = 1 and s_w = 2^-20/127 a bias of 2^10 would be 127·2^30.
+    """All weights are 2^-20. At s_x = 1 and s_w = 2^-20/127 a bias of ±2^10 would be ±127·2^30.
 
-    Its channel gets s_w = 2^10/2^30 = 2^-20, so b_q = 2^30 and w_q = 1; the other keeps 127.
+    Its channel gets s_w = 2^10/2^30 = 2^-20, so b_q = ±2^30 and w_q = 1; the last keeps 127.
     """
-    weight = torch.full((2, 1), 2.0**-20)
-    n = numbers_of(weight, torch.tensor([2.0**10, 0.0]), 1.0, 1.0)
-    assert n.bias.tolist() == [2**30, 0]
-    assert n.weight.flatten().tolist() == [1, 127]
+    weight = torch.full((3, 1), 2.0**-20)
+    n = numbers_of(weight, torch.tensor([2.0**10, -(2.0**10), 0.0]), 1.0, 1.0)
+    assert n.bias.tolist() == [2**30, -(2**30), 0]
+    assert n.weight.flatten().tolist() == [1, 1, 127]
 
 
 def test_weights_beyond_what_their_scale_can_say_are_clipped():
@@ -368,6 +386,7 @@ def test_a_layer_without_bias():
     assert n.weight.tolist() == [[127, 0], [0, 127]]
     assert n.weight.dtype == torch.int8
     assert n.bias.dtype == torch.int32
+    assert n.bound.dtype == n.multiplier.dtype == n.shift.dtype == torch.int64
 
 
 def test_scales_lie_along_the_output_channels():
