@@ -1,8 +1,8 @@
 """Small networks on which a rewrite of the graph easily crashes or changes the function.
 
-Each makes one point, in a few layers. Batch norms come with settled, non-trivial statistics, so that
-a wrong fold shows. Imports torch alone: other tools run these networks too, where nothing else is
-installed.
+Each makes one point, in a few layers. Batch norms come with settled, non-trivial statistics, so
+that a wrong fold shows. Imports torch alone: other tools run these networks too, where nothing else
+is installed.
 
     torch.manual_seed(0)
     model = network.make().eval()              # float32
@@ -77,19 +77,18 @@ def batch_norm(c: int = C, kind: type = nn.BatchNorm2d, **options: Any) -> Any:
     return bn
 
 
-def gammas(*values: float, eps: float = 1e-5) -> nn.BatchNorm2d:
+def gammas(*values: float) -> nn.BatchNorm2d:
     """A batch norm with these weights."""
-    bn = batch_norm(len(values), eps=eps)
+    bn = batch_norm(len(values))
     bn.weight.data.copy_(torch.tensor(values))
     return bn
 
 
-def scaled(layer: nn.Module, *factors: float, bias: bool = True) -> nn.Module:
+def scaled(layer: nn.Conv2d, *factors: float) -> nn.Conv2d:
     """The layer, each output channel multiplied by its factor."""
     column = torch.tensor(factors)
-    layer.weight.data.mul_(column.view(-1, *[1] * (layer.weight.dim() - 1)))
-    if bias:
-        layer.bias.data.mul_(column)
+    layer.weight.data.mul_(column[:, None, None, None])
+    layer.bias.data.mul_(column)
     return layer
 
 
@@ -98,13 +97,14 @@ def pair(function: Callable[[Any, Tensor], Any], **members: object) -> Net:
     return Net(function, a=conv(), b=conv(), **members)
 
 
-def around(*middle: nn.Module, c: int = C, **options: Any) -> nn.Sequential:
-    """conv, something, conv: what equalization across layers looks for.
+def uneven() -> nn.Conv2d:
+    """A convolution whose channels differ three-hundredfold."""
+    return scaled(conv(), 0.1, 1, 3, 30)
 
-    The channels of the first differ a hundredfold, so that there is something to even out.
-    """
-    first = scaled(conv(C, c), *torch.logspace(-1, 1, c).tolist())
-    return nn.Sequential(first, *middle, conv(c, C, **options))
+
+def around(*middle: nn.Module, **options: Any) -> nn.Sequential:
+    """conv, something, conv: what equalization across layers looks for."""
+    return nn.Sequential(uneven(), *middle, conv(**options))
 
 
 def tied(first: nn.Conv2d, second: nn.Conv2d) -> nn.Conv2d:
@@ -225,15 +225,14 @@ def residual() -> nn.Module:
         y = F.relu(y + s.b(F.relu(s.a(y))))
         return s.head(y)
 
-    stem = scaled(conv(), 0.1, 1.0, 3.0, 30.0)
-    return pair(forward, stem=stem, head=conv())
+    return pair(forward, stem=uneven(), head=conv())
 
 
 def concat() -> nn.Module:
     def forward(s: Any, x: Tensor) -> Tensor:
         return s.head(torch.cat([F.relu(s.a(x)), F.relu(s.b(x))], dim=1))
 
-    return Net(forward, a=scaled(conv(), 0.1, 1, 3, 30), b=conv(), head=conv(2 * C, C))
+    return Net(forward, a=uneven(), b=conv(), head=conv(2 * C, C))
 
 
 class ChannelShuffle(nn.Sequential):
@@ -325,11 +324,6 @@ def scalar_added(s: Any, x: Tensor) -> Tensor:
 def called_twice(s: Any, x: Tensor) -> Tensor:
     """Equalizing stem and a changes the weight with which a reads its own output."""
     return s.a(F.relu(s.a(F.relu(s.stem(x)))))
-
-
-def uneven() -> nn.Module:
-    """A convolution whose channels differ three-hundredfold."""
-    return scaled(conv(), 0.1, 1, 3, 30)
 
 
 def flattened() -> nn.Module:
