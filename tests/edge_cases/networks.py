@@ -174,7 +174,7 @@ def odd_names() -> nn.Module:
 
 def nested_outputs(s: Any, x: Tensor) -> Any:
     y = s.a(x)
-    return {"logits": s.b(F.relu(y)).mean((2, 3)), "rest": (F.relu(y), [x * 1.0, None])}
+    return {"logits": s.b(F.relu(y)).mean((2, 3)), "rest": (F.relu(y), [y.flatten(1), None])}
 
 
 def tiny_variance() -> nn.Module:
@@ -252,12 +252,12 @@ def biased() -> nn.Module:
     return net
 
 
-def high_bias() -> nn.Module:
-    """All of the ReLU's inputs lie far above zero, and the next conv pads with zeros."""
+def high_bias(padding: int) -> nn.Module:
+    """Most of the ReLU's inputs lie far above zero; what the next conv pads with does not."""
     bn = batch_norm()
     bn.weight.data.fill_(0.3)
     bn.bias.data.copy_(torch.tensor([6.0, 4.0, 2.0, 8.0]))
-    return nn.Sequential(conv(), bn, nn.ReLU(), conv())
+    return nn.Sequential(conv(), bn, nn.ReLU(), conv(padding=padding))
 
 
 def alphas(s: Any, x: Tensor) -> Tensor:
@@ -415,6 +415,17 @@ NETWORKS: tuple[Network, ...] = (
         lambda: pair(two_batch_norms, bn1=batch_norm(), bn2=batch_norm()),
         IMAGE,
     ),
+    Network(
+        19,
+        "one conv called for each of two batch norms",
+        lambda: Net(
+            lambda s, x: s.bn1(s.a(x)) + s.bn2(s.a(x)),
+            a=conv(),
+            bn1=batch_norm(),
+            bn2=batch_norm(),
+        ),
+        IMAGE,
+    ),
     Network(20, "conv and batch norm called twice", shared_pair, IMAGE),
     Network(20, "conv called twice, own batch norms", shared_conv, IMAGE),
     Network(21, "one weight in two convs with batch norms", tied_convs_batch_norms, IMAGE),
@@ -550,7 +561,8 @@ NETWORKS: tuple[Network, ...] = (
     Network(44, "max pool between", lambda: around(nn.ReLU(), nn.MaxPool2d(2)), IMAGE),
     Network(44, "average pool between", lambda: around(nn.ReLU(), nn.AvgPool2d(3, 1, 1)), IMAGE),
     Network(45, "biases larger than weights", biased, IMAGE),
-    Network(46, "biases absorbed at the border", high_bias, IMAGE),
+    Network(46, "high biases, no padding", lambda: high_bias(0), IMAGE),
+    Network(46, "high biases before padding", lambda: high_bias(1), IMAGE),
     # numbers that become integers
     Network(51, "zero operation", lambda: pair(zero_op), IMAGE),
     Network(
