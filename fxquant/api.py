@@ -15,6 +15,7 @@ from fxquant.config import QuantConfig
 from fxquant.errors import CaptureError, ConfigError, StageError
 from fxquant.graph.compare import random_like
 from fxquant.graph.network import IntegerNetwork
+from fxquant.graph.tensors import copy_of
 from fxquant.graph.trace import check_capture, trace, unwrap
 from fxquant.pipeline import Stage, carry_over, note, stage_of
 from fxquant.recipes import CONVERT, prepare_recipe
@@ -96,7 +97,7 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
 
 def _copy(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        return copy_of(model)  # type: ignore[no-any-return]
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} cannot be copied: {error}\n"

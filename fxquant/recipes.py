@@ -15,6 +15,7 @@ from fxquant.passes import (
     InsertObservers,
     JoinAdds,
     LowerToInteger,
+    WeighTerms,
 )
 from fxquant.pipeline import Pass, Recipe
 
@@ -31,7 +32,8 @@ def prepare_recipe(config: QuantConfig, float_leaves: frozenset[str]) -> Recipe:
     return Recipe(
         "prepare_qat",
         (
-            Canonicalize(),
+            Canonicalize(float_leaves),
+            WeighTerms(),
             JoinAdds(),  # before fuse: a sum that has taken an activation in is no longer joined
             *fold,  # before fuse, which would keep the batch norms live
             FuseConvBnRelu(),

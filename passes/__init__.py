@@ -14,9 +14,11 @@ from fxquant.passes.insert_fake_quant import InsertFakeQuant
 from fxquant.passes.insert_observers import InsertObservers
 from fxquant.passes.join_adds import JoinAdds
 from fxquant.passes.lower_to_integer import LowerToInteger
+from fxquant.passes.weigh_terms import WeighTerms
 
 PASSES = (
     Canonicalize,
+    WeighTerms,
     JoinAdds,
     FoldBatchNorm,
     FuseConvBnRelu,
@@ -42,4 +44,5 @@ __all__ = [
     "InsertObservers",
     "JoinAdds",
     "LowerToInteger",
+    "WeighTerms",
 ]

@@ -5,7 +5,8 @@
 
 A site is one module per call, so a layer that is called twice has two; its parameters are
 arguments that the graph shows. `x + 0`, `x * 1` and dropout that is switched off disappear.
-Left alone: calls that only move elements, and calls that have no integer form.
+Left alone: calls that only move elements, modules that are kept in float, what the network
+computes from its parameters alone (softmax(alphas)), and calls that have no integer form.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import fx
 
 from fxquant.graph.edit import call_site, called_module, erase, get_attribute, nodes_in
+from fxquant.graph.held import held
 from fxquant.graph.modes import is_dropout_switched_off
 from fxquant.graph.place import copy_place
 from fxquant.graph.values import scalars
@@ -33,11 +35,16 @@ class Canonicalize(Pass):
     summary = "every operator that has an integer form becomes a call site"
     needs = gives = Stage.FLOAT
 
+    def __init__(self, float_leaves: frozenset[str] = frozenset()) -> None:
+        """`float_leaves`: the module paths that are kept in float on purpose."""
+        self.float_leaves = float_leaves
+
     def edit(self, gm: fx.GraphModule, log: Log) -> None:
         """Visit every node once, in order."""
-        scalar_nodes = scalars(gm.graph)
+        scalar_nodes, held_nodes = scalars(gm.graph), held(gm)
         for node in list(gm.graph.nodes):
-            if node in scalar_nodes:
+            kept = node.op == "call_module" and node.target in self.float_leaves
+            if kept or node in scalar_nodes or node in held_nodes:
                 continue
             if is_dropout_switched_off(node):
                 log.change(node, "does nothing, removed")

@@ -47,6 +47,7 @@ from fxquant.ops.move import apply_move, hands_on, is_move
 from fxquant.ops.pad import PAD
 from fxquant.ops.parameters import parameters_of, set_bias, set_weight
 from fxquant.ops.site import CallSite
+from fxquant.ops.weighted_sum import WEIGHTED_SUM
 from fxquant.pipeline import Log, Pass, Stage
 from fxquant.schemes import INT8_WEIGHT, Channels, QuantScheme
 
@@ -54,6 +55,7 @@ _POOLS = (
     *(MAX_POOL1D, MAX_POOL2D, MAX_POOL3D, AVG_POOL1D, AVG_POOL2D, AVG_POOL3D),
     *(ADAPTIVE_AVG_POOL1D, ADAPTIVE_AVG_POOL2D, ADAPTIVE_AVG_POOL3D),
 )
+_SUMS = (ADD, WEIGHTED_SUM)
 _FIXED = 0  # the class whose factor is 1
 _ROUNDS = 50
 _SETTLED = 1e-3  # in log: a change this small is none
@@ -224,7 +226,7 @@ class _Regions:
             self.values[node] = first
         elif site.op is CAT and node.kwargs["dim"] == 1 and (first.spatial or rank_of(node) == 2):
             self.values[node] = _Value(torch.cat([v.classes for v in values]), first.spatial)
-        elif site.op is ADD and all(len(v.classes) == len(first.classes) for v in values):
+        elif site.op in _SUMS and all(len(v.classes) == len(first.classes) for v in values):
             for value in values[1:]:
                 self._unite(first.classes, value.classes)
             self.values[node] = first

@@ -16,6 +16,7 @@ from torch import fx
 
 from fxquant.errors import UnsupportedOperatorError
 from fxquant.graph.edit import call_site, called_module
+from fxquant.graph.held import held
 from fxquant.graph.merge import TrainOnly, item
 from fxquant.graph.place import copy_place, describe, place_of
 from fxquant.graph.values import assertions, scalars
@@ -59,7 +60,7 @@ class InsertObservers(Pass):
                 node.replace_input_with(value, entrances[value])
 
     def _refuse_unsupported(self, gm: fx.GraphModule) -> None:
-        others = scalars(gm.graph) | assertions(gm.graph)
+        others = scalars(gm.graph) | assertions(gm.graph) | held(gm)
         unknown = [
             node
             for node in gm.graph.nodes

@@ -19,9 +19,10 @@ from fxquant.graph.edit import (
     called_module,
     constant_site,
     erase,
-    get_attribute,
+    map_nodes,
     replace_site,
 )
+from fxquant.graph.held import held, held_value
 from fxquant.graph.merge import Switch
 from fxquant.graph.modes import is_identity_in_eval
 from fxquant.graph.place import copy_place, describe, example_of, place_of
@@ -30,7 +31,6 @@ from fxquant.intmath import ACCUMULATOR_LIMIT, LayerNumbers
 from fxquant.ops.flow import grids, inputs_of, quantizer_of
 from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
 from fxquant.ops.matmul import MatmulNumbers, prove_fits
-from fxquant.ops.move import apply_move, is_move
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.verify import verify_fake_quant
 from fxquant.pipeline import Keeps, Log, Pass, Stage
@@ -55,12 +55,13 @@ class LowerToInteger(Pass):
         quantizers = {node: quantizer_of(gm, grid) for node, grid in grids(gm).items()}
         _refuse_uncalibrated(quantizers)
         _add_exits(gm, quantizers)
+        constants = held(gm)
         for node in list(gm.graph.nodes):
             module = called_module(gm, node)
             if isinstance(module, InputQuantizer):
-                _lower_entrance(gm, node, quantizers[node])
+                _lower_entrance(gm, node, quantizers[node], constants)
             elif isinstance(module, CallSite):
-                _lower_site(gm, node, module)
+                _lower_site(gm, node, module, constants)
                 log.change(node, f"{module.extra_repr()}, in integers")
         _erase_dead(gm)
 
@@ -109,37 +110,31 @@ def _add_exits(gm: fx.GraphModule, quantizers: dict[fx.Node, ActivationFakeQuant
             reader.replace_input_with(node, exit_)
 
 
-def _lower_entrance(gm: fx.GraphModule, node: fx.Node, quantizer: ActivationFakeQuant) -> None:
+def _lower_entrance(
+    gm: fx.GraphModule,
+    node: fx.Node,
+    quantizer: ActivationFakeQuant,
+    constants: set[fx.Node],
+) -> None:
     value = inputs_of(node)[0]
-    constant = _constant(gm, value)
-    if constant is not None:  # of the network: its integers are constants too
-        codes = quantize(constant.detach(), quantizer.qparams)
+    if value in constants:  # of the network: its integers are constants too
+        with torch.no_grad():
+            codes = quantize(held_value(gm, value), quantizer.qparams)
         with gm.graph.inserting_before(node):
             erase(node, constant_site(gm, f"{value.name}_codes", codes))
     else:
         replace_site(gm, node, Quantize(quantizer.qparams))
 
 
-def _constant(gm: fx.GraphModule, value: fx.Node) -> Tensor | None:
-    """What `value` is if only the network's own tensors decide it, moved or not."""
-    if value.op == "get_attr":
-        held: Tensor = get_attribute(gm, str(value.target))
-        return held
-    source = value.args[0] if value.args else None
-    if not isinstance(source, fx.Node) or value.all_input_nodes != [source]:
-        return None
-    inner = _constant(gm, source) if is_move(gm, value) else None
-    moved = None if inner is None else apply_move(gm, value, inner)
-    return moved if isinstance(moved, Tensor) else None
+def _lower_site(
+    gm: fx.GraphModule, node: fx.Node, site: CallSite, constants: set[fx.Node]
+) -> None:
+    def known(part: fx.Node) -> object:
+        # a number that the graph computes from shapes stays a node
+        return held_value(gm, part) if part.op == "get_attr" or part in constants else part
 
-
-def _lower_site(gm: fx.GraphModule, node: fx.Node, site: CallSite) -> None:
-    options = {
-        name: get_attribute(gm, str(value.target))
-        if isinstance(value, fx.Node) and value.op == "get_attr"
-        else value  # a setting; a number that the graph computes stays a node
-        for name, value in node.kwargs.items()
-    }
+    with torch.no_grad():
+        options = {name: map_nodes(value, known) for name, value in node.kwargs.items()}
     _refuse_nonfinite(node, options)
     with torch.no_grad():
         numbers, settings = site.numbers_and_settings(options)
@@ -155,8 +150,9 @@ def _lower_site(gm: fx.GraphModule, node: fx.Node, site: CallSite) -> None:
 
 def _refuse_nonfinite(node: fx.Node, options: dict[str, object]) -> None:
     for name, value in options.items():
-        tensors = list(value.state_dict().values()) if isinstance(value, nn.Module) else [value]
-        for tensor in tensors:
+        if isinstance(value, nn.Module):
+            value = tuple(value.state_dict().values())
+        for tensor in value if isinstance(value, tuple) else (value,):
             if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor).all()):
                 raise NonFiniteError(
                     f"the {name} of {describe(node)} holds NaN or infinity.\n"

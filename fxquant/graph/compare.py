@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from fxquant.graph.tensors import copy_of
 
 
 def largest_difference(
@@ -21,13 +22,18 @@ def largest_difference(
     """
     results = []
     for module in (ours, theirs):
-        copied, arguments = copy.deepcopy((module, list(inputs)))
+        copied = copy_of(module)
+        arguments = pytree.tree_map(_copy, list(inputs))
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
             results.append(pytree.tree_leaves(copied.train(training)(*arguments)))
     if len(results[0]) != len(results[1]):
         return float("inf")
     return max((_difference(a, b) for a, b in zip(*results, strict=True)), default=0.0)
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
 
 
 def _difference(ours: Any, theirs: Any) -> float:

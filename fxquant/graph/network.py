@@ -12,9 +12,25 @@ from typing import Any
 
 from torch import fx, nn
 
+_MODEL_CLASS = "_fxquant_model_class"
+
 
 class Network(fx.GraphModule):
-    """What fxquant makes of a model, at any stage."""
+    """What fxquant makes of a model, at any stage.
+
+    Methods and class attributes of the model's own class are found on it, too, bound to it: a
+    search loop goes on calling `arch_parameters()`.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            of_model = _class_attribute(vars(self).get(_MODEL_CLASS), name)
+            if of_model is None:
+                raise
+        bind = getattr(type(of_model), "__get__", None)
+        return of_model if bind is None else bind(of_model, self, type(self))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Network:
         result = super().__deepcopy__(memo)
@@ -34,9 +50,21 @@ def network(model: nn.Module, graph: fx.Graph) -> Network:
     """The graph over all that `model` holds: its modules, parameters and attributes."""
     gm = Network(model, graph, class_name=type(model).__name__)
     _hand_over(vars(model), gm)
+    if not isinstance(model, fx.GraphModule):
+        setattr(gm, _MODEL_CLASS, type(model))
     gm._version = model._version  # what load_state_dict may ask for
     gm.training = model.training
     return gm
+
+
+def _class_attribute(model_class: type | None, name: str) -> Any:
+    """What the user's class, or one of its bases that are not torch's, holds under `name`."""
+    for base in () if model_class is None else model_class.__mro__:
+        if base is nn.Module:
+            break
+        if name in vars(base):
+            return vars(base)[name]
+    return None
 
 
 def restore(gm: fx.GraphModule, earlier: fx.GraphModule) -> None:

@@ -17,7 +17,7 @@ import inspect
 import keyword
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ from fxquant.graph.modes import is_identity_in_eval
 from fxquant.graph.network import Network, network
 from fxquant.graph.place import caller_place, copy_place, raised_at, set_example, set_place
 from fxquant.graph.positional import put_first_argument_first
+from fxquant.graph.tensors import lists_replaced, register_tensors
 
 _CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__  # before fx patches them
 _UNKNOWN = object()
@@ -48,7 +49,7 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     """The model inside DataParallel, DistributedDataParallel or torch.compile, and in what it
     was, from the outside in.
     """
-    wrappers = []
+    wrappers: list[str] = []
     while True:
         if isinstance(model, _WRAPPERS):
             inner = model.module
@@ -72,6 +73,7 @@ def trace(
     what a graph cannot: draws random numbers outside it, writes to buffers, runs under no_grad.
     """
     _refuse_root(model)
+    register_tensors(model)
     modes = {module: module.training for module in model.modules()}
     try:
         in_eval = _trace_mode(model, False, example_inputs, leaves)
@@ -217,6 +219,11 @@ class _Proxy(fx.Proxy):
             raise TraceError("len() of a value whose shape is not known")
         return len(value)
 
+    @property
+    def data(self) -> fx.Proxy:
+        """`x.data`: the same numbers without their history, as `x.detach()`."""
+        return self.tracer.create_proxy("call_method", "detach", (self,), {})
+
 
 def _in_place(target: Callable[..., Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
     def method(self: _Proxy, other: Any) -> fx.Proxy:
@@ -232,8 +239,6 @@ for _target in IN_PLACE:
 class _Tracer(fx.Tracer):
     """Records the place of every node, and an example value where one can be had."""
 
-    proxy_buffer_attributes = True  # what is computed from buffers stays computed
-
     def __init__(
         self, example_inputs: Sequence[Any] | None = None, leaves: frozenset[str] = frozenset()
     ) -> None:
@@ -242,7 +247,35 @@ class _Tracer(fx.Tracer):
         self.inputs = list(example_inputs) if example_inputs is not None else []
         self.leaves = leaves
         self.examples: dict[fx.Node, Any] = {}
+        self.held: set[fx.Node] = set()  # what parameters alone decide: inputs do not change it
+        self.names: dict[int, str] = {}
+        self.read: dict[str, fx.Proxy] = {}
         self.failed_in = ""  # the innermost module whose forward could not be captured
+
+    def trace(
+        self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None
+    ) -> fx.Graph:
+        with ExitStack() as self.while_tracing:
+            return super().trace(root, concrete_args)
+
+    def create_args_for_root(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().create_args_for_root(*args, **kwargs)
+        tensors = (*self.root.named_parameters(), *self.root.named_buffers())
+        self.names = {id(tensor): name for name, tensor in tensors}
+        self.while_tracing.enter_context(lists_replaced(self.root, self._read))
+        return result
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return self._read(attr_val) if isinstance(attr_val, torch.Tensor) else attr_val
+
+    def _read(self, tensor: torch.Tensor) -> Any:
+        """A proxy that reads one of the model's parameters or buffers where it is."""
+        name = self.names.get(id(tensor))
+        if name is None:
+            return tensor
+        if name not in self.read:
+            self.read[name] = self.create_proxy("get_attr", name, (), {})
+        return self.read[name]
 
     def call_module(self, m: nn.Module, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -266,6 +299,10 @@ class _Tracer(fx.Tracer):
             raise TraceError("under no_grad, which a graph does not know: use detach() instead")
         node = super().create_node(*args, **kwargs)
         set_place(node, caller_place(self.scope.module_path, _trace_mode.__code__))
+        if node.op == "get_attr" or (
+            node.all_input_nodes and self.held.issuperset(node.all_input_nodes)
+        ):
+            self.held.add(node)
         value = self._example(node)
         if value is not _UNKNOWN:
             self.examples[node] = value
@@ -276,14 +313,15 @@ class _Tracer(fx.Tracer):
         value = self.examples.get(obj.node, _UNKNOWN)
         if value is _UNKNOWN:
             return super().iter(obj)
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor) and obj.node not in self.held:
             self._guard(obj.shape[0], len(value), "a loop over a tensor")
         return iter([obj[i] for i in range(len(value))])
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         value = self.examples.get(obj.node, _UNKNOWN)
         if isinstance(value, (bool, int, float, tuple, list)):
-            self._guard(obj, value, "a decision")
+            if obj.node not in self.held:
+                self._guard(obj, value, "a decision")
             return bool(value)
         return super().to_bool(obj)
 

@@ -37,6 +37,7 @@ from fxquant.ops.softmax import SOFTMAX
 from fxquant.ops.spec import OpSpec
 from fxquant.ops.sub import SUB
 from fxquant.ops.tanh import TANH
+from fxquant.ops.weighted_sum import WEIGHTED_SUM
 from fxquant.ops.zero import ZERO
 
 OPS: tuple[OpSpec, ...] = (
@@ -53,6 +54,7 @@ OPS: tuple[OpSpec, ...] = (
     HARDTANH,
     CLAMP,
     ADD,
+    WEIGHTED_SUM,
     CAT,
     MAX_POOL1D,
     MAX_POOL2D,

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxquant.intmath import Rescale, common_rescale, requantize
-from fxquant.ops.spec import Call, OperandNumbers, OpSpec, Output, RealCall, operand_numbers
+from fxquant.intmath import common_rescale
+from fxquant.ops.operands import OperandNumbers, operand_numbers, sum_operands
+from fxquant.ops.spec import Call, OpSpec, Output, RealCall
 
 
 def add(*inputs: Tensor) -> Tensor:
@@ -40,14 +41,6 @@ def _numbers(call: RealCall) -> OperandNumbers:
     return operand_numbers(call, common_rescale)
 
 
-def _kernel(n: OperandNumbers, dtype: torch.dtype, *codes: Tensor) -> Tensor:
-    total = torch.zeros((), dtype=torch.int64, device=codes[0].device)
-    for x, zero, multiplier in zip(codes, n.x_zero, n.multiplier, strict=True):
-        total = total + (x.to(torch.int64) - zero) * multiplier
-    one = torch.ones_like(n.shift)
-    return requantize(total, Rescale(one, n.shift), n.y_zero, n.low, n.high, dtype)
-
-
 ADD = OpSpec(
     name="add",
     function=add,
@@ -60,5 +53,5 @@ ADD = OpSpec(
     homogeneous=False,
     weight_axis=None,
     numbers=_numbers,
-    kernel=_kernel,
+    kernel=sum_operands,
 )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.intmath import per_channel, rescale_of, shift_half_up
-from fxquant.ops.spec import Call, OpSpec, Output, Parameter, RealCall
+from fxquant.ops.spec import OpSpec, Output, Parameter, RealCall, not_spelled
 
 _OFFSET_LIMIT = 2.0**62  # so that the sum stays inside int64
 
@@ -40,10 +40,6 @@ def batch_norm(input: Tensor, *, batch_norm: Callable[[Tensor], Tensor]) -> Tens
 def _options(module: Any) -> dict[str, Any] | None:
     # without running statistics it normalises each batch by itself: not a fixed function
     return None if module.running_mean is None else {"batch_norm": Parameter("")}
-
-
-def _read(args: object, kwargs: object) -> Call | None:
-    return None  # only modules: the function form carries no state of its own
 
 
 def _numbers(call: RealCall) -> BatchNormNumbers:
@@ -82,7 +78,7 @@ BATCH_NORM = OpSpec(
         nn.BatchNorm3d: _options,
         nn.SyncBatchNorm: _options,
     },
-    read=_read,
+    read=not_spelled,  # only modules: the function form carries no state of its own
     output=Output.OWN,
     range=None,
     homogeneous=False,

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.intmath import Rescale, requantize, rescale_of
-from fxquant.ops.spec import Call, OperandNumbers, OpSpec, Output, RealCall, operand_numbers
+from fxquant.ops.operands import OperandNumbers, operand_numbers
+from fxquant.ops.spec import Call, OpSpec, Output, RealCall
 
 
 def cat(*inputs: Tensor, dim: int = 0) -> Tensor:

@@ -23,6 +23,9 @@ from fxquant.ops.freeze import FreezeAfter
 from fxquant.ops.spec import Affine, Clamp, OpSpec, Output, RealCall, Weights
 from fxquant.schemes import Channels, QParams, code_of, dequantize, quantize
 
+# options that are real numbers: they are in an operator's integers, and its kernel takes the rest
+_REAL = ("weight", "bias", "batch_norm", "factors")
+
 
 class CallSite(nn.Module):
     """One operator call: `site(*inputs, **options)` as `op.function` takes them.
@@ -124,17 +127,16 @@ class CallSite(nn.Module):
         self, options: dict[str, Any]
     ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
         """Every integer of this call, and the settings that its kernel takes beside them."""
-        settings = dict(options)
-        batch_norm = settings.pop("batch_norm", None)
+        batch_norm, weight = options.get("batch_norm"), options.get("weight")
         affine = None if batch_norm is None else batch_norm_affine(batch_norm)
-        weight, bias = settings.pop("weight", None), settings.pop("bias", None)
         weights = None
         if weight is not None and self.weight_quant is not None:
-            quant = self.weight_quant
+            quant, bias = self.weight_quant, options.get("bias")
             weights = Weights(weight, bias, quant.scale(weight), quant.scheme, quant.channels)
             weights = weights if affine is None else _fold(weights, affine)
         sources = tuple(source.qparams for source in self.sources)
-        return self.op.numbers(RealCall(sources, self.target, weights, affine, settings)), settings
+        numbers = self.op.numbers(RealCall(sources, self.target, weights, affine, options))
+        return numbers, {k: v for k, v in options.items() if k not in _REAL}
 
     def extra_repr(self) -> str:
         """The operator and its activation, for print(model)."""

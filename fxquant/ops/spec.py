@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxquant.intmath import Rescale, Target
+from fxquant.intmath import Target
 from fxquant.schemes import Channels, QParams, QuantScheme
 
 
@@ -160,33 +160,6 @@ def zero_point(call: RealCall) -> ZeroPoint:
     return ZeroPoint(call.target.qparams.zero_point)
 
 
-class OperandNumbers(NamedTuple):
-    """Of n operands: `multiplier` int64 [n], `x_zero` int32 [n]; `shift` int64, one or [n];
-    the others 0-dim int32.
-    """
-
-    multiplier: Tensor
-    shift: Tensor
-    x_zero: Tensor
-    y_zero: Tensor
-    low: Tensor
-    high: Tensor
-
-
-def operand_numbers(call: RealCall, rescale: Callable[[Tensor], Rescale]) -> OperandNumbers:
-    """What brings n operands to the output's scale; `rescale` makes multipliers of s_i/s_y."""
-    scales = torch.stack([q.scale for q in call.inputs]).double()
-    multiplier, shift = rescale(scales / call.target.qparams.scale.double())
-    return OperandNumbers(
-        multiplier=multiplier,
-        shift=shift,
-        x_zero=torch.stack([q.zero_point for q in call.inputs]),
-        y_zero=call.target.qparams.zero_point,
-        low=call.target.low,
-        high=call.target.high,
-    )
-
-
 class Parameter(NamedTuple):
     """In a module's options: stands for the module's own attribute of that name."""
 
@@ -211,6 +184,10 @@ def signature_reader(function: Callable[..., Any], inputs: int = 1) -> Reader:
         return Call(activations, options)
 
     return read
+
+
+def not_spelled(args: object, kwargs: object) -> None:
+    """The reader of an operator that no function or method call spells."""
 
 
 def module_options(module: nn.Module, *names: str) -> dict[str, Any]:

@@ -16,16 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxquant.intmath import Rescale, common_rescale, requantize
-from fxquant.ops.spec import (
-    Call,
-    OperandNumbers,
-    OpSpec,
-    Output,
-    RealCall,
-    operand_numbers,
-    signature_reader,
-)
+from fxquant.intmath import Rescale, common_rescale
+from fxquant.ops.operands import OperandNumbers, operand_numbers, sum_operands
+from fxquant.ops.spec import Call, OpSpec, Output, RealCall, signature_reader
 
 
 def sub(input: Tensor, other: Tensor) -> Tensor:
@@ -52,13 +45,6 @@ def _numbers(call: RealCall) -> OperandNumbers:
     return operand_numbers(call, _signed)
 
 
-def _kernel(n: OperandNumbers, dtype: torch.dtype, a: Tensor, b: Tensor) -> Tensor:
-    centred = (x.to(torch.int64) - zero for x, zero in zip((a, b), n.x_zero, strict=True))
-    left, right = (x * m for x, m in zip(centred, n.multiplier, strict=True))
-    one = torch.ones_like(n.shift)
-    return requantize(left + right, Rescale(one, n.shift), n.y_zero, n.low, n.high, dtype)
-
-
 SUB = OpSpec(
     name="sub",
     function=sub,
@@ -71,5 +57,5 @@ SUB = OpSpec(
     homogeneous=False,
     weight_axis=None,
     numbers=_numbers,
-    kernel=_kernel,
+    kernel=sum_operands,
 )

@@ -16,7 +16,7 @@ import fxquant
 from fxquant.ops import OPS
 from fxquant.ops.flow import sites
 from fxquant.ops.integer import IntegerOp
-from fxquant.ops.spec import Output
+from fxquant.ops.spec import Output, not_spelled
 from tests import laws
 
 
@@ -37,6 +37,18 @@ def settled(bn):
     return bn
 
 
+class Weighted(nn.Module):
+    """A sum weighted by softmax(alphas), one operand as it is, one weight negative."""
+
+    def __init__(self):
+        super().__init__()
+        self.alphas = nn.Parameter(torch.randn(3))
+
+    def forward(self, x, y, z):
+        w = torch.softmax(self.alphas, 0)
+        return w[0] * x + y * -w[1] + z
+
+
 IMAGE = (2, 4, 7, 6)
 EXAMPLES = {
     "conv1d": (lambda: nn.Conv1d(4, 6, 3, 2, 1), [(2, 4, 9)]),
@@ -52,6 +64,7 @@ EXAMPLES = {
     "hardtanh": (lambda: nn.Hardtanh(-0.3, 1.1), [IMAGE]),
     "clamp": (lambda: Call(lambda x: x.clamp(max=0.7)), [IMAGE]),
     "add": (lambda: Call(lambda x, y, z: x + y + z), [IMAGE, IMAGE, (1, 4, 1, 1)]),
+    "weighted_sum": (Weighted, [IMAGE, IMAGE, (1, 4, 1, 1)]),
     "cat": (lambda: Call(lambda x, y: torch.cat([x, 0.0 * x, y], 1)), [IMAGE, IMAGE]),
     "max_pool1d": (lambda: nn.MaxPool1d(3, 2, 1), [(2, 4, 9)]),
     "max_pool2d": (lambda: nn.MaxPool2d(3, 2, 1, ceil_mode=True), [IMAGE]),
@@ -143,7 +156,7 @@ def test_eval_is_what_convert_gives(name):
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_records_agree_with_themselves(op):
-    assert op.functions or op.methods or op.modules
+    assert op.functions or op.methods or op.modules or op.read is not_spelled
     assert op.folds == (op.weight_axis is not None)
     assert op.output is Output.OWN or not op.folds  # a layer has a range of its own
     assert op.output is Output.OWN or op.range is None

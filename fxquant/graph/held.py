@@ -1,0 +1,57 @@
+"""What a network computes from its own parameters alone, such as softmax(alphas).
+
+Such values stay float while it trains, so that gradients reach the parameters and later changes
+of them are seen; in a converted network they are constants.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from fxquant.graph.edit import called_module, get_attribute, map_nodes
+from fxquant.graph.merge import TrainOnly
+from fxquant.graph.modes import is_identity_in_eval
+
+_RANDOM = {F.gumbel_softmax, torch.bernoulli, torch.rand_like, torch.randn_like}
+_RANDOM_METHODS = {"bernoulli", "exponential_", "normal_", "uniform_", "random_"}
+
+
+def held(gm: fx.GraphModule) -> set[fx.Node]:
+    """The nodes that nothing but the network's own tensors and numbers decide."""
+    found: set[fx.Node] = set()
+    for node in gm.graph.nodes:
+        if node.op == "get_attr":
+            if isinstance(get_attribute(gm, str(node.target)), Tensor):
+                found.add(node)
+        elif node.all_input_nodes and found.issuperset(node.all_input_nodes) and _is_pure(gm, node):
+            found.add(node)
+    return found
+
+
+def _is_pure(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether it gives the same whenever it is called."""
+    if node.op == "call_method":
+        return node.target not in _RANDOM_METHODS
+    if node.op == "call_function":
+        return node.target not in _RANDOM
+    module = called_module(gm, node)
+    if module is None or isinstance(module, TrainOnly):
+        return False
+    plain = type(module).__module__.startswith("torch.nn.") and not any(module.buffers())
+    return plain or is_identity_in_eval(module)
+
+
+def held_value(gm: fx.GraphModule, node: fx.Node) -> Any:
+    """What a held node gives, or whatever a get_attr node reads."""
+    if node.op == "get_attr":
+        return get_attribute(gm, str(node.target))
+    args, kwargs = map_nodes((node.args, node.kwargs), lambda part: held_value(gm, part))
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    function = called_module(gm, node) if node.op == "call_module" else node.target
+    assert callable(function)
+    return function(*args, **kwargs)

@@ -1,0 +1,107 @@
+"""Tensors that a model holds as plain attributes, alone or in lists, as DARTS code holds alphas.
+
+    before   model.alphas = tensor            model._arch_parameters = [model.alphas, …]
+    after    the same objects; each is a buffer of the module that holds it
+
+A graph reads buffers where they are, so they stay live: gradients reach them, and changes of them
+are seen. Those with gradients are in the state_dict. None is a Parameter, since an optimizer of
+the model's parameters did not move them before.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+_OWN = frozenset(vars(nn.Module()))  # the tables and hooks that every module has
+
+
+def copy_of(model: nn.Module) -> Any:
+    """A deep copy of `model`; tensors that are results of computations are copied detached."""
+    memo: dict[int, Any] = {}
+
+    def note(value: Tensor) -> None:
+        if not value.is_leaf:
+            memo[id(value)] = value.detach().clone()
+
+    for module in model.modules():
+        for value in (*_plain(module).values(), *module._buffers.values()):
+            for tensor in _tensors(value):
+                note(tensor)
+    return copy.deepcopy(model, memo)
+
+
+def register_tensors(model: nn.Module) -> None:
+    """Make every tensor that a module holds as a plain attribute, or in a list, a buffer of it."""
+    registered = {id(t) for t in (*model.parameters(), *model.buffers())}
+    for module in model.modules():
+        for name, value in _plain(module).items():
+            if isinstance(value, Tensor):
+                delattr(module, name)
+                module.register_buffer(name, value, persistent=value.requires_grad)
+                registered.add(id(value))
+    for module in model.modules():
+        for name, value in _plain(module).items():
+            for i, tensor in enumerate(_tensors(value)):
+                if id(tensor) not in registered:
+                    free = _free_name(module, f"{name}_{i}")
+                    module.register_buffer(free, tensor, persistent=tensor.requires_grad)
+                    registered.add(id(tensor))
+
+
+def _free_name(module: nn.Module, name: str) -> str:
+    while hasattr(module, name):
+        name += "_"
+    return name
+
+
+@contextmanager
+def lists_replaced(model: nn.Module, function: Callable[[Tensor], Any]) -> Iterator[None]:
+    """Let the lists, tuples and dicts that modules hold have `function` of each tensor in them."""
+    before: list[tuple[dict[str, Any], str, Any]] = []
+    for module in model.modules():
+        for name, value in _plain(module).items():
+            if next(_tensors(value), None) is not None:
+                before.append((vars(module), name, value))
+                vars(module)[name] = _map_tensors(value, function)
+    try:
+        yield
+    finally:
+        for held, name, value in before:
+            held[name] = value
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """What a module of the user's holds besides parameters, buffers and modules."""
+    if type(module).__module__.startswith("torch.nn."):
+        return {}
+    kinds = (Tensor, list, tuple, dict)
+    return {k: v for k, v in vars(module).items() if k not in _OWN and isinstance(v, kinds)}
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _tensors(part)
+
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """`value` with `function` of each tensor; what holds none comes back as it is."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if next(_tensors(value), None) is None:
+        return value
+    if isinstance(value, dict):
+        return type(value)((k, _map_tensors(v, function)) for k, v in value.items())
+    parts = [_map_tensors(part, function) for part in value]
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
