@@ -48,7 +48,7 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     """The model inside DataParallel, DistributedDataParallel or torch.compile, and in what it
     was, from the outside in.
     """
-    wrappers = []
+    wrappers: list[str] = []
     while True:
         if isinstance(model, _WRAPPERS):
             inner = model.module
