@@ -200,7 +200,7 @@ class _Regions:
         groups, _, per_group = ranges.shape
         fits = value is not None and len(value.classes) == groups * per_group
         if value is None or not fits or (value.spatial == 0) is not (site.op is LINEAR):
-            self._fix_values(inputs_of(node))
+            self._leave(node, inputs_of(node), "it reads other channels than another layer writes")
             return torch.full((groups, per_group), _FIXED)
         return value.classes.reshape(groups, per_group)
 
@@ -221,7 +221,7 @@ class _Regions:
         first = values[0] if len(values) == len(inputs) else None
         clamps = site.activation is not None and not site.activation.lets_factors_through
         if first is None or clamps or any(v.spatial != first.spatial for v in values):
-            self._fix_values(inputs)
+            self._leave(node, inputs, f"{site.op.name} does not let factors through here")
         elif site.op.homogeneous or _pools_space(site, first) or _pads_space(node, site, first):
             self.values[node] = first
         elif site.op is CAT and node.kwargs["dim"] == 1 and (first.spatial or rank_of(node) == 2):
@@ -231,15 +231,19 @@ class _Regions:
                 self._unite(first.classes, value.classes)
             self.values[node] = first
         else:
-            self._fix_values(inputs)
-            if values:
-                self.log.leave(node, f"{site.op.name} does not let factors through")
+            self._leave(node, inputs, f"{site.op.name} does not let factors through")
 
     def _visit_other(self, node: fx.Node) -> None:
         """A move carries classes along; any other reader must see what it saw before."""
         source = node.args[0] if node.args else None
         if not is_move(self.gm, node) or not isinstance(source, fx.Node):
-            self._fix_values(node.all_input_nodes)
+            if node.op == "output":  # every network has one, hence not a word on the last layer
+                for value in [x for x in node.all_input_nodes if len(x.users) > 1]:
+                    self._leave(value, [value], "it is also an output of the network")
+                self._fix_values(node.all_input_nodes)
+            else:
+                reason = "it must see the numbers that it saw before"
+                self._leave(node, node.all_input_nodes, reason)
             return
         if hands_on(self.gm, node):
             if source in self.values:
@@ -248,7 +252,8 @@ class _Regions:
         labels = self.labels.get(source, _labels(source, self.values.get(source)))
         moved = None if labels is None else apply_move(self.gm, node, labels)
         if moved is None:
-            self._fix_values([source])
+            reason = "how it moves channels is not known (pass example_inputs to make it known)"
+            self._leave(node, [source], reason)
             return
         self.labels[node] = moved
         # half way through a shuffle axis 1 mixes channels, and a chunk gives several tensors:
@@ -257,6 +262,12 @@ class _Regions:
             rows = moved.transpose(0, 1).flatten(1)
             if bool((rows == rows[:, :1]).all()):
                 self.values[node] = _Value(rows[:, 0], moved.dim() - 2)
+
+    def _leave(self, node: fx.Node, values: list[fx.Node], reason: str) -> None:
+        """Fix what `node` reads, and say why if anything of it had factors so far."""
+        if any(value in self.values or value in self.labels for value in values):
+            self.log.leave(node, reason)
+        self._fix_values(values)
 
     def _fix_values(self, nodes: Iterable[fx.Node]) -> None:
         for node in nodes:

@@ -289,6 +289,20 @@ def test_case_26_norm_after_concat_of_other_things():
     left_alone(model, INPUT, "fold_bn", "bn", "no layer stands beside it")
 
 
+CONCATS = {
+    "the concat": (lambda s, x, y, z: (s.bn(v := torch.cat([y, z], 1)), v), "'cat' is also read"),
+    "a conv": (lambda s, x, y, z: (s.bn(torch.cat([y, z], 1)), z.relu()), "'last' is also read"),
+    "one conv twice": (lambda s, x, y, z: s.bn(torch.cat([y, y], 1)), "holds 'conv' twice"),
+}
+
+
+@pytest.mark.parametrize(("forward", "reason"), CONCATS.values(), ids=CONCATS)
+def test_case_26_concat_also_read_elsewhere(forward, reason):
+    """Left alone: a batch norm goes through a concat only if nothing else sees what it scales."""
+    model = net(nn.BatchNorm2d(8), lambda s, x: forward(s, x, s.conv(x), s.last(x)))
+    left_alone(model, INPUT, "fold_bn", "bn", reason)
+
+
 LONE = {
     "max pool": lambda s, x: s.last(s.bn(F.max_pool2d(s.conv(x), 2)).relu()),
     "avg pool": lambda s, x: s.bn(F.avg_pool2d(s.conv(x), 3, 1, 1, False, False)),

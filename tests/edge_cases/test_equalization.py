@@ -41,6 +41,12 @@ def unchanged(model, prepared, *names):
     )
 
 
+def says(prepared, node, reason):
+    """The log of equalization has this reason at this node."""
+    left = entries(prepared, STEP)
+    assert any(e.node == node and reason in e.text for e in left), left
+
+
 def spread(weight):
     """How much the ranges of the output channels differ."""
     ranges = weight.detach().abs().flatten(1).amax(1)
@@ -93,6 +99,7 @@ def test_case_35_leaky_activations_in_float(act):
     model = net(lambda s, y: s.act(y), act=act)
     prepared = equalized(model, keep_float=("act",))
     unchanged(model, prepared, "a.weight", "b.weight")
+    says(prepared, "act", "it must see the numbers that it saw before")
 
 
 def test_case_35_relu():
@@ -130,6 +137,7 @@ def test_case_37_curved_activations(act):
     model = net(forward=lambda s, x: s.c(s.act(s.b(s.a(x).relu()))), act=act, c=conv())
     prepared = equalized(model, "a", "b", keep_float=("act",))
     unchanged(model, prepared, "b.bias", "c.weight", "c.bias")
+    says(prepared, "act", "it must see the numbers that it saw before")
 
 
 REGIONS = {
@@ -160,7 +168,9 @@ def test_case_38_cell():
 def test_case_39_constant_add(shape):
     """Left alone: what a constant is added to keeps its scale."""
     model = net(lambda s, y: y + s.constant, constant=nn.Parameter(torch.randn(shape)))
-    unchanged(model, equalized(model), "a.weight", "b.weight", "constant")
+    prepared = equalized(model)
+    unchanged(model, prepared, "a.weight", "b.weight", "constant")
+    says(prepared, "add", "add does not let factors through here")
 
 
 def test_case_40_fan_out():
@@ -180,7 +190,10 @@ OUTPUTS = {
 def test_case_41_intermediate_that_is_an_output(forward):
     """Left alone: a value that leaves the network is what it was."""
     model = net(forward=forward)
-    unchanged(model, equalized(model), "a.weight", "b.weight")
+    prepared = equalized(model, example=True)
+    unchanged(model, prepared, "a.weight", "b.weight")
+    if forward is OUTPUTS["the value"]:  # behind it only the end of the network tells
+        says(prepared, "a", "it is also an output of the network")
 
 
 def test_case_42_module_called_twice():
@@ -225,13 +238,17 @@ def test_case_43_moved_channels(between, last):
 def test_case_43_pixel_shuffle():
     """Left alone: pixel shuffle lays several channels into one."""
     model = net(lambda s, y: F.pixel_shuffle(y, 2), b=nn.Conv2d(1, 3, 1))
-    unchanged(model, equalized(model, example=True), "a.weight", "b.weight")
+    prepared = equalized(model, example=True)
+    unchanged(model, prepared, "a.weight", "b.weight")
+    says(prepared, "b", "it reads other channels than another layer writes")
 
 
 def test_case_43_moves_of_unknown_shape():
     """Left alone: without example inputs nobody knows which channel goes where."""
     model = net(lambda s, y: y.flatten(1), b=nn.Linear(256, 3))
-    unchanged(model, equalized(model), "a.weight", "b.weight")
+    prepared = equalized(model)
+    unchanged(model, prepared, "a.weight", "b.weight")
+    says(prepared, "flatten", "pass example_inputs")
 
 
 POOLS = {

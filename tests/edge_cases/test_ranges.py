@@ -119,6 +119,7 @@ def test_case_51_zero_operator(forward):
     for prepared, quantized in kept(Net(forward, a=conv(), b=conv()), INPUT).values():
         for _, site in sites(prepared):
             assert 0 < float(site.quantizer.scale) < float("inf")
+            assert site.op.name != "zero" or site.quantizer is site.sources[0]
         assert quantized(INPUT).isfinite().all()
 
 
