@@ -14,16 +14,11 @@ from fxquant.intmath import Target
 from fxquant.ops import op_named
 from fxquant.schemes import QuantScheme
 from tests import truth
-from tests.ops.calls import all_codes, integers, qparams, real_call
+from tests.ops.calls import all_codes, integers, pairs, qparams, real_call
 
 SIGNED = QuantScheme(symmetric=False)
 A = [qparams(0.5, 3), qparams(0.0173, 128), qparams(0.4, -100, SIGNED)]
 B = [qparams(0.25, 10), qparams(1 / 255, 0), qparams(3.1, 17, SIGNED)]
-
-
-def pairs(a, b):
-    grid = torch.cartesian_prod(all_codes(a.scheme).long(), all_codes(b.scheme).long())
-    return grid[:, 0].to(a.scheme.dtype), grid[:, 1].to(b.scheme.dtype)
 
 
 def found(name, a, b, y):
