@@ -1,5 +1,6 @@
 """Quantization of PyTorch networks by rewriting torch.fx graphs, down to exact integers."""
 
+from fxquant.after_training import correct_bias, reestimate_batch_norm
 from fxquant.api import convert, prepare_qat
 from fxquant.config import QuantConfig
 from fxquant.draw import to_networkx, visualize
@@ -14,8 +15,10 @@ __all__ = [
     "QuantConfig",
     "QuantScheme",
     "convert",
+    "correct_bias",
     "explain",
     "prepare_qat",
+    "reestimate_batch_norm",
     "to_networkx",
     "visualize",
 ]

@@ -16,7 +16,7 @@ from fxquant.errors import CaptureError, ConfigError, StageError
 from fxquant.graph.compare import random_like
 from fxquant.graph.network import IntegerNetwork
 from fxquant.graph.trace import check_capture, trace, unwrap
-from fxquant.pipeline import Stage, carry_over, stage_of
+from fxquant.pipeline import Stage, carry_over, note, stage_of
 from fxquant.recipes import CONVERT, prepare_recipe
 
 
@@ -45,7 +45,7 @@ def prepare_qat(
     """
     if not isinstance(model, nn.Module):
         raise CaptureError(f"prepare_qat takes an nn.Module, got {type(model).__name__}")
-    model = unwrap(model)
+    model, wrappers = unwrap(model)
     if isinstance(model, fx.GraphModule) and stage_of(model) is not Stage.FLOAT:
         raise StageError(
             f"prepare_qat takes a float model, got {stage_of(model).value}.\n"
@@ -62,6 +62,8 @@ def prepare_qat(
     gm = trace(_copy(model), example_inputs, leaves)
     if example_inputs is not None:
         check_capture(gm, model, example_inputs)
+    if wrappers:
+        note(gm, "unwrap", "wrappers are taken off", f"taken out of {', '.join(wrappers)}")
     prepare_recipe(config, leaves).run(gm, random_like(example_inputs) if config.verify else None)
     return gm
 

@@ -17,8 +17,16 @@ class QuantConfig:
     weight       the integers of weights; symmetric
     batch_norm   "train": batch norms stay live, train on, and are folded into the integers of
                  eval(); "fold": they are folded into the weights before training
+    freeze_after batch norms that stay live use the statistics of each batch for so many steps
+                 of training, and their running statistics from then on; None for always
     equalize     whether weight ranges are evened out across layers (needs batch_norm="fold",
                  because a live batch norm undoes it)
+    absorb_high_bias
+                 whether offsets that a ReLU all but never sees below move into the layers
+                 behind it (needs batch_norm="fold", which tells how channels are distributed)
+    correct_bias whether biases make up for what rounded weights add on average, as far as
+                 folded batch norms tell (for networks that are not trained further; needs
+                 batch_norm="fold"; the function of that name does it from data)
     verify       whether every pass that keeps the function is checked to do so, on random inputs
                  like the example inputs, and undone if it does not (slow; see explain)
     keep_float   paths of submodules that stay in float, `*` and `?` allowed; each is one node,
@@ -28,7 +36,10 @@ class QuantConfig:
     activation: QuantScheme = UINT8
     weight: QuantScheme = INT8_WEIGHT
     batch_norm: Literal["train", "fold"] = "train"
+    freeze_after: int | None = None
     equalize: bool = False
+    absorb_high_bias: bool = False
+    correct_bias: bool = False
     verify: bool = False
     keep_float: tuple[str, ...] = ()
 
@@ -45,10 +56,20 @@ class QuantConfig:
             raise ConfigError("activations have one scale per tensor, got per_channel=True")
         if self.batch_norm not in ("train", "fold"):
             raise ConfigError(f"batch_norm is 'train' or 'fold', got {self.batch_norm!r}")
-        if self.equalize and self.batch_norm != "fold":
-            raise ConfigError(
-                "equalize=True needs batch_norm='fold': a live batch norm undoes the factors"
-            )
+        if self.freeze_after is not None:
+            if type(self.freeze_after) is not int or self.freeze_after < 0:
+                raise ConfigError(
+                    f"freeze_after is a number of training steps, got {self.freeze_after!r}"
+                )
+            if self.batch_norm != "train":
+                raise ConfigError("freeze_after needs batch_norm='train': folded ones are frozen")
+        for name, why in (
+            ("equalize", "a live batch norm undoes the factors"),
+            ("absorb_high_bias", "it asks folded batch norms how channels are distributed"),
+            ("correct_bias", "it asks folded batch norms how channels are distributed"),
+        ):
+            if getattr(self, name) and self.batch_norm != "fold":
+                raise ConfigError(f"{name}=True needs batch_norm='fold': {why}")
         if not isinstance(self.keep_float, tuple):
             raise ConfigError(
                 f"keep_float is a tuple of paths, such as ('head',), got {self.keep_float!r}"

@@ -17,6 +17,7 @@ def _paragraph(number: int, record: PassRecord) -> str:
     before, after = record.nodes_before, record.nodes_after
     nodes = f"{after} nodes" if before == after else f"{before} → {after} nodes"
     lines = [f"{number}. {record.name}: {record.summary}  ({nodes})"]
+    lines += [f"   note        {sentence}" for sentence in record.notes]
     if not record.changed and not record.left_alone:
         lines.append("   nothing to do")
     lines += _grouped("            ", record.changed)

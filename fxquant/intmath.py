@@ -65,7 +65,7 @@ def common_rescale(factors: Tensor) -> Rescale:
     to fit 32 bits: 21 bits for two operands, 19 for eight.
     """
     bits = 22 - max(len(factors) - 1, 1).bit_length()
-    _, exponent = torch.frexp(factors.to(torch.float64).abs().max())
+    _, exponent = torch.frexp(factors.abs().max())
     shift = (bits - exponent).clamp(0, 30)
     top = 2**bits - 1
     multiplier = torch.ldexp(factors, shift).round().clamp(-top, top)
@@ -136,11 +136,10 @@ def layer_numbers(
     scale of its channel until it fits; the weights then shrink, as they should beside it.
     """
     s_x = x.scale.double()
-    b = torch.zeros_like(scale) if bias is None else bias.detach()
-    b = b.double()
+    b = (torch.zeros_like(scale) if bias is None else bias).double()
     s_w = torch.maximum(scale.double(), b.abs() / (s_x * BIAS_LIMIT))
     s_w = s_w.clamp(SMALLEST_SCALE, torch.finfo(torch.float32).max).float()
-    codes = round_half_up(weight.detach().float() / channels.spread(s_w, weight))
+    codes = round_half_up(weight.float() / channels.spread(s_w, weight))
     codes = codes.clamp(scheme.qmin, scheme.qmax)
     s_acc = s_x * s_w.double()
     b_codes = round_half_up(b / s_acc).clamp(-BIAS_LIMIT, BIAS_LIMIT)

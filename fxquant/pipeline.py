@@ -16,7 +16,7 @@ from torch import fx
 
 from fxquant.errors import RecipeError, StageError, VerifyError
 from fxquant.graph.compare import largest_difference
-from fxquant.graph.edit import delete_unused_sites, erase_unread_attributes
+from fxquant.graph.edit import delete_unused_sites, erase_unread_attributes, is_erased
 from fxquant.graph.network import restore
 from fxquant.ops.verify import verify_fake_quant, verify_integer, verify_observed
 
@@ -66,6 +66,7 @@ class PassRecord:
     nodes_after: int
     changed: tuple[Entry, ...]
     left_alone: tuple[Entry, ...]
+    notes: tuple[str, ...] = ()
 
 
 class Log:
@@ -74,6 +75,7 @@ class Log:
     def __init__(self) -> None:
         self.changed: list[Entry] = []
         self.left_alone: list[Entry] = []
+        self.notes: list[str] = []
 
     def change(self, node: fx.Node, text: str) -> None:
         """Something was done at `node`."""
@@ -82,6 +84,10 @@ class Log:
     def leave(self, node: fx.Node, reason: str) -> None:
         """A place where the pass might have fitted stays as it is, for this reason."""
         self.left_alone.append(Entry(node.name, reason))
+
+    def note(self, sentence: str) -> None:
+        """Something that concerns the whole graph."""
+        self.notes.append(sentence)
 
 
 class Pass(ABC):
@@ -118,6 +124,7 @@ class Pass(ABC):
             len(gm.graph.nodes),
             tuple(log.changed),
             tuple(log.left_alone),
+            tuple(log.notes),
         )
         setattr(gm, _STAGE, self.gives)
         setattr(gm, _LOG, (*history(gm), record))
@@ -142,7 +149,7 @@ class RewritePass(Pass):
     def edit(self, gm: fx.GraphModule, log: Log) -> None:
         """Visit every node once, in order."""
         for node in list(gm.graph.nodes):
-            match = self.match(gm, node)
+            match = None if is_erased(node) else self.match(gm, node)
             if match is None:
                 continue
             reason = self.reject(gm, match)
@@ -202,6 +209,12 @@ def stage_of(gm: fx.GraphModule) -> Stage:
     """How far `gm` has travelled; a graph that no pass has touched is a float graph."""
     stage: Stage = getattr(gm, _STAGE, Stage.FLOAT)
     return stage
+
+
+def note(gm: fx.GraphModule, name: str, summary: str, text: str) -> None:
+    """Write into the log of `gm` what happened to the model before any pass ran."""
+    nodes, entry = len(gm.graph.nodes), Entry("the model", text)
+    setattr(gm, _LOG, (*history(gm), PassRecord(name, summary, nodes, nodes, (entry,), ())))
 
 
 def carry_over(source: fx.GraphModule, target: fx.GraphModule) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from fxquant.config import QuantConfig
 from fxquant.passes import (
+    AbsorbHighBias,
     Canonicalize,
+    CorrectBias,
     EqualizeCrossLayer,
     FoldBatchNorm,
+    FreezeBatchNorm,
     FuseConvBnRelu,
     InsertFakeQuant,
     InsertObservers,
@@ -19,7 +22,12 @@ from fxquant.pipeline import Pass, Recipe
 def prepare_recipe(config: QuantConfig, float_leaves: frozenset[str]) -> Recipe:
     """From a captured float graph to one that trains with fake-quants."""
     fold: tuple[Pass, ...] = (FoldBatchNorm(),) if config.batch_norm == "fold" else ()
-    equalize: tuple[Pass, ...] = (EqualizeCrossLayer(),) if config.equalize else ()
+    freeze: tuple[Pass, ...] = ()
+    if config.freeze_after is not None:
+        freeze = (FreezeBatchNorm(config.freeze_after),)
+    equalize: tuple[Pass, ...] = (EqualizeCrossLayer(config.weight),) if config.equalize else ()
+    absorb: tuple[Pass, ...] = (AbsorbHighBias(),) if config.absorb_high_bias else ()
+    correct: tuple[Pass, ...] = (CorrectBias(),) if config.correct_bias else ()
     return Recipe(
         "prepare_qat",
         (
@@ -27,9 +35,12 @@ def prepare_recipe(config: QuantConfig, float_leaves: frozenset[str]) -> Recipe:
             JoinAdds(),  # before fuse: a sum that has taken an activation in is no longer joined
             *fold,  # before fuse, which would keep the batch norms live
             FuseConvBnRelu(),
+            *freeze,
             InsertObservers(float_leaves),  # after fuse: nothing is observed inside a site
             *equalize,  # after fold: it compares the weights as they will be used
+            *absorb,  # after equalize, which makes biases high
             InsertFakeQuant(config.activation, config.weight),
+            *correct,  # last: it asks what rounding does to the weights
         ),
     )
 

@@ -98,8 +98,8 @@ def range_to_qparams(low: Tensor, high: Tensor, scheme: QuantScheme) -> QParams:
         # halved before they meet, so that a range of all of float32 stays finite
         steps = scheme.qmax - scheme.qmin
         scale = high / steps - low / steps
+        # at most qmax, because low reaches no further than `steps` times the scale
         zero_point = scheme.qmin + round_half_up(-low / scale.clamp(min=SMALLEST_SCALE))
-        zero_point = zero_point.clamp(scheme.qmin, scheme.qmax)
     point = torch.maximum(-low, high) == 0.0
     scale = torch.where(point, torch.ones_like(scale), scale.clamp(min=SMALLEST_SCALE))
     return QParams(scale, zero_point.to(torch.int32), scheme)

@@ -3,9 +3,12 @@
 if __name__ != "fxquant.passes":
     raise ImportError(f"import this package as 'fxquant.passes', not as '{__name__}'")
 
+from fxquant.passes.absorb_high_bias import AbsorbHighBias
 from fxquant.passes.canonicalize import Canonicalize
+from fxquant.passes.correct_bias import CorrectBias
 from fxquant.passes.equalize_cross_layer import EqualizeCrossLayer
 from fxquant.passes.fold_bn import FoldBatchNorm
+from fxquant.passes.freeze_batch_norm import FreezeBatchNorm
 from fxquant.passes.fuse_conv_bn_relu import FuseConvBnRelu
 from fxquant.passes.insert_fake_quant import InsertFakeQuant
 from fxquant.passes.insert_observers import InsertObservers
@@ -17,17 +20,23 @@ PASSES = (
     JoinAdds,
     FoldBatchNorm,
     FuseConvBnRelu,
+    FreezeBatchNorm,
     InsertObservers,
     EqualizeCrossLayer,
+    AbsorbHighBias,
     InsertFakeQuant,
+    CorrectBias,
     LowerToInteger,
 )
 
 __all__ = [
     "PASSES",
+    "AbsorbHighBias",
     "Canonicalize",
+    "CorrectBias",
     "EqualizeCrossLayer",
     "FoldBatchNorm",
+    "FreezeBatchNorm",
     "FuseConvBnRelu",
     "InsertFakeQuant",
     "InsertObservers",

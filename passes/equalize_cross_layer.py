@@ -12,7 +12,8 @@ factors side by side. So each *class* of channels, as the graph ties them togeth
 over all layers that write the class and all that read it, visited again until nothing moves.
 A class is fixed (s = 1) where it reaches an input or output of the network, a float layer, a
 live or lone batch norm, a shared weight, or a call whose effect on channels is not known.
-Reshapes need example_inputs. With a scale per channel there is little to gain.
+Reshapes need example_inputs. With a scale per channel there is little to gain, and the log
+says so.
 Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
 Correction", section 4.1, from pairs to whole regions.
 """
@@ -27,7 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from fxquant.graph.edit import get_attribute, set_parameter
+from fxquant.graph.normal import Normal, normal_of, set_normal
 from fxquant.graph.place import example_of, rank_of
 from fxquant.graph.sharing import parameter_reads, shared_parameter
 from fxquant.graph.values import scalars
@@ -44,9 +45,10 @@ from fxquant.ops.linear import LINEAR
 from fxquant.ops.max_pool import MAX_POOL1D, MAX_POOL2D, MAX_POOL3D
 from fxquant.ops.move import apply_move, hands_on, is_move
 from fxquant.ops.pad import PAD
+from fxquant.ops.parameters import parameters_of, set_bias, set_weight
 from fxquant.ops.site import CallSite
 from fxquant.pipeline import Log, Pass, Stage
-from fxquant.schemes import Channels
+from fxquant.schemes import INT8_WEIGHT, Channels, QuantScheme
 
 _POOLS = (
     *(MAX_POOL1D, MAX_POOL2D, MAX_POOL3D, AVG_POOL1D, AVG_POOL2D, AVG_POOL3D),
@@ -65,8 +67,14 @@ class EqualizeCrossLayer(Pass):
     summary = "weight ranges are evened out across layers"
     needs = gives = Stage.OBSERVED
 
+    def __init__(self, weight: QuantScheme = INT8_WEIGHT) -> None:
+        """The scheme that the weights will have."""
+        self.weight = weight
+
     def edit(self, gm: fx.GraphModule, log: Log) -> None:
         """Tie channels into classes, find each class's factor, scale the layers by it."""
+        if self.weight.per_channel:
+            log.note("every weight channel has a scale of its own: this gains little")
         layers, classes = _Regions(gm, log).solve()
         factors = settle(layers, classes)
         for layer in layers:
@@ -182,10 +190,7 @@ class _Regions:
             self.log.leave(node, reason)
             self._fix(into, out)
         self.found.append((node, out, into))
-        weight = node.kwargs["weight"]
-        assert isinstance(weight, fx.Node)
-        spatial = get_attribute(self.gm, str(weight.target)).dim() - 2
-        self.values[node] = _Value(out, spatial)
+        self.values[node] = _Value(out, parameters_of(self.gm, node)[0].dim() - 2)
 
     def _behind_weights(self, node: fx.Node, site: CallSite, ranges: Tensor) -> Tensor:
         """The class of every input channel, by group; fixed where it is not known."""
@@ -281,7 +286,7 @@ class _Regions:
 
 def _ranges(gm: fx.GraphModule, node: fx.Node) -> Tensor:
     """The largest |w| from each input to each output channel: [groups, O/groups, I/groups]."""
-    weight = _parameter(gm, node, "weight").detach().abs()
+    weight = parameters_of(gm, node)[0].detach().abs()
     groups = node.kwargs.get("groups", 1)
     assert isinstance(groups, int)
     largest = weight.flatten(2).amax(2) if weight.dim() > 2 else weight
@@ -303,14 +308,16 @@ def scale_weight(weight: Tensor, into: Tensor, out: Tensor, channels: Channels) 
 
 def _scale(gm: fx.GraphModule, node: fx.Node, into: Tensor, out: Tensor) -> None:
     """Scale a layer's weight, and divide its bias and its clamp by `out`."""
-    weight, site = _parameter(gm, node, "weight"), site_of(gm, node)
+    (weight, bias), site = parameters_of(gm, node), site_of(gm, node)
     channels = layer_channels(gm, node)
     scaled = scale_weight(weight.detach().double(), into, out, channels)
     out = out.flatten()
-    set_parameter(gm, _path(node, "weight"), scaled.to(weight.dtype))
-    if isinstance(node.kwargs["bias"], fx.Node):
-        bias = _parameter(gm, node, "bias")
-        set_parameter(gm, _path(node, "bias"), (bias.detach().double() / out).to(bias.dtype))
+    set_weight(gm, node, scaled.to(weight.dtype))
+    if bias is not None:
+        set_bias(gm, node, (bias.detach().double() / out).to(bias.dtype))
+    normal = normal_of(node)
+    if normal is not None:
+        set_normal(node, Normal(*(values / out.to(values.dtype) for values in normal)))
     if site is not None and site.activation is not None:
         per_channel = out.reshape(-1, *[1] * (weight.dim() - 2)).to(weight.dtype)
         site.divide_clamp(per_channel)
@@ -337,14 +344,3 @@ def _pads_space(node: fx.Node, site: CallSite, value: _Value) -> bool:
     widths, fill = node.kwargs["pad"], node.kwargs["value"]
     known = isinstance(widths, (tuple, list))
     return known and not fill and len(widths) <= 2 * value.spatial  # type: ignore[arg-type]
-
-
-def _path(node: fx.Node, name: str) -> str:
-    parameter = node.kwargs[name]
-    assert isinstance(parameter, fx.Node)
-    return str(parameter.target)
-
-
-def _parameter(gm: fx.GraphModule, node: fx.Node, name: str) -> Tensor:
-    value: Tensor = get_attribute(gm, _path(node, name))
-    return value

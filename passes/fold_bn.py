@@ -22,19 +22,21 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.graph.edit import (
-    delete_unused,
-    erase,
-    free_path,
-    get_attribute,
-    set_parameter,
-)
-from fxquant.graph.place import copy_place
+from fxquant.graph.edit import erase, get_attribute, put_identities
+from fxquant.graph.normal import Normal, set_normal
 from fxquant.graph.sharing import parameter_reads, read_elsewhere, shared_parameter
 from fxquant.ops.batch_norm import BATCH_NORM
 from fxquant.ops.cat import CAT
 from fxquant.ops.flow import inputs_of, layer_channels, site_of, sites
 from fxquant.ops.norms import can_take_norm, why_not_one
+from fxquant.ops.parameters import (
+    fold_input_affine,
+    parameters_of,
+    set_bias,
+    set_weight,
+    value_of,
+    why_not_shifted,
+)
 from fxquant.ops.site import batch_norm_affine, fold_affine
 from fxquant.pipeline import Keeps, Log, Pass, Stage
 
@@ -48,7 +50,7 @@ class FoldBatchNorm(Pass):
     keeps = Keeps.EVAL
 
     def edit(self, gm: fx.GraphModule, log: Log) -> None:
-        """Fold where it fits, then delete the batch norms that nothing reads any more."""
+        """Fold where it fits, then empty the batch norms that nothing reads any more."""
         reads = parameter_reads(gm)
         folded: set[str] = set()
         for norm in [node for node, site in sites(gm) if site.op is BATCH_NORM]:
@@ -61,16 +63,16 @@ class FoldBatchNorm(Pass):
             ):
                 reason = why_not(gm, layers, norm, reads) if layers else None
                 if layers and reason is None:
-                    fold(gm, layers, norm, _value(gm, module))
+                    fold(gm, layers, norm, value_of(gm, module))
                     log.change(norm, f"folded into {', '.join(layer.name for layer in layers)}")
                     folded.add(str(module.target))
-                    reads[id(_value(gm, module))] -= 1
+                    reads[id(value_of(gm, module))] -= 1
                     break
                 reasons += [reason] if reason else []
             else:
                 log.leave(norm, "; ".join(reasons) or "no layer stands beside it")
-        gone = {path for path in folded if reads[id(get_attribute(gm, path))] == 0}
-        delete_unused(gm, gone)
+        gone = {id(get_attribute(gm, path)) for path in folded}
+        put_identities(gm, {module for module in gone if reads[module] == 0})
 
 
 def _layers_before(gm: fx.GraphModule, norm: fx.Node) -> tuple[fx.Node, ...]:
@@ -107,13 +109,11 @@ def _why_not_after(
     gm: fx.GraphModule, layers: tuple[fx.Node, ...], norm: fx.Node, reads: Counter[int]
 ) -> str | None:
     (layer,) = layers
-    if layer_channels(gm, layer).axis != 0:
-        return f"'{layer.name}' is transposed: how often it reads an offset depends on the place"
-    padding = layer.kwargs.get("padding", 0)
-    widths = padding if isinstance(padding, (tuple, list)) else (padding,)
-    if any(width not in (0, "valid") for width in widths):
-        return f"'{layer.name}' pads with zeros, which the batch norm would have moved"
-    return shared_parameter(gm, layer, reads) or why_not_one(gm, norm, layer)
+    return (
+        why_not_shifted(gm, layer)
+        or shared_parameter(gm, layer, reads)
+        or why_not_one(gm, norm, layer)
+    )
 
 
 def _fold_before(
@@ -122,13 +122,15 @@ def _fold_before(
     """Scale each weight, shift each bias, drop the norm."""
     with torch.no_grad():
         factor, offset = batch_norm_affine(module)
+        normal = _normal(module)
         start = 0
         for layer in layers:
-            weight, bias = _parameters(gm, layer)
+            weight, bias = parameters_of(gm, layer)
             channels = layer_channels(gm, layer)
             part = slice(start, start + len(channels.rows(weight)))
             start = part.stop
             _set(gm, layer, *fold_affine(weight, bias, factor[part], offset[part], channels))
+            set_normal(layer, Normal(normal.mean[part], normal.deviation[part]))
     erase(norm, inputs_of(norm)[0])
 
 
@@ -138,47 +140,19 @@ def _fold_after(
     """Scale the weight's input channels, add what the offset sums to, drop the norm."""
     (layer,) = layers
     with torch.no_grad():
-        weight, bias = _parameters(gm, layer)
+        weight, bias = parameters_of(gm, layer)
         _set(gm, layer, *fold_input_affine(weight, bias, *batch_norm_affine(module)))
     erase(norm, inputs_of(norm)[0])
 
 
-def fold_input_affine(
-    weight: Tensor, bias: Tensor | None, factor: Tensor, offset: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Weight [O, C/groups, ...], bias [O] of a layer that reads `factor·x + offset`, both [C]."""
-    groups = factor.numel() // weight.shape[1]
-    rows = weight.reshape(groups, -1, weight.shape[1], weight[0, 0].numel())
-    per_input = (groups, 1, weight.shape[1], 1)
-    scaled = (rows * factor.reshape(per_input)).reshape(weight.shape)
-    shift = (rows * offset.reshape(per_input)).sum((2, 3)).flatten()
-    return scaled, shift if bias is None else bias + shift
-
-
-def _parameters(gm: fx.GraphModule, layer: fx.Node) -> tuple[Tensor, Tensor | None]:
-    weight, bias = layer.kwargs["weight"], layer.kwargs["bias"]
-    assert isinstance(weight, fx.Node)
-    return _value(gm, weight), _value(gm, bias) if isinstance(bias, fx.Node) else None
-
-
 def _set(gm: fx.GraphModule, layer: fx.Node, weight: Tensor, bias: Tensor) -> None:
-    """Put new parameters in the place of a layer's own."""
-    weight_node, bias_node = layer.kwargs["weight"], layer.kwargs["bias"]
-    assert isinstance(weight_node, fx.Node)
-    set_parameter(gm, str(weight_node.target), weight)
-    if isinstance(bias_node, fx.Node):
-        set_parameter(gm, str(bias_node.target), bias)
-        return
-    owner, _, name = str(weight_node.target).rpartition(".")
-    # a layer's own empty place for it, or a new name beside a weight that stands alone
-    own = name == "weight" and getattr(gm.get_submodule(owner), "bias", 0) is None
-    path = f"{owner}.bias" if own else free_path(gm, f"{weight_node.target}_bias")
-    set_parameter(gm, path, bias)
-    with gm.graph.inserting_before(layer):
-        added = gm.graph.get_attr(path)
-    copy_place(layer, added)
-    layer.kwargs = {**layer.kwargs, "bias": added}
+    set_weight(gm, layer, weight)
+    set_bias(gm, layer, bias)
 
 
-def _value(gm: fx.GraphModule, node: fx.Node) -> Any:
-    return get_attribute(gm, str(node.target))
+def _normal(module: nn.Module) -> Normal:
+    """What comes out of a batch norm: β and |γ|."""
+    bn: Any = module
+    mean = torch.zeros_like(bn.running_mean) if bn.bias is None else bn.bias.detach().clone()
+    spread = torch.ones_like(mean) if bn.weight is None else bn.weight.detach().abs()
+    return Normal(mean, spread)

@@ -5,6 +5,7 @@
 
 The batch norm stays live: it goes on training, and is folded into the integers of eval().
 Inside a site nothing is rounded to integers; the activation becomes a clamp of the codes.
+Several activations of one value become one where they are all the same.
 Left alone, with the reason: a place whose inner value something else reads too.
 """
 
@@ -18,7 +19,6 @@ from fxquant.ops.clamp import CLAMP, HARDTANH, RELU6
 from fxquant.ops.flow import inputs_of, site_of
 from fxquant.ops.norms import layer_and_norm, why_not_one
 from fxquant.ops.relu import RELU
-from fxquant.ops.site import CallSite
 from fxquant.ops.spec import Clamp, Output
 from fxquant.pipeline import RewritePass, Stage
 
@@ -31,45 +31,50 @@ class FuseConvBnRelu(RewritePass):
     needs = gives = Stage.FLOAT
 
     def match(self, gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, ...] | None:
-        """A layer and a batch norm, or an operator with a range of its own and a clamp."""
+        """A layer and a batch norm; or an operator with a range of its own, and every call of the
+        clamp that stands behind it.
+        """
         pair = layer_and_norm(gm, node)
         if pair is not None:
             return pair
-        site = site_of(gm, node)
-        if site is None or _clamp(node, site) is None:
+        clamp = _clamp(gm, node)
+        if clamp is None:
             return None
         producer = inputs_of(node)[0]
         before = site_of(gm, producer)
         if before is None or before.op.output is not Output.OWN or before.activation:
             return None
-        return producer, node
+        return producer, *(reader for reader in producer.users if _clamp(gm, reader) == clamp)
 
     def reject(self, gm: fx.GraphModule, match: tuple[fx.Node, ...]) -> str | None:
         """Every reader of the inner value must be inside."""
-        first, second = match
-        if "batch_norm" in second.kwargs:
-            return why_not_one(gm, first, second)
-        return read_elsewhere(first, second)
+        first, *readers = match
+        if "batch_norm" in readers[0].kwargs:
+            return why_not_one(gm, first, readers[0])
+        return read_elsewhere(first, *readers)
 
     def rewrite(self, gm: fx.GraphModule, match: tuple[fx.Node, ...]) -> str:
         """Move the batch norm or the clamp into the first site."""
-        first, second = match
-        inner, outer = site_of(gm, first), site_of(gm, second)
-        assert inner is not None
-        assert outer is not None
-        if "batch_norm" in second.kwargs:
+        first, *readers = match
+        if "batch_norm" in readers[0].kwargs:
             # the site moves down to its batch norm, whose module is read from there on
-            second.append(first)
-            first.kwargs = {**first.kwargs, "batch_norm": second.kwargs["batch_norm"]}
+            readers[0].append(first)
+            first.kwargs = {**first.kwargs, "batch_norm": readers[0].kwargs["batch_norm"]}
         else:
-            inner.activation = _clamp(second, outer)
-        second.replace_all_uses_with(first, delete_user_cb=lambda user: user is not first)
-        erase(second)
-        return f"took in '{second.name}'"
+            site = site_of(gm, first)
+            assert site is not None
+            site.activation = _clamp(gm, readers[0])
+        for reader in readers:
+            reader.replace_all_uses_with(first, delete_user_cb=lambda user: user is not first)
+            erase(reader)
+        return f"took in {', '.join(repr(reader.name) for reader in readers)}"
 
 
-def _clamp(node: fx.Node, site: CallSite) -> Clamp | None:
-    """The limits of a ReLU, ReLU6, Hardtanh or clamp."""
+def _clamp(gm: fx.GraphModule, node: fx.Node) -> Clamp | None:
+    """The limits of a ReLU, ReLU6, Hardtanh or clamp; None for anything else."""
+    site = site_of(gm, node)
+    if site is None:
+        return None
     if site.op is RELU:
         return Clamp(0.0, float("inf"))
     if site.op not in (CLAMP, RELU6, HARDTANH):

@@ -4,6 +4,16 @@ import os
 
 import pytest
 import torch
+from hypothesis import Phase, settings
+
+# for tools/mutants.py: few examples, the same every time, and a failure need not be small
+settings.register_profile(
+    "mutants",
+    max_examples=30,
+    derandomize=True,
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate),
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -18,9 +18,25 @@ from tests.strategies import NetSpec
 
 CONFIGS = {
     "train": QuantConfig(),
+    "freeze": QuantConfig(freeze_after=1),
     "fold": QuantConfig(batch_norm="fold"),
     "equalize": QuantConfig(batch_norm="fold", equalize=True),
 }
+# these move an offset, or what rounding adds on average: eval() is the float network but nearly
+NEARLY = {
+    "correct": QuantConfig(
+        batch_norm="fold", equalize=True, absorb_high_bias=True, correct_bias=True
+    ),
+}
+
+
+def step_and_config(kind: type[Pass]) -> tuple[Pass, QuantConfig]:
+    """A pass as a recipe makes it, and the configuration of that recipe."""
+    for config in (CONFIGS["train"], CONFIGS["freeze"], NEARLY["correct"]):
+        for step in (*prepare_recipe(config, frozenset()).passes, *CONVERT.passes):
+            if type(step) is kind:
+                return step, config
+    raise AssertionError(f"'{kind.name}' is in no recipe")
 
 
 def graph_before(step: Pass, model: nn.Module, config: QuantConfig) -> fx.GraphModule:
@@ -87,8 +103,13 @@ def keeps_the_function(step: Pass, spec: NetSpec, config: QuantConfig) -> None:
     x = spec.inputs().double()
     before = copy.deepcopy(gm)
     step.run(gm)
+    keeps_values(gm, before, x, step.keeps)
+
+
+def keeps_values(gm: fx.GraphModule, before: fx.GraphModule, x: Tensor, keeps: Keeps) -> None:
+    """The same outputs in eval(), and in train() with the same random numbers if said so."""
     assert_close(gm.eval()(x), before.eval()(x))
-    if step.keeps is Keeps.BOTH_MODES:
+    if keeps is Keeps.BOTH_MODES:
         assert_close(_in_training(gm, x), _in_training(before, x))
 
 

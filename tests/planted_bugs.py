@@ -395,8 +395,8 @@ BUGS = (
     Bug(
         "observers come before activations are fused",
         "fxquant/recipes.py",
-        f"{FUSE}            InsertObservers(float_leaves),",
-        f"            InsertObservers(float_leaves),\n{FUSE}",
+        f"{FUSE}            *freeze,\n            InsertObservers(float_leaves),",
+        f"            InsertObservers(float_leaves),\n{FUSE}            *freeze,",
         ("tests/test_reference.py::test_nothing_moves_in_eval",),
     ),
     Bug(
@@ -457,6 +457,56 @@ BUGS = (
         "return function(codes.to(torch.float32), **settings).to(dtype)",
         "return function(codes.to(torch.float32), **settings)",
         (f"{NO_FLOAT}[pools_2d-default]",),
+    ),
+    # ---------------------------------------------------------------- the search
+    Bug(
+        "a search chooses none",
+        "fxquant/darts/search.py",
+        'if name != "none"]',
+        'if name != ""]',
+        ("tests/darts/test_search.py",),
+    ),
+    Bug(
+        "edges are compared without the softmax",
+        "fxquant/darts/search.py",
+        ".double().softmax(-1).tolist()",
+        ".double().tolist()",
+        ("tests/darts/test_search.py",),
+    ),
+    Bug(
+        "the weaker edge of a pair comes first",
+        "fxquant/darts/search.py",
+        "strength.__getitem__, reverse=True)",
+        "strength.__getitem__)",
+        ("tests/darts/test_search.py",),
+    ),
+    Bug(
+        "of equal edges the later one wins",
+        "fxquant/darts/search.py",
+        "strongest = sorted(range(node + 2), key",
+        "strongest = sorted(range(node + 1, -1, -1), key",
+        ("tests/darts/test_search.py",),
+    ),
+    Bug(
+        "reduction cells take the alphas of normal ones",
+        "fxquant/darts/search.py",
+        "reduction if cell.reduction else normal",
+        "normal",
+        ("tests/darts/test_search.py",),
+    ),
+    Bug(
+        "the weights of a search are all parameters",
+        "fxquant/darts/search.py",
+        "if id(parameter) not in alphas]",
+        "if parameter is not None]",
+        ("tests/darts/test_search.py",),
+    ),
+    Bug(
+        "pools in a search have no batch norm",
+        "fxquant/darts/search.py",
+        'if "pool" in name else op',
+        'if "pond" in name else op',
+        ("tests/darts/test_search.py",),
     ),
 )
 

@@ -103,6 +103,36 @@ class _DropPath(nn.Module):
         return x * torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype).bernoulli_(0.5) / 0.5
 
 
+class _Reshaped(nn.Module):
+    """A layer over values of another shape: reshaped on the way in and back on the way out."""
+
+    def __init__(
+        self, layer: nn.Module, into: Callable[[Tensor], Tensor], back: Callable[..., Tensor]
+    ) -> None:
+        super().__init__()
+        self.layer, self.into, self.back = layer, into, back
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.back(self.layer(self.into(x)), x)
+
+
+def _inverted_bottleneck(c: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(c, 2 * c, 1, bias=False),
+        _batch_norm(2 * c),
+        nn.ReLU6(),
+        nn.Conv2d(2 * c, 4 * c, 3, padding=1, groups=2 * c),
+        nn.ReLU(),
+        nn.Conv2d(4 * c, c, 1),
+    )
+
+
+def _down_and_up(c: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(c, 2 * c, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(2 * c, c, 4, 2, 1)
+    )
+
+
 class _Functional(nn.Module):
     """A conv that is called as a function, with dropout that asks for the mode itself."""
 
@@ -123,9 +153,23 @@ ONE_INPUT: dict[str, Callable[[int], nn.Module]] = {
     "conv_asymmetric": lambda c: _conv(c, (1, 5)),
     "conv_functional": _Functional,
     "conv_transposed": lambda c: nn.ConvTranspose2d(c, c, 3, padding=1, groups=2),
+    "conv1d": lambda c: _Reshaped(
+        nn.Conv1d(c, c, 3, padding=1), lambda x: x.flatten(2), lambda y, x: y.view(x.shape)
+    ),
+    "conv3d": lambda c: _Reshaped(
+        nn.Conv3d(c, c, (1, 3, 3), padding=(0, 1, 1)),
+        lambda x: x.unsqueeze(2),
+        lambda y, x: y.squeeze(2),
+    ),
+    "linear_last": lambda c: _Reshaped(
+        nn.Linear(c, c), lambda x: x.permute(0, 2, 3, 1), lambda y, x: y.permute(0, 3, 1, 2)
+    ),
+    "inverted_bottleneck": _inverted_bottleneck,
+    "down_and_up": _down_and_up,
     "bn": _batch_norm,
     "bn_plain": lambda c: _batch_norm(c, affine=False),
     "relu": lambda c: nn.ReLU(),
+    "relu_twice": lambda c: _Function(lambda x: F.relu(x) + torch.relu(x)),
     "relu_inplace": lambda c: nn.ReLU(inplace=True),
     "relu_method": lambda c: _Function(lambda x: x.relu_()),
     "relu6": lambda c: nn.ReLU6(),
@@ -151,8 +195,8 @@ TWO_INPUTS: dict[str, Callable[[int], nn.Module]] = {
     "add_inplace": lambda c: _Function(lambda x, y: x.clone().add_(y)),
     "cat_conv": _CatConv,
 }
-# these call again, or share a weight with, the last convolution before them
-SHARING = ("again", "tied")
+# these call again, or share a weight with, the last convolution or batch norm before them
+SHARING = ("again", "tied", "again_bn")
 KINDS = (*ONE_INPUT, *TWO_INPUTS, *SHARING)
 
 
@@ -161,17 +205,21 @@ class _Net(nn.Module):
         super().__init__()
         self.spec = spec
         self.steps = nn.ModuleList()
-        last = _conv(spec.channels)
+        last, last_norm = _conv(spec.channels), _batch_norm(spec.channels)
         for step in spec.steps:
             if step.kind == "tied":
                 layer: nn.Module = _conv(spec.channels)
                 layer.weight = last.weight
             elif step.kind == "again":
                 layer = last
+            elif step.kind == "again_bn":
+                layer = last_norm
             else:
                 layer = {**ONE_INPUT, **TWO_INPUTS}[step.kind](spec.channels)
             if isinstance(layer, nn.Conv2d) and layer.weight.shape == last.weight.shape:
                 last = layer
+            elif isinstance(layer, nn.BatchNorm2d):
+                last_norm = layer
             self.steps.append(layer)
         if spec.head:
             self.pool = nn.AdaptiveAvgPool2d((2, 3))

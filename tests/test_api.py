@@ -65,7 +65,9 @@ def test_wrappers_are_taken_off():
     spec = chain("conv", "relu")
     model = spec.build()
     for wrapped in (nn.DataParallel(model), torch.compile(model, backend="eager")):
-        laws.assert_equal(fxquant.prepare_qat(wrapped)(spec.inputs()), model(spec.inputs()))
+        prepared = fxquant.prepare_qat(wrapped)
+        laws.assert_equal(prepared(spec.inputs()), model(spec.inputs()))
+        assert f"taken out of {type(wrapped).__name__}" in fxquant.explain(prepared)
 
 
 def test_a_single_tensor_will_do_as_example_inputs():
@@ -112,6 +114,7 @@ def test_copies_and_pickles_keep_what_the_user_had():
         torch.load(pickled, weights_only=False),
     ):
         assert again.note == "mine"
+        assert type(again).__name__ == "Sequential"
         assert again.state_dict().keys() == prepared.state_dict().keys()
         assert {"0.weight", "2.weight"} < again.state_dict().keys()
         laws.assert_equal(fxquant.convert(again)(x), prepared(x))

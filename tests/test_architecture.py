@@ -21,7 +21,7 @@ LAYERS = (
     ("passes",),
     ("config",),
     ("recipes",),
-    ("api", "explain", "draw"),
+    ("api", "after_training", "explain", "draw"),
     ("darts",),
     ("demo",),
     ("cli",),

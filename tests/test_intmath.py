@@ -25,6 +25,7 @@ from fxquant.intmath import (
     common_rescale,
     divide_half_up,
     layer_numbers,
+    mean_half_up,
     requantize,
     rescale_of,
     shift_half_up,
@@ -73,6 +74,7 @@ def nearest_dyadic_error(factor: Fraction) -> Fraction:
 @example(1.0)
 @example(-1.0)
 @example(1.0 - 2.0**-33)  # rounds up to 2^31, hence to one bit less of shift
+@example(2.0**-33 - 1.0)
 @example(2.0**-13 * (1.0 - 2.0**-33))
 @example(2.0**31 - 1)
 @example(2.0**31)
@@ -142,6 +144,15 @@ def test_common_multipliers_are_near(sizes: list[float], signs: int):
         assert abs(as_fraction(rescale, i) - Fraction(value)) <= allowed
 
 
+@pytest.mark.parametrize(("operands", "bits"), [(2, 21), (3, 20), (5, 19), (8, 19), (9, 18)])
+def test_bits_of_a_common_multiplier(operands: int, bits: int):
+    """1 = 2^(bits-1) · 2^-(bits-1): as many bits as leave room for n products in 32."""
+    rescale = common_rescale(torch.ones(operands, dtype=torch.float64))
+    assert rescale.multiplier.tolist() == [2 ** (bits - 1)] * operands
+    assert int(rescale.shift) == bits - 1
+    assert rescale.multiplier.dtype == rescale.shift.dtype == torch.int64
+
+
 # ------------------------------------------------------------------------ rounding
 
 
@@ -195,6 +206,22 @@ def test_shift_half_up(product: int, shift: int):
 def test_divide_half_up(total: int, divisor: int):
     quotient = divide_half_up(torch.tensor(total), torch.tensor(divisor))
     assert int(quotient) == half_up(Fraction(total, divisor))
+
+
+@relaxed
+@given(
+    count=st.tuples(st.integers(1, 99), st.integers(1, 99)),
+    quotient=st.integers(-255, 255), late=st.booleans(),
+)
+@example((1, 23), 5, False)  # 104/23 · 23 is a little less than 104 in float64
+@example((1, 23), -5, True)
+def test_the_mean_of_two_axes_is_half_up(count: tuple[int, int], quotient: int, late: bool):
+    """Sums on either side of where the mean is rounded up; torch divides once per axis."""
+    first, second = count
+    n = first * second
+    total = -(-(2 * quotient - 1) * n // 2)  # the least one that gives `quotient`
+    mean = torch.tensor(float(total - late), dtype=torch.float64) / first / second
+    assert int(mean_half_up(mean, torch.tensor(n))) == quotient - late
 
 
 # ------------------------------------------------------------------------ bounds
@@ -341,14 +368,21 @@ def test_a_layers_numbers_are_in_range_whatever_its_scales(
 
 
 def test_a_bias_that_does_not_fit_enlarges_the_scale_of_its_channel():
-    """Both weights are 2^-20. At s_x = 1 and s_w = 2^-20/127 a bias of 2^10 would be 127·2^30.
+    """All weights are 2^-20. At s_x = 1 and s_w = 2^-20/127 a bias of ±2^10 would be ±127·2^30.
 
-    Its channel gets s_w = 2^10/2^30 = 2^-20, so b_q = 2^30 and w_q = 1; the other keeps 127.
+    Its channel gets s_w = 2^10/2^30 = 2^-20, so b_q = ±2^30 and w_q = 1; the last keeps 127.
     """
-    weight = torch.full((2, 1), 2.0**-20)
-    n = numbers_of(weight, torch.tensor([2.0**10, 0.0]), 1.0, 1.0)
-    assert n.bias.tolist() == [2**30, 0]
-    assert n.weight.flatten().tolist() == [1, 127]
+    weight = torch.full((3, 1), 2.0**-20)
+    n = numbers_of(weight, torch.tensor([2.0**10, -(2.0**10), 0.0]), 1.0, 1.0)
+    assert n.bias.tolist() == [2**30, -(2**30), 0]
+    assert n.weight.flatten().tolist() == [1, 1, 127]
+
+
+def test_weights_beyond_what_their_scale_can_say_are_clipped():
+    """±1 at s_w = 1/256 would be ±256."""
+    weight, scale = torch.tensor([[1.0, -1.0, 0.25]]), torch.tensor([1 / 256])
+    n = layer_numbers(weight, None, scale, INT8_WEIGHT, Channels(), qparams(1.0, 0), target(1.0))
+    assert n.weight.tolist() == [[127, -127, 64]]
 
 
 def test_a_layer_without_bias():
@@ -357,6 +391,7 @@ def test_a_layer_without_bias():
     assert n.weight.tolist() == [[127, 0], [0, 127]]
     assert n.weight.dtype == torch.int8
     assert n.bias.dtype == torch.int32
+    assert n.bound.dtype == n.multiplier.dtype == n.shift.dtype == torch.int64
 
 
 def test_scales_lie_along_the_output_channels():

@@ -276,7 +276,7 @@ def test_a_users_parameter_is_never_overwritten():
     assert torch.equal(prepared.w_bias, model.w_bias)
 
 
-@pytest.mark.parametrize("name", ["class", 'a"b', "graph", "fxquant"])
+@pytest.mark.parametrize("name", ["class", "self", 'a"b', "graph", "fxquant"])
 def test_names_that_generated_code_cannot_hold_are_refused(name):
     with pytest.raises(CaptureError, match=r"(?s)called.*What to do: rename it"):
         fxquant.prepare_qat(_named(name))

@@ -209,6 +209,24 @@ def test_one_rounding_for_all():
     assert [int(code_of(x, q)) for x in halves.tolist()] == [9, 10, 11, 12, 13]
 
 
+def test_float64_is_read_as_float32():
+    """0.5 - 2^-30 is a half in float32, and rounded up; every scale is float32."""
+    half = torch.tensor([[0.5 - 2.0**-30]], dtype=torch.float64)
+    q = QParams(torch.tensor(1.0), torch.tensor(0, dtype=torch.int32), UINT8)
+    assert quantize(half, q).tolist() == [[1]]
+    for low, high in ((-half, half), (-half, half.float()), (-half.float(), half)):
+        assert range_to_qparams(low, high, UINT8).scale.dtype == torch.float32
+    assert weight_scale(half, INT8_WEIGHT, Channels()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_codes_stand_for_numbers_of_the_scales_dtype(dtype: torch.dtype):
+    """(7 - 10)·0.1, to the last bit of its dtype."""
+    scale = torch.tensor(0.1, dtype=dtype)
+    q = QParams(scale, torch.tensor(10, dtype=torch.int32), UINT8)
+    assert torch.equal(dequantize(torch.tensor([7], dtype=torch.uint8), q), -3 * scale[None])
+
+
 @relaxed
 @given(value=finite, ends=ranges(), scheme=schemes())
 def test_the_code_of_a_number_is_the_one_it_is_quantized_to(

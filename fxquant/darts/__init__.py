@@ -1,6 +1,7 @@
 """DARTS: published genotypes, the operations they name, and the networks built from them.
 
-    text in a log ── parse_genotype ── Genotype ── NetworkCIFAR(36, 10, 20, genotype)
+    text in a log ── parse_genotype ─┬─ Genotype ── NetworkCIFAR(36, 10, 20, genotype)
+    SearchNetwork, trained ──────────┘
 
 Plain PyTorch, traceable with plain torch.fx in eval mode; nothing here knows of quantization.
 """
@@ -30,6 +31,7 @@ from .operations import (
     SepConv,
     Zero,
 )
+from .search import MixedOp, SearchCell, SearchNetwork, strongest_edges
 
 __all__ = [
     "DARTS_V1",
@@ -47,13 +49,17 @@ __all__ = [
     "FactorizedReduce",
     "Genotype",
     "Identity",
+    "MixedOp",
     "NASNet",
     "NetworkCIFAR",
     "NetworkImageNet",
     "PC_DARTS_cifar",
     "PC_DARTS_image",
     "ReLUConvBN",
+    "SearchCell",
+    "SearchNetwork",
     "SepConv",
     "Zero",
     "parse_genotype",
+    "strongest_edges",
 ]

@@ -118,6 +118,11 @@ def erase(node: fx.Node, use_instead: Any = None) -> None:
     node.graph.erase_node(node)
 
 
+def is_erased(node: fx.Node) -> bool:
+    """Whether `node` was removed from its graph."""
+    return node._erased
+
+
 def erase_unread_attributes(gm: fx.GraphModule) -> None:
     """Remove get_attr nodes that nothing reads."""
     for node in reversed(list(gm.graph.nodes)):
@@ -146,6 +151,16 @@ def delete_unused_sites(gm: fx.GraphModule) -> None:
     sites = getattr(gm, SITES, None)
     if sites is not None:
         delete_unused(gm, {f"{SITES}.{name}" for name, _ in sites.named_children()})
+
+
+def put_identities(gm: fx.GraphModule, modules: set[int]) -> None:
+    """Put an Identity where the modules of those ids are, under all of their names: no parameter
+    of theirs is left, and every place in a container is as it was.
+    """
+    for path, module in list(gm.named_modules(remove_duplicate=False)):
+        if id(module) in modules:
+            owner, _, name = path.rpartition(".")
+            setattr(gm.get_submodule(owner), name, nn.Identity().train(module.training))
 
 
 def state_bytes(gm: nn.Module) -> int:

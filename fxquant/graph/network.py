@@ -1,7 +1,7 @@
 """A GraphModule that keeps everything its model held, also when it is copied.
 
-torch's own forgets plain attributes in deepcopy, and the second name of a module or parameter
-that has two in deepcopy and in pickles.
+torch's own forgets plain attributes in deepcopy, and in deepcopy and in pickles its own name and
+the second name of a module or parameter that has two.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ class Network(fx.GraphModule):
         # the same copies that torch made, out of the memo
         held = copy.deepcopy(self.__dict__, memo)
         _hand_over(held, result)
+        type(result).__name__ = type(self).__name__  # of this instance alone, as fx makes them
         return result
 
     def __reduce__(self) -> tuple[Callable[..., Network], tuple[Any, ...]]:
         rebuild, arguments = super().__reduce__()
-        return _unpickle, (rebuild, arguments)
+        return _unpickle, (rebuild, arguments, type(self).__name__)
 
 
 def network(model: nn.Module, graph: fx.Graph) -> Network:
@@ -54,9 +55,11 @@ class IntegerNetwork(Network):
         return self
 
 
-def _unpickle(rebuild: Callable[..., fx.GraphModule], arguments: tuple[Any, ...]) -> Network:
+def _unpickle(
+    rebuild: Callable[..., fx.GraphModule], arguments: tuple[Any, ...], name: str
+) -> Network:
     gm = rebuild(*arguments)
-    result = Network(gm, gm.graph, class_name=type(gm).__name__)
+    result = Network(gm, gm.graph, class_name=name)
     _hand_over(arguments[0], result)
     return result
 

@@ -30,9 +30,9 @@ def parameter_reads(gm: fx.GraphModule) -> Counter[int]:
     return reads
 
 
-def read_elsewhere(value: fx.Node, reader: fx.Node) -> str | None:
-    """That `value` has another reader than `reader`, as a sentence, or None."""
-    others = [user.name for user in value.users if user is not reader]
+def read_elsewhere(value: fx.Node, *readers: fx.Node) -> str | None:
+    """That `value` has another reader than `readers`, as a sentence, or None."""
+    others = [user.name for user in value.users if user not in readers]
     return f"'{value.name}' is also read by '{others[0]}'" if others else None
 
 

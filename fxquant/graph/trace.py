@@ -40,19 +40,24 @@ from fxquant.graph.positional import put_first_argument_first
 
 _CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__  # before fx patches them
 _UNKNOWN = object()
-_RESERVED = ("graph", "meta", "code", "recompile", "_graph", "fxquant")
+_RESERVED = ("self", "graph", "meta", "code", "recompile", "_graph", "fxquant")
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DataParallel, DistributedDataParallel or torch.compile."""
+def unwrap(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    """The model inside DataParallel, DistributedDataParallel or torch.compile, and in what it
+    was, from the outside in.
+    """
+    wrappers = []
     while True:
         if isinstance(model, _WRAPPERS):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
+            inner = model.module
         else:
-            return model
+            inner = getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model, tuple(wrappers)
+        wrappers.append(type(model).__name__)
+        model = inner
 
 
 def trace(
@@ -93,13 +98,23 @@ def check_capture(gm: Network, model: nn.Module, example_inputs: Sequence[Any]) 
     """Run `gm` and a copy of `model` on the example inputs, in both modes, and compare.
 
     Raises CaptureError where they differ: the forward does something that its trace does not
-    show, such as asking whether its input is a tensor.
+    show, such as asking whether its input is a tensor. Also where the model itself cannot run.
     """
     for training in (False, True):
-        if largest_difference(gm, model, example_inputs, training) > 0.0:
+        name, mode = type(model).__name__, "train" if training else "eval"
+        try:
+            difference = largest_difference(model, gm, example_inputs, training)
+        except Exception as error:
             raise CaptureError(
-                f"the graph of {type(model).__name__} gives other outputs than the model in "
-                f"{'train' if training else 'eval'}() on the example inputs.\n"
+                f"{name}.forward cannot run on the example inputs in {mode}(), at "
+                f"{raised_at(error.__traceback__)}: {error}\n"
+                "What to do: pass example_inputs that it runs on in both modes; a batch norm needs "
+                "more than one value per channel in train()."
+            ) from error
+        if difference > 0.0:
+            raise CaptureError(
+                f"the graph of {name} gives other outputs than the model in {mode}() on the "
+                "example inputs.\n"
                 "What to do: look for what its forward asks of its inputs besides their values and "
                 "shapes (isinstance, attributes); keep that submodule in float (keep_float)."
             )

@@ -8,6 +8,7 @@ with signed multipliers m·2^-S = f·s_x/s_y and o_q = round(o/s_y · 2^S): one 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -31,10 +32,9 @@ class BatchNormNumbers(NamedTuple):
     high: Tensor
 
 
-def batch_norm(input: Tensor, *, batch_norm: nn.Module) -> Tensor:
+def batch_norm(input: Tensor, *, batch_norm: Callable[[Tensor], Tensor]) -> Tensor:
     """[N, C, ...] through the BatchNorm module handed in; same shape."""
-    out: Tensor = batch_norm(input)
-    return out
+    return batch_norm(input)
 
 
 def _options(module: Any) -> dict[str, Any] | None:

@@ -48,7 +48,8 @@ def apply_move(gm: fx.GraphModule, node: fx.Node, value: Any) -> Any:
         return None
     args, kwargs = map_nodes((node.args[1:], node.kwargs), example_of)
     if node.op == "call_method":
-        return getattr(value, str(node.target))(*args, **kwargs)
+        name = str(node.target).replace("view", "reshape")  # whatever the strides of `value`
+        return getattr(value, name)(*args, **kwargs)
     function = module_at(gm, node) if node.op == "call_module" else node.target
     assert callable(function)
     return function(value, *args, **kwargs)

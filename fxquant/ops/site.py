@@ -10,6 +10,7 @@ that `convert` writes into the integer network: what is validated is what is shi
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from fxquant.fake_quant import ActivationFakeQuant, WeightFakeQuant, round_to_grid
 from fxquant.intmath import Target
 from fxquant.observers import Observer
+from fxquant.ops.freeze import FreezeAfter
 from fxquant.ops.spec import Affine, Clamp, OpSpec, Output, RealCall, Weights
 from fxquant.schemes import Channels, QParams, code_of, dequantize, quantize
 
@@ -25,8 +27,9 @@ from fxquant.schemes import Channels, QParams, code_of, dequantize, quantize
 class CallSite(nn.Module):
     """One operator call: `site(*inputs, **options)` as `op.function` takes them.
 
-    Passes fill it in: `activation` (fuse_conv_bn_relu), `output` and `weight_quant`
-    (insert_observers, insert_fake_quant), and `sources`, the quantizers of its inputs.
+    Passes fill it in: `activation` (fuse_conv_bn_relu), `freeze` (freeze_batch_norm), `output`
+    and `weight_quant` (insert_observers, insert_fake_quant), and `sources`, the quantizers of
+    its inputs.
     `batch_norm=` among the options is a BatchNorm module that stands behind the operator.
     """
 
@@ -37,6 +40,7 @@ class CallSite(nn.Module):
         self.op = op
         self.activation: Clamp | None = None
         self.register_buffer("clamp_divisor", None)
+        self.freeze: FreezeAfter | None = None
         self.weight_quant: WeightFakeQuant | None = None
         self.output: Observer | ActivationFakeQuant | None = None
         # a tuple, hence not registered: each quantizer belongs to the site that it follows
@@ -52,6 +56,8 @@ class CallSite(nn.Module):
             return self._on_integers(inputs, options)
 
     def _real(self, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> Tensor:
+        if self.freeze is not None:
+            options = options | {"batch_norm": partial(self.freeze, options["batch_norm"])}
         behind = options.get("batch_norm") if self.op.folds else None
         taken = {k: v for k, v in options.items() if behind is None or k != "batch_norm"}
         y = self.op.function(*inputs, **taken)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fxquant import QuantConfig, QuantScheme, explain, prepare_qat
 from fxquant.graph.trace import trace
 from fxquant.passes import Canonicalize, EqualizeCrossLayer, FuseConvBnRelu, InsertObservers
 from fxquant.passes.equalize_cross_layer import Layer, scale_weight, settle
@@ -165,6 +166,14 @@ def test_a_value_seen_outside_stays(kind):
 
     _, record = equalize(Net())
     assert [entry.node for entry in record.changed] == ([] if kind != "float" else ["a", "b"])
+
+
+def test_with_a_scale_per_channel_it_says_that_it_gains_little():
+    for per_channel, count in ((True, 1), (False, 0)):
+        weight = QuantScheme(narrow=True, per_channel=per_channel)
+        config = QuantConfig(batch_norm="fold", equalize=True, weight=weight)
+        prepared = prepare_qat(chain("conv", "relu", "conv").build(), config=config)
+        assert explain(prepared).count("this gains little") == count
 
 
 def test_dead_channels_stay():

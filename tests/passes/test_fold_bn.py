@@ -38,6 +38,12 @@ def test_rewrites(before, after):
     assert shape(gm) == after
 
 
+def test_a_folded_norm_is_gone():
+    """Its γ and β would get no gradient, which distributed training takes for an error."""
+    gm, _ = fold(chain("conv", "bn", "relu", "conv").build())
+    assert not any(key.startswith("steps.1.") for key in gm.state_dict())
+
+
 class Shared(nn.Module):
     def __init__(self, kind):
         super().__init__()
@@ -136,7 +142,7 @@ def test_into_the_layer_after(groups):
 def test_not_into_a_layer_that_pads():
     _, record = fold(nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3, padding=1)))
     assert [entry.text for entry in record.left_alone] == [
-        "'_1' pads with zeros, which the batch norm would have moved"
+        "'_1' pads with zeros, which an offset would have moved"
     ]
 
 

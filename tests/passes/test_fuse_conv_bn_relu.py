@@ -45,6 +45,36 @@ def test_a_sum_takes_its_relu_in():
     assert shape(fuse(Net())[0]) == "add+relu"
 
 
+class Readers(nn.Module):
+    """One conv, read by two activations."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.conv, self.functions = nn.Conv2d(2, 2, 1), (first, second)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return tuple(function(y) for function in self.functions)
+
+
+def test_activations_that_are_all_the_same_become_one():
+    model = Readers(torch.relu, lambda y: y.clamp(min=0) * 0.0)
+    gm, record = fuse(model)
+    assert shape(gm) == "conv2d+relu zero"
+    assert [entry.text for entry in record.changed] == ["took in 'relu', 'clamp'"]
+    x = torch.randn(1, 2, 3, 3)
+    assert all(torch.equal(a, b) for a, b in zip(gm(x), model(x), strict=True))
+
+
+def test_activations_that_differ_are_left_alone():
+    gm, record = fuse(Readers(torch.relu, nn.functional.relu6))
+    assert shape(gm) == "conv2d relu relu6"
+    assert [entry.text for entry in record.left_alone] == [
+        "'conv' is also read by 'relu6'",
+        "'conv' is also read by 'relu'",
+    ]
+
+
 class Fork(nn.Module):
     def __init__(self):
         super().__init__()

@@ -1,0 +1,73 @@
+"""The weight and bias of a layer in a graph: read, replaced, and asked what they would admit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx
+
+from fxquant.graph.edit import free_path, get_attribute, set_parameter
+from fxquant.graph.place import copy_place
+from fxquant.ops.flow import layer_channels
+
+
+def value_of(gm: fx.GraphModule, node: fx.Node) -> Any:
+    """What a get_attr node reads."""
+    return get_attribute(gm, str(node.target))
+
+
+def parameters_of(gm: fx.GraphModule, layer: fx.Node) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the layer at `layer`."""
+    weight, bias = layer.kwargs["weight"], layer.kwargs["bias"]
+    assert isinstance(weight, fx.Node)
+    return value_of(gm, weight), value_of(gm, bias) if isinstance(bias, fx.Node) else None
+
+
+def set_weight(gm: fx.GraphModule, layer: fx.Node, weight: Tensor) -> None:
+    """Put a new weight in the place of the layer's own."""
+    node = layer.kwargs["weight"]
+    assert isinstance(node, fx.Node)
+    set_parameter(gm, str(node.target), weight)
+
+
+def set_bias(gm: fx.GraphModule, layer: fx.Node, bias: Tensor) -> None:
+    """Put a new bias in the place of the layer's own, or give it one."""
+    weight_node, bias_node = layer.kwargs["weight"], layer.kwargs["bias"]
+    assert isinstance(weight_node, fx.Node)
+    if isinstance(bias_node, fx.Node):
+        set_parameter(gm, str(bias_node.target), bias)
+        return
+    owner, _, name = str(weight_node.target).rpartition(".")
+    # a layer's own empty place for it, or a new name beside a weight that stands alone
+    own = name == "weight" and getattr(gm.get_submodule(owner), "bias", 0) is None
+    path = f"{owner}.bias" if own else free_path(gm, f"{weight_node.target}_bias")
+    set_parameter(gm, path, bias)
+    with gm.graph.inserting_before(layer):
+        added = gm.graph.get_attr(path)
+    copy_place(layer, added)
+    layer.kwargs = {**layer.kwargs, "bias": added}
+
+
+def fold_input_affine(
+    weight: Tensor, bias: Tensor | None, factor: Tensor, offset: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weight [O, C/groups, ...], bias [O] of a layer that reads `factor·x + offset`, both [C]."""
+    groups = factor.numel() // weight.shape[1]
+    rows = weight.reshape(groups, -1, weight.shape[1], weight[0, 0].numel())
+    per_input = (groups, 1, weight.shape[1], 1)
+    scaled = (rows * factor.reshape(per_input)).reshape(weight.shape)
+    shift = (rows * offset.reshape(per_input)).sum((2, 3)).flatten()
+    return scaled, shift if bias is None else bias + shift
+
+
+def why_not_shifted(gm: fx.GraphModule, layer: fx.Node) -> str | None:
+    """Why an offset on the layer's input is not the same offset at every place of its output, as
+    a sentence, or None where it is.
+    """
+    if layer_channels(gm, layer).axis != 0:
+        return f"'{layer.name}' is transposed: how often it reads an offset depends on the place"
+    padding = layer.kwargs.get("padding", 0)
+    widths = padding if isinstance(padding, (tuple, list)) else (padding,)
+    if any(width not in (0, "valid") for width in widths):
+        return f"'{layer.name}' pads with zeros, which an offset would have moved"
+    return None

@@ -1,0 +1,256 @@
+"""Edge cases 49 to 59: ranges, observers and fake-quants."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fxquant
+from fxquant import QuantScheme
+from fxquant.errors import UncalibratedError
+from fxquant.fake_quant import fake_quantize
+from fxquant.intmath import divide_half_up, requantize, rescale_of, shift_half_up
+from fxquant.observers import MinMax, MovingAverage
+from fxquant.ops.flow import sites
+from fxquant.schemes import UINT8, QParams, code_of, quantize, range_to_qparams, round_half_up
+from tests import laws
+from tests.edge_cases.checks import IMAGE, Net, contract, conv, explains, kept, settle_norms
+
+INPUT = torch.randn(IMAGE, generator=torch.Generator().manual_seed(3))
+TRAIN = laws.CONFIGS["train"]
+
+
+def net():
+    return Net(lambda s, x: s.b(s.bn(s.a(x)).relu()), a=conv(), b=conv(), bn=nn.BatchNorm2d(4))
+
+
+DATA = {
+    "all zero": torch.zeros(IMAGE),
+    "constant": torch.full(IMAGE, 3.0),
+    "one element": torch.randn(1, 4, 1, 1),
+    "denormal": INPUT * 1e-42,
+    "huge": INPUT * 1e37,
+}
+
+
+@pytest.mark.parametrize("x", DATA.values(), ids=DATA)
+def test_case_49_odd_data(x):
+    """Kept: zeros, constants, single elements, denormal and huge numbers have finite scales."""
+    model = Net(lambda s, x: s.b(s.a(x).relu()), a=conv(), b=conv())
+    results = kept(model, x, near=None)
+    for prepared, _ in results.values():
+        for _, site in sites(prepared):
+            assert 0 < float(site.quantizer.scale) < float("inf")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_case_49_batches_that_say_nothing(value):
+    """Kept: a batch with NaN or infinity in it, or an empty one, moves no range that sees it."""
+    prepared = fxquant.prepare_qat(Net(lambda s, x: s.b(s.a(x)), a=conv(), b=conv()))
+    laws.settle(prepared, INPUT)
+    entrance = prepared.fxquant.quantize_x  # behind it infinity is the end of the range
+    before = copy.deepcopy(entrance.state_dict())
+    odd = INPUT.clone()
+    odd[0, :, 0, 0] = value
+    prepared.train()
+    for x in (odd, INPUT[:0]):
+        prepared(x)
+    assert all(torch.equal(before[k], v) for k, v in entrance.state_dict().items())
+
+
+@pytest.mark.parametrize("x", [INPUT * float("nan"), INPUT[:0]], ids=["NaN", "empty"])
+def test_case_49_no_finite_data(x):
+    """Refused: a network that has seen nothing but NaN, or nothing at all, is not converted."""
+    prepared = fxquant.prepare_qat(Net(lambda s, x: s.a(x), a=conv()))
+    prepared.train()(x)
+    with pytest.raises(UncalibratedError) as caught:
+        fxquant.convert(prepared)
+    words = ("it has seen no finite data", "train() mode first")
+    explains(caught.value, *words, module="", line=None, node="quantize_x")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_case_49_float_types(dtype):
+    """Kept: ranges are float32, or float64 in a float64 network, whatever floats come by."""
+    result = contract(net().to(dtype), (INPUT.to(dtype),), TRAIN)
+    wide = torch.float64 if dtype is torch.float64 else torch.float32
+    assert result.prepared.fxquant.quantize_x.output.observer.low.dtype is wide
+    for observer in (MinMax(), MovingAverage()):
+        assert observer(INPUT.to(dtype)).dtype is dtype
+        assert observer.low == INPUT.to(dtype).min().float()
+
+
+@pytest.mark.parametrize(("low", "high"), [(2.0, 5.0), (-5.0, -2.0), (1e-30, 1e-30), (0.0, 3.0)])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_case_50_one_sided_range(low, high, symmetric):
+    """Kept: a range that lies on one side of 0 is widened to hold it."""
+    scheme = QuantScheme(symmetric=symmetric)
+    q = range_to_qparams(torch.tensor(low), torch.tensor(high), scheme)
+    zero = quantize(torch.zeros(()), q)
+    assert scheme.qmin <= int(q.zero_point) <= scheme.qmax
+    assert int(zero) == int(q.zero_point)
+    assert float(fake_quantize(torch.zeros(()), q)) == 0.0
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_case_50_one_sided_data(sign):
+    """Kept: data of one sign, padded with zeros that are exact."""
+    config = {name: replace(c, activation=QuantScheme()) for name, c in laws.CONFIGS.items()}
+    for configs in (laws.CONFIGS, config):
+        kept(Net(lambda s, x: s.a(x), a=conv()), (INPUT.abs() + 1) * sign, configs=configs)
+
+
+ZEROS = {
+    "mul": lambda s, x: s.a(x).mul(0.0),
+    "strided": lambda s, x: s.a(x)[:, :, ::2, ::2].mul(0.0),
+    "in a sum": lambda s, x: s.a(x) + x * 0.0,
+    "of the input": lambda s, x: x * 0.0,
+    "before a conv": lambda s, x: s.b(s.a(x) * 0),
+    "of zeros": lambda s, x: s.a(x.mul(0.0)).mul(0.0),
+}
+
+
+@pytest.mark.parametrize("forward", ZEROS.values(), ids=ZEROS)
+def test_case_51_zero_operator(forward):
+    """Kept: zeros keep the range of what they were made of, so no scale is 0 or infinite."""
+    for prepared, quantized in kept(Net(forward, a=conv(), b=conv()), INPUT).values():
+        for _, site in sites(prepared):
+            assert 0 < float(site.quantizer.scale) < float("inf")
+        assert quantized(INPUT).isfinite().all()
+
+
+NARROW = QuantScheme(narrow=True)
+SCHEMES = {
+    "weights": {"weight": NARROW},
+    "weights per channel, 4 bits": {"weight": QuantScheme(bits=4, narrow=True, per_channel=True)},
+    "activations": {"activation": NARROW},
+    "activations, not symmetric": {"activation": QuantScheme(narrow=True, symmetric=False)},
+}
+
+
+@pytest.mark.parametrize("schemes", SCHEMES.values(), ids=SCHEMES)
+def test_case_52_narrow_range(schemes):
+    """Kept: with a narrow range no code is the lowest one."""
+    model = Net(lambda s, x: s.b(s.a(x).relu()), a=conv(), b=conv())
+    configs = {name: replace(config, **schemes) for name, config in laws.CONFIGS.items()}
+    for _, quantized in kept(model, INPUT, configs=configs, near=None).values():
+        scheme = schemes.get("weight", fxquant.QuantConfig().weight)
+        assert int(quantized.fxquant.a.weight.min()) >= -scheme.qmax
+        if "activation" in schemes:
+            codes = quantized.fxquant.quantize_x(INPUT * 100)
+            assert int(codes.min()) == schemes["activation"].qmin == -127
+
+
+SAME = {
+    "relu behind a pool": lambda s, y: F.max_pool2d(y, 3, 1, 1).relu(),
+    "relu6 behind a pool": lambda s, y: F.relu6(F.max_pool2d(y, 3, 1, 1)),
+    "max pool": lambda s, y: F.max_pool2d(y, 2),
+    "avg pool": lambda s, y: F.avg_pool2d(y, 2),
+    "adaptive avg pool": lambda s, y: F.adaptive_avg_pool2d(y, (3, 2)),
+    "slice": lambda s, y: y[:, :, 1:, ::2],
+    "reshape": lambda s, y: y.reshape(2, 4, 4, 16),
+    "transpose": lambda s, y: y.transpose(2, 3).contiguous(),
+    "channel shuffle": lambda s, y: F.channel_shuffle(y, 2),
+    "chunk": lambda s, y: torch.chunk(y, 2, 2)[1],
+    "identity": lambda s, y: s.same(y),
+    "dropout": lambda s, y: F.dropout(y, 0.5, s.training),
+    "pad": lambda s, y: F.pad(y, (1, 0, 0, 1)),
+    "clone": lambda s, y: y.clone(),
+}
+
+
+@pytest.mark.parametrize("between", SAME.values(), ids=SAME)
+def test_case_53_same_parameters(between):
+    """Kept: what only picks, moves or averages has the very parameters of what it reads."""
+    model = Net(lambda s, x: s.b(between(s, s.a(x))), a=conv(), b=conv(), same=nn.Identity())
+    for prepared, quantized in kept(model, INPUT).values():
+        assert prepared.fxquant.b.sources[0] is prepared.fxquant.a.output
+        assert torch.equal(quantized.fxquant.b.x_zero, quantized.fxquant.a.y_zero)
+
+
+def test_case_54_one_rounding():
+    """Kept: real numbers and integers alike are rounded half-up, in training and in integers."""
+    ties = torch.tensor([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5])
+    expected = [-2, -1, 0, 1, 2, 3]
+    q = QParams(torch.tensor(1.0), torch.tensor(100, dtype=torch.int32), UINT8)
+    assert round_half_up(ties).tolist() == expected
+    assert fake_quantize(ties, q).tolist() == expected
+    assert [int(code) - 100 for code in quantize(ties, q)] == expected
+    assert [int(code) - 100 for code in code_of(ties, q)] == expected
+    halves = (ties * 2).to(torch.int64)
+    assert shift_half_up(halves, torch.tensor(1)).tolist() == expected
+    assert divide_half_up(halves, torch.tensor(2)).tolist() == expected
+    rescale = rescale_of(torch.tensor(0.5, dtype=torch.float64))
+    ends = torch.tensor(-128), torch.tensor(127)
+    codes = requantize(halves, rescale, torch.tensor(0), *ends, torch.int8)
+    assert codes.tolist() == expected
+
+
+def test_case_54_ties_in_a_network():
+    """Kept: a value half way between two codes becomes the same code before and after convert."""
+    model = Net(lambda s, x: F.max_pool2d(x, 1))
+    prepared = fxquant.prepare_qat(model)
+    laws.settle(prepared, torch.tensor([[[[-100.0, 155.0]]]]))  # scale 1
+    ties = torch.arange(-8, 8).reshape(1, 1, 4, 4) + 0.5
+    trained = prepared.fxquant.quantize_x.output(ties)  # as training rounds
+    assert torch.equal(prepared(ties), trained)
+    assert torch.equal(trained, torch.floor(ties + 0.5))
+    assert torch.equal(fxquant.convert(prepared)(ties), trained)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_case_57_autocast(dtype):
+    """Kept: autocast may go on around training, and changes no integer."""
+    prepared = fxquant.prepare_qat(net()).train()
+    with torch.autocast("cpu", dtype):
+        for _ in range(2):
+            prepared(INPUT).float().square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in prepared.parameters())
+    assert prepared.fxquant.a.output.scale.dtype is torch.float32
+    quantized = fxquant.convert(prepared.eval())
+    expected = quantized(INPUT)
+    with torch.autocast("cpu", dtype):
+        laws.assert_equal(quantized(INPUT), expected)
+        laws.assert_equal(prepared(INPUT), expected)
+
+
+def test_case_58_eval_moves_nothing():
+    """Kept: in eval() no observer, no scale and no statistic moves."""
+    for prepared, _ in kept(net(), INPUT).values():
+        before = copy.deepcopy(prepared.state_dict())
+        prepared.eval()(INPUT * 100)
+        assert all(torch.equal(before[k], v) for k, v in prepared.state_dict().items())
+
+
+def test_case_58_state_dict():
+    """Kept: whether a range is known, and which, travels in the state_dict."""
+    model = settle_norms(net())
+    for name, (prepared, quantized) in kept(model, INPUT).items():
+        fresh = fxquant.prepare_qat(model, config=laws.CONFIGS[name])
+        fresh.load_state_dict(prepared.state_dict())
+        laws.assert_equal(fresh.eval()(INPUT), quantized(INPUT))
+        fresh.load_state_dict(fxquant.prepare_qat(model, config=laws.CONFIGS[name]).state_dict())
+        with pytest.raises(UncalibratedError):
+            fxquant.convert(fresh)
+
+
+def test_case_59_one_scale_formula():
+    """Kept: the scales that training rounds with are those of the integers."""
+    model = Net(lambda s, x: s.b(s.a(x).relu()), a=conv(), b=conv())
+    for prepared, quantized in kept(model, INPUT).values():
+        site, numbers = prepared.fxquant.a, quantized.fxquant.a
+        scale = site.weight_quant.scale(prepared.a.weight).reshape(-1, 1, 1, 1)
+        rounded = site.weight_quant(prepared.a.weight.detach())
+        torch.testing.assert_close(rounded, numbers.weight * scale, rtol=1e-6, atol=0)
+        (source,) = site.sources
+        observed = range_to_qparams(source.observer.low, source.observer.high, UINT8)
+        for q in (source.qparams, quantized.fxquant.quantize_x.qparams):
+            assert torch.equal(q.scale, observed.scale)
+            assert torch.equal(q.zero_point, observed.zero_point)
+        factor = source.scale.double() * scale.flatten().double() / site.output.scale.double()
+        expected = rescale_of(factor)
+        assert torch.equal(numbers.multiplier, expected.multiplier)
+        assert torch.equal(numbers.shift, expected.shift)
