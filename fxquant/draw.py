@@ -52,11 +52,12 @@ _GROUP = {
 
 # The first family that the operator's name starts with gives the fill.
 _FILLS = (
-    (("conv", "linear"), "#cfe2f8"),
+    (("conv", "linear", "matmul"), "#cfe2f8"),
     (("batch_norm",), "#c6ece8"),
-    (("relu", "hardtanh", "clamp"), "#fde3c4"),
+    (("relu", "hardtanh", "clamp", "leaky_relu", "elu", "silu", "gelu"), "#fde3c4"),
+    (("sigmoid", "tanh", "hardsigmoid", "hardswish", "exp", "softmax"), "#fde3c4"),
     (("max_pool", "avg_pool", "adaptive_avg_pool", "mean"), "#d6efcf"),
-    (("add", "cat"), "#e6dcf5"),
+    (("add", "cat", "sub", "mul", "div", "neg"), "#e6dcf5"),
     (("quantize", "dequantize", "fake_quant"), "#f9d0d4"),
     (("input", "output"), "#ffffff"),
 )

@@ -467,6 +467,22 @@ def mul(n: Buffers, a: Codes, b: Codes) -> Codes:
     return limit(rescale(products, n["multiplier"], n["shift"]), n)
 
 
+def div(n: Buffers, a: Codes, b: Codes) -> Codes:
+    """`A·m / (B·2^S)` element by element in Python's integers; beyond all codes where B is 0."""
+    m, unit, far = int(n["multiplier"]), 2 ** int(n["shift"]), 1000
+
+    def quotient(above: int, below: int) -> int:
+        if below == 0:
+            return far * ((above > 0) - (above < 0))
+        above, below = (-above, -below) if below < 0 else (above, below)
+        return (2 * above * m + below * unit) // (2 * below * unit)
+
+    left, right = np.broadcast_arrays(a - n["a_zero"], b - n["b_zero"])
+    pairs = zip(left.flatten().tolist(), right.flatten().tolist(), strict=True)
+    steps = [min(max(quotient(x, y), -far), far) for x, y in pairs]
+    return limit(np.array(steps, np.int64).reshape(left.shape), n)
+
+
 def matmul(n: Buffers, a: Codes, b: Codes) -> Codes:
     """`Σ a·b - z_a·Σ b - z_b·Σ a + K·z_a·z_b`, the sums along K broadcast over rows and columns."""
     K = a.shape[-1]
@@ -528,6 +544,7 @@ KERNELS: dict[str, Callable[..., Codes]] = {
     "leaky_relu": look_up,
     "softmax": softmax,
     "mul": mul,
+    "div": div,
     "matmul": matmul,
     "sub": add,  # a sum of which one multiplier is negative
     "add_number": affine,

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import fxquant
 from fxquant import darts
@@ -152,3 +153,106 @@ def test_integers_stay_near_the_float_network():
     expected, got = model(x), fxquant.convert(prepared)(x)
     noise = (got - expected).pow(2).mean()
     assert 10 * torch.log10(expected.pow(2).mean() / noise) > 25
+
+
+class SqueezeExcite(nn.Module):
+    """MobileNetV3's: a gate of two layers over the mean of each channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.reduce, self.expand = nn.Conv2d(channels, 2, 1), nn.Conv2d(2, channels, 1)
+
+    def forward(self, x):
+        gate = torch.relu(self.reduce(x.mean((2, 3), keepdim=True)))
+        return x * F.hardsigmoid(self.expand(gate))
+
+
+class InvertedResidual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.Conv2d(channels, 8, 1, bias=False), nn.BatchNorm2d(8), nn.Hardswish(inplace=True),
+            nn.Conv2d(8, 8, 5, padding=2, groups=8, bias=False), nn.BatchNorm2d(8), nn.Hardswish(),
+            SqueezeExcite(8), nn.Conv2d(8, channels, 1, bias=False), nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, x):
+        return x + self.inner(x)
+
+
+class ConvNeXtBlock(nn.Module):
+    """A scale per channel that the network holds, and GELU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.expand, self.reduce = nn.Linear(channels, 8), nn.Linear(8, channels)
+        self.gamma = nn.Parameter(torch.randn(channels))
+
+    def forward(self, x):
+        y = self.depthwise(x).permute(0, 2, 3, 1)
+        y = self.gamma * self.reduce(F.gelu(self.expand(y)))
+        return x + y.permute(0, 3, 1, 2)
+
+
+class SelfAttention(nn.Module):
+    """Over the places of an image: softmax(q·kᵀ/√d)·v."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.qkv, self.channels = nn.Conv2d(channels, 3 * channels, 1), channels
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).flatten(2).chunk(3, 1)
+        weights = F.softmax(q.transpose(1, 2) @ k / self.channels**0.5, dim=-1)
+        return x + (v @ weights.transpose(1, 2)).view_as(x)
+
+
+class Gated(nn.Module):
+    """A highway: t·h + (1 - t)·x, and a softplus-like quotient."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.h, self.t = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+
+    def forward(self, x):
+        t = torch.sigmoid(self.t(x))
+        y = torch.tanh(self.h(x)) * t + (1 - t) * x
+        return y / (1 + torch.exp(-y)) - 0.25 * F.leaky_relu(-y, 0.2)
+
+
+BLOCKS = [InvertedResidual, ConvNeXtBlock, SelfAttention, Gated]
+
+
+@pytest.mark.parametrize("config", laws.CONFIGS.values(), ids=laws.CONFIGS)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_blocks_of_modern_networks(block, config):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), block(4), block(4), nn.Conv2d(4, 2, 1))
+    prepared, quantized = prepared_and_quantized(net, torch.randn(4, 3, 9, 8), config)
+    for batch in (1, 3):
+        x = torch.randn(batch, 3, 9, 8) * 2
+        laws.assert_equal(quantized(x), prepared(x))
+    train_one_step(prepared, torch.randn(4, 3, 9, 8))
+    laws.assert_equal(fxquant.convert(prepared)(x), prepared.eval()(x))
+    assert not torch.equal(quantized(x), prepared(x))
+
+
+def train_one_step(prepared, x):
+    """The layers' parameters have gradients, and move."""
+    optimizer = torch.optim.SGD(prepared.parameters(), lr=0.5)
+    prepared.train()(x).square().mean().backward()
+    layers = [m for m in prepared.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    assert all(layer.weight.grad.isfinite().all() for layer in layers)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("config", [laws.CONFIGS["train"], laws.CONFIGS["equalize"]])
+@pytest.mark.parametrize("name", ["mobilenet_v3_small"])
+def test_torchvision_networks_with_gates(name, config):
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    torch.manual_seed(0)
+    net = models.get_model(name, num_classes=10)
+    prepared, quantized = prepared_and_quantized(net, torch.randn(2, 3, 32, 32), config)
+    x = torch.randn(3, 3, 32, 32)
+    laws.assert_equal(quantized(x), prepared(x))

@@ -324,7 +324,7 @@ class Arithmetic(nn.Module):
         return (
             excited + b, a * self.scale, F.relu(a * b), torch.relu(a - excited), a[:, :1] - b,
             2 * a - 1.5, F.hardtanh(0.25 - b, -0.5, 0.5), -b, b / 3 + 0.01, (a * -0.3).relu(),
-            b * b,
+            b * b, a / (torch.sigmoid(b) + 0.5), F.hardtanh(b / (excited.sigmoid() - 2), -0.5, 0.1),
         )
 
 

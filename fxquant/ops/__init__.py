@@ -18,6 +18,7 @@ from fxquant.ops.cat import CAT
 from fxquant.ops.clamp import CLAMP, HARDTANH, RELU6
 from fxquant.ops.conv import CONV1D, CONV2D, CONV3D
 from fxquant.ops.conv_transpose import CONV_TRANSPOSE1D, CONV_TRANSPOSE2D, CONV_TRANSPOSE3D
+from fxquant.ops.div import DIV
 from fxquant.ops.elu import ELU
 from fxquant.ops.exp import EXP
 from fxquant.ops.gelu import GELU
@@ -81,6 +82,7 @@ OPS: tuple[OpSpec, ...] = (
     SOFTMAX,
     MUL,
     SUB,
+    DIV,
     ADD_NUMBER,
     SUB_NUMBER,
     MUL_NUMBER,

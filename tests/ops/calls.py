@@ -10,9 +10,7 @@ from torch import Tensor
 from fxquant.intmath import Target
 from fxquant.ops import op_named
 from fxquant.ops.spec import RealCall
-from fxquant.schemes import QParams, QuantScheme
-
-UINT8 = QuantScheme(signed=False, symmetric=False)
+from fxquant.schemes import UINT8, QParams, QuantScheme
 
 
 def qparams(scale: float, zero_point: int, scheme: QuantScheme = UINT8) -> QParams:
@@ -22,6 +20,12 @@ def qparams(scale: float, zero_point: int, scheme: QuantScheme = UINT8) -> QPara
 def all_codes(scheme: QuantScheme = UINT8) -> Tensor:
     """Every code once, in order."""
     return torch.arange(scheme.qmin, scheme.qmax + 1).to(scheme.dtype)
+
+
+def pairs(a: QParams, b: QParams) -> tuple[Tensor, Tensor]:
+    """Every pair of codes, in the order of `itertools.product`."""
+    grid = torch.cartesian_prod(all_codes(a.scheme).long(), all_codes(b.scheme).long())
+    return grid[:, 0].to(a.scheme.dtype), grid[:, 1].to(b.scheme.dtype)
 
 
 def real_call(inputs: tuple[QParams, ...], output: QParams, options: dict[str, Any]) -> RealCall:

@@ -10,18 +10,15 @@ from fractions import Fraction
 import pytest
 import torch
 
+from fxquant.intmath import Target
+from fxquant.ops import op_named
 from fxquant.schemes import QuantScheme
 from tests import truth
-from tests.ops.calls import all_codes, integers, qparams
+from tests.ops.calls import all_codes, integers, pairs, qparams, real_call
 
 SIGNED = QuantScheme(symmetric=False)
 A = [qparams(0.5, 3), qparams(0.0173, 128), qparams(0.4, -100, SIGNED)]
 B = [qparams(0.25, 10), qparams(1 / 255, 0), qparams(3.1, 17, SIGNED)]
-
-
-def pairs(a, b):
-    grid = torch.cartesian_prod(all_codes(a.scheme).long(), all_codes(b.scheme).long())
-    return grid[:, 0].to(a.scheme.dtype), grid[:, 1].to(b.scheme.dtype)
 
 
 def found(name, a, b, y):
@@ -33,6 +30,25 @@ def found(name, a, b, y):
 @pytest.mark.parametrize("a", A)
 def test_every_product_is_rounded_correctly(a, b, y):
     assert (found("mul", a, b, y) == truth.product(a, b, y)).all()
+
+
+@pytest.mark.parametrize("y", [qparams(1.0, 20), qparams(0.037, 131), qparams(2.3, -7, SIGNED)])
+@pytest.mark.parametrize("b", B)
+@pytest.mark.parametrize("a", A)
+def test_every_quotient_is_rounded_correctly(a, b, y):
+    assert (found("div", a, b, y) == truth.quotient(a, b, y)).all()
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 255), (3, 250)])
+def test_what_is_divided_by_zero_is_an_end_of_the_range(low, high):
+    """Also where an activation has moved the ends; 0/0 is the code of 0, limited to them."""
+    a, b, y = qparams(0.1, 128), qparams(0.1, 7), qparams(0.1, 2)
+    call = real_call((a, b), y, {})
+    call = call._replace(target=Target(y, torch.tensor(low), torch.tensor(high)))
+    div = op_named("div")
+    above = torch.tensor([0, 127, 128, 129, 255], dtype=torch.uint8)
+    ours = div.kernel(div.numbers(call), torch.uint8, above, torch.full_like(above, 7))
+    assert ours.tolist() == [low, low, max(low, 2), high, high]
 
 
 @pytest.mark.parametrize("y", [qparams(0.7123, 20), qparams(0.037, 131), qparams(2.17, -7, SIGNED)])

@@ -92,6 +92,7 @@ EXAMPLES = {
     "sub": (lambda: Call(lambda x, y: x - y), [IMAGE, (1, 4, 1, 6)]),
     "add_number": (lambda: Call(lambda x: 1.5 + x), [IMAGE]),
     "sub_number": (lambda: Call(lambda x: 0.3 - x), [IMAGE]),
+    "div": (lambda: Call(lambda x, y: x / y), [IMAGE, lambda: torch.rand(2, 4, 1, 1) + 0.5]),
     "mul_number": (lambda: Call(lambda x: x * -1.7), [IMAGE]),
     "div_number": (lambda: Call(lambda x: x / 3), [IMAGE]),
     "neg": (lambda: Call(lambda x: -x), [IMAGE]),
@@ -100,11 +101,16 @@ EXAMPLES = {
 }
 
 
+def draw(shape):
+    """Normal numbers of a shape, or what a function draws instead."""
+    return shape() if callable(shape) else torch.randn(shape)
+
+
 def quantized_example(name, seed):
     make, shapes = EXAMPLES[name]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        module, inputs = make(), [torch.randn(shape) for shape in shapes]
+        module, inputs = make(), [draw(shape) for shape in shapes]
     module = nn.Sequential(module) if len(inputs) == 1 else module
     prepared = fxquant.prepare_qat(module.eval(), inputs)
     # a standalone batch norm would change its statistics while ranges settle

@@ -8,11 +8,14 @@ By hand, uint8, s = 1/2, s_y = 1/256, codes 130 and 128:
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-from fxquant.errors import AccumulatorError
+import fxquant
+from fxquant.errors import AccumulatorError, UnsupportedOperatorError
 from fxquant.ops.softmax import MAX_COLUMNS
 from fxquant.schemes import QuantScheme
-from tests import truth
+from tests import laws, truth
 from tests.ops.calls import all_codes, integers, qparams
 
 SCALES = [2**-8, 0.0173, 0.11, 1.0, 30.0]
@@ -87,6 +90,30 @@ def test_more_columns_are_refused():
     codes = torch.zeros(1, MAX_COLUMNS + 1, dtype=torch.uint8)
     with pytest.raises(AccumulatorError, match=r"(?s)softmax over 131073 values.*What to do"):
         integers("softmax", (UNIT,), UNIT, codes, dim=1)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 3, 5), (4, 3, 5)])
+def test_over_the_channels_of_an_image_with_or_without_a_batch(shape):
+    x = torch.randn(shape)
+    prepared = fxquant.prepare_qat(nn.Sequential(nn.Softmax2d()))
+    laws.settle(prepared, x)
+    quantized = fxquant.convert(prepared)
+    laws.assert_equal(quantized(x), prepared(x))
+    assert (quantized(x) - x.softmax(-3)).abs().max() < 2 / 255
+
+
+class Implicit(nn.Module):
+    def forward(self, x):
+        return F.softmax(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [(nn.Sequential(nn.Softmax()), "call_module 0"), (Implicit(), "call_function softmax")],
+)
+def test_without_a_dimension_it_has_no_integer_form(model, words):
+    with pytest.raises(UnsupportedOperatorError, match=words):
+        fxquant.prepare_qat(model)
 
 
 def test_no_column_at_all():

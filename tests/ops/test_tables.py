@@ -8,9 +8,9 @@ By hand, sigmoid, uint8, s = 1/32, z = 128, s_y = 1/256, z_y = 0, q = 160:
 import pytest
 import torch
 
-from fxquant.schemes import QuantScheme
+from fxquant.schemes import UINT8, QuantScheme
 from tests import truth
-from tests.ops.calls import UINT8, all_codes, integers, qparams
+from tests.ops.calls import all_codes, integers, qparams
 
 SCHEMES = {
     "uint8": (UINT8, 117),

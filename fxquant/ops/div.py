@@ -1,0 +1,81 @@
+"""Quotient of two tensors, with one rounding.
+
+    real      y = a / b
+    integer   q_y = clamp(z_y + floor((2·A·m + (B << S)) / (B << (S + 1))))        B > 0
+
+where A = q_a - z_a and B = q_b - z_b, both negated if B < 0, and m·2^-S = s_a/(s_b·s_y). One exact
+division of integers. Where B = 0 it gives the end of the output's range that has the sign of A,
+and 0/0 gives the code of 0.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fxquant.intmath import divide_half_up, rescale_of
+from fxquant.ops.spec import Call, OpSpec, Output, RealCall, signature_reader
+
+
+class DivNumbers(NamedTuple):
+    """`multiplier`, `shift` int64, of s_a/(s_b·s_y); the others int32: all 0-dim."""
+
+    multiplier: Tensor
+    shift: Tensor
+    a_zero: Tensor
+    b_zero: Tensor
+    y_zero: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def div(input: Tensor, other: Tensor) -> Tensor:
+    """Two tensors of shapes that broadcast."""
+    return input / other
+
+
+def _like_div(input: Tensor, other: Tensor, rounding_mode: str | None = None) -> None: ...
+
+
+_by_signature = signature_reader(_like_div, inputs=2)
+
+
+def _read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+    call = _by_signature(args, kwargs)
+    return None if call is None or call.options["rounding_mode"] else Call(call.inputs, {})
+
+
+def _numbers(call: RealCall) -> DivNumbers:
+    (a, b), (y, low, high) = call.inputs, call.target
+    multiplier, shift = rescale_of(a.scale.double() / (b.scale.double() * y.scale.double()))
+    return DivNumbers(multiplier, shift, a.zero_point, b.zero_point, y.zero_point, low, high)
+
+
+def _kernel(n: DivNumbers, dtype: torch.dtype, a: Tensor, b: Tensor) -> Tensor:
+    above, below = a.to(torch.int64) - n.a_zero, b.to(torch.int64) - n.b_zero
+    above, below = above * torch.where(below < 0, -1, 1), below.abs()
+    # |A| < 2^8, m < 2^31, B < 2^8 and S <= 44: neither side exceeds 2^53
+    steps = divide_half_up(above * n.multiplier, below.clamp(min=1) << n.shift)
+    beyond = torch.sign(above) * 1000  # more than the distance of any two codes
+    y = torch.where(below == 0, beyond, steps) + n.y_zero
+    return torch.clamp(y, n.low, n.high).to(dtype)
+
+
+DIV = OpSpec(
+    name="div",
+    function=div,
+    functions=(operator.truediv, torch.div, torch.divide, torch.true_divide),
+    methods=("div", "divide", "true_divide"),
+    modules={},
+    read=_read,
+    output=Output.OWN,
+    range=None,
+    homogeneous=False,
+    weight_axis=None,
+    numbers=_numbers,
+    kernel=_kernel,
+)

@@ -1,0 +1,199 @@
+"""Measure how far integer operators lie from the correctly rounded real ones: docs/operators.md.
+
+    python -m tools.operator_errors          write the page, in two minutes or so
+
+A figure is the share of codes that differ from the real value, rounded half-up, and the largest
+difference in steps of the output. The real values are those of tests/truth.py; softmax is compared
+with float64.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fxquant.ops import op_named
+from fxquant.schemes import UINT8, QParams, range_to_qparams
+from tests import truth
+from tests.ops.calls import all_codes, integers, pairs, qparams
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "operators.md"
+FUNCTION_SCALES = (2**-7, 0.013, 2**-5, 0.0473, 0.11, 0.31)
+PAIR_CASES = 40
+SOFTMAX_SCALES = (2**-8, 0.0173, 2**-4, 0.11, 0.5)
+SOFTMAX_COLUMNS = (2, 8, 32, 128, 512, 2048)
+SOFTMAX_ROWS, SOFTMAX_CODES = 1_000_000, 2**25  # of one figure, at most
+
+HEAD = """\
+# What integer operators cost
+
+Made by `python -m tools.operator_errors`. Each operator is fed with codes of 8 bits and compared
+with the real operator on the real numbers that the codes stand for, rounded once, half-up, to the
+codes of the output. *Differ* is the share of codes that are not the same, *worst* by how many
+steps. What is lost by rounding the inputs is not in these figures: they are what integer
+arithmetic adds to it.
+"""
+EXACT = """\
+Moves, ReLU, max pooling and zeros round nothing; average pools and means divide exactly;
+convolutions, linear layers and matrix products add exactly and round once, with a multiplier of 31
+bits, as products do below.
+"""
+
+
+class Errors:
+    """Counts the codes that differ."""
+
+    def __init__(self) -> None:
+        self.codes = self.wrong = self.worst = 0
+
+    def add(self, ours: NDArray[Any], expected: NDArray[Any]) -> None:
+        """Take so many more codes in."""
+        distance = abs(ours.astype(np.int64) - expected.astype(np.int64))
+        self.codes += distance.size
+        self.wrong += int((distance > 0).sum())
+        self.worst = max(self.worst, int(distance.max()))
+
+    @property
+    def share(self) -> str:
+        """The share of them, to two digits."""
+        return "0" if self.wrong == 0 else f"{self.wrong / self.codes:.1e}"
+
+
+def functions() -> str:
+    """One-byte functions: every code of each scale."""
+    scales = ", ".join(f"{s:.4g}" for s in FUNCTION_SCALES)
+    lines = [
+        "## Functions of one byte\n",
+        f"All 256 codes at the scales {scales}; zero point 121.\n",
+        "| function | codes | differ | worst |\n|---|---|---|---|",
+    ]
+    for name, (op, options, function) in truth.FUNCTIONS.items():
+        errors = Errors()
+        for scale in FUNCTION_SCALES:
+            x = qparams(scale, 121)
+            values = [function(truth.value(int(q), x)) for q in all_codes()]
+            known = op_named(op).range
+            y = covering(*known) if known else covering(*ends(values))
+            ours = integers(op, (x,), y, all_codes(), **options).numpy()
+            errors.add(ours, np.array([truth.code(v, y) for v in values]))
+        lines.append(f"| {name} | {errors.codes} | {errors.share} | {errors.worst} |")
+    return "\n".join(lines) + "\n"
+
+
+def ends(values: list[truth.Real]) -> tuple[float, float]:
+    """The least and the largest of them."""
+    return min(map(float, values)), max(map(float, values))
+
+
+def covering(low: float, high: float) -> QParams:
+    """Parameters of a range of 8-bit codes."""
+    return range_to_qparams(torch.tensor(low), torch.tensor(high), UINT8)
+
+
+def arithmetic() -> str:
+    """Operators of two tensors: every pair of codes; of a tensor and numbers: every code."""
+    draw = random.Random(0)
+    kinds: dict[str, tuple[Callable[..., NDArray[Any]], Callable[[float, float], float]]] = {
+        "mul": (truth.product, lambda a, b: a * b * 128),
+        "div": (truth.quotient, lambda a, b: a / b / 16),
+        "sub": (truth.difference, lambda a, b: a + b),
+    }
+    lines = [
+        "## Arithmetic\n",
+        f"All 65,536 pairs of codes, {PAIR_CASES} times with random scales and zero points; plain",
+        f"numbers with all 256 codes, {100 * PAIR_CASES} times. Division by zero is among them: it",
+        "gives an end of the range. A difference has multipliers of 21 bits, so that 32 hold it.\n",
+        "| operator | codes | differ | worst |\n|---|---|---|---|",
+    ]
+    for name, (expected, step) in kinds.items():
+        errors = Errors()
+        for _ in range(PAIR_CASES):
+            a, b = (parameters(draw, 10 ** draw.uniform(-3, 0)) for _ in range(2))
+            s_y = step(float(a.scale), float(b.scale)) * draw.uniform(0.5, 2)
+            y = parameters(draw, s_y)
+            errors.add(integers(name, (a, b), y, *pairs(a, b)).numpy(), expected(a, b, y))
+        lines.append(f"| {name} | {errors.codes} | {errors.share} | {errors.worst} |")
+    errors = Errors()
+    for _ in range(100 * PAIR_CASES):
+        x, factor = parameters(draw, 10 ** draw.uniform(-3, 0)), draw.gauss(0, 2)
+        y = parameters(draw, float(x.scale) * abs(factor) * draw.uniform(0.5, 2))
+        offset = draw.gauss(0, 50) * float(y.scale)
+        ours = integers("mul_number", (x,), y, all_codes(), factor=factor, offset=offset).numpy()
+        errors.add(ours, numbers(x, y, factor, offset))
+    lines.append(f"| f·x + o | {errors.codes} | {errors.share} | {errors.worst} |")
+    return "\n".join(lines) + "\n"
+
+
+def parameters(draw: random.Random, scale: float) -> QParams:
+    """That scale and any zero point."""
+    return qparams(scale, draw.randint(0, 255))
+
+
+def numbers(x: QParams, y: QParams, factor: float, offset: float) -> NDArray[Any]:
+    """The codes of f·x + o for every code."""
+    f = Fraction(factor) * truth.scale(x) / truth.scale(y)
+    o = Fraction(offset) / truth.scale(y)
+    centred = np.array([q - int(x.zero_point) for q in range(256)], object)
+    top = centred * (f.numerator * o.denominator) + o.numerator * f.denominator
+    return truth.codes(top, f.denominator * o.denominator, y)
+
+
+def softmax() -> str:
+    """Random rows of many lengths and scales."""
+    lines = [
+        "## Softmax\n",
+        f"Random rows for each figure, a million or {SOFTMAX_CODES:,} codes, of every spread from",
+        "nearly equal to all 256 codes; the output's scale is 1/255. Each figure: differ, worst.\n",
+        "More than one step it cannot be, up to 2,048 columns: each exponential is rounded to a",
+        "multiple of 2⁻²⁰, so their sum, at least 1, is off by at most 2,048/2²¹, a thousandth,",
+        "and 255 steps by a quarter of one.\n",
+        "| columns | " + " | ".join(f"s = {s:.4g}" for s in SOFTMAX_SCALES) + " |",
+        "|---" * (len(SOFTMAX_SCALES) + 1) + "|",
+    ]
+    for columns in SOFTMAX_COLUMNS:
+        figures = []
+        for scale in SOFTMAX_SCALES:
+            errors = softmax_errors(columns, scale)
+            figures.append(errors.share if not errors.wrong else f"{errors.share}, {errors.worst}")
+        lines.append(f"| {columns:,} | " + " | ".join(figures) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def softmax_errors(columns: int, scale: float) -> Errors:
+    """One figure, in batches of about a million codes."""
+    generator = torch.Generator().manual_seed(columns)
+    x, y, errors = qparams(scale, 128), covering(0.0, 1.0), Errors()
+    rows = min(SOFTMAX_ROWS, SOFTMAX_CODES // columns)
+    batch = max(2**20 // columns, 1)
+    while errors.codes < rows * columns:
+        codes = random_rows(min(batch, rows - errors.codes // columns), columns, generator)
+        real = torch.softmax((codes.double() - 128) * x.scale.double(), 1) / y.scale.double()
+        expected = torch.floor(real + 0.5).clamp(0, 255)
+        errors.add(integers("softmax", (x,), y, codes, dim=1).numpy(), expected.numpy())
+    return errors
+
+
+def random_rows(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Codes within a window of 1 to 256 of them, which lies anywhere."""
+    spread = 2 ** (torch.rand(rows, 1, generator=generator) * 8)
+    start = torch.rand(rows, 1, generator=generator) * (256 - spread)
+    codes = start + torch.rand(rows, columns, generator=generator) * spread
+    return codes.clamp(0, 255).to(torch.uint8)
+
+
+def page() -> str:
+    """The whole page."""
+    return "\n".join([HEAD, EXACT, functions(), arithmetic(), softmax()])
+
+
+if __name__ == "__main__":
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(page(), encoding="utf-8")
