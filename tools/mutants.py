@@ -171,8 +171,7 @@ TESTS: dict[str, list[str]] = {
         *SPELLINGS, *networks("convs readers joined separable", "default,equalize"), *WHOLE,
     ],
     "fxquant/ops/verify.py": [
-        "tests/ops/test_verify.py", "tests/passes/test_insert_observers.py", "tests/passes/test_insert_fake_quant.py",
-        "tests/passes/test_lower_to_integer.py", *networks("moves constants"), *WHOLE,
+        "tests/ops/test_verify.py", *networks("moves constants"), *WHOLE,
     ],
     "fxquant/ops/zero.py": [*SPELLINGS, *networks("constants"), *RECORDS, *laws("zero")],
     "passes/canonicalize.py": [*SPELLINGS, *WHOLE, *pass_laws("canonicalize")],

@@ -18,7 +18,7 @@ from fxquant.intmath import Rescale, requantize, rescale_of
 from fxquant.ops.spec import Call, OperandNumbers, OpSpec, Output, RealCall, operand_numbers
 
 
-def cat(*inputs: Tensor, dim: int = 0) -> Tensor:
+def cat(*inputs: Tensor, dim: int) -> Tensor:
     """Tensors of one shape but for `dim`."""
     return torch.cat(inputs, dim)
 

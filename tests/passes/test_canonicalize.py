@@ -80,7 +80,7 @@ SPELLINGS = [
 @pytest.mark.parametrize(("name", "call"), SPELLINGS)
 def test_rewrites(name, call):
     gm = trace(Call(call))
-    x = torch.randn(2, 2, 4, 4)
+    x = 5 * torch.randn(2, 2, 4, 4)  # beyond every limit
     expected = Call(call)
     expected.load_state_dict(gm.state_dict())
     Canonicalize().run(gm)
@@ -112,6 +112,18 @@ def test_leaves_alone(call):
     gm = trace(Call(call))
     Canonicalize().run(gm)
     assert shape(gm) == ""
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "name"),
+    [(-1.0, 0.0, "hardtanh"), (0.0, 1.0, "hardtanh"), (-2.0, -1.0, ""), (1.0, 2.0, "")],
+)
+def test_limits_must_hold_0(low, high, name):
+    called = Call(lambda m, x: F.hardtanh(x, low, high))
+    for model in (nn.Sequential(nn.Hardtanh(low, high)), called):
+        gm = trace(model)
+        Canonicalize().run(gm)
+        assert shape(gm) == name
 
 
 def test_modules_without_an_integer_form_are_left_alone():
