@@ -171,7 +171,8 @@ TESTS: dict[str, list[str]] = {
         *float_networks("convs Joined separable", "default,fold,equalize"), *WHOLE,
     ],
     "fxquant/ops/spec.py": [
-        "tests/ops/test_clamp.py", *SPELLINGS, *networks("convs readers joined separable", "default,equalize"), *WHOLE,
+        "tests/ops/test_clamp.py", *SPELLINGS,
+        *networks("convs readers joined separable", "default,equalize"), *WHOLE,
     ],
     "fxquant/ops/verify.py": [
         "tests/ops/test_verify.py", *networks("moves constants"), *WHOLE,
