@@ -58,6 +58,14 @@ def test_the_integer_network_holds_integers_and_boundary_scales_only():
     assert int(quantized.fxquant.steps_0.weight.min()) >= -127
 
 
+def test_every_number_has_its_own_memory():
+    """A shared zero point would be loaded, moved or changed through another's name."""
+    spec = NetSpec((Step("conv"), Step("cat_conv", (0, 1))), head=True, outputs=(0, 1))
+    _, quantized = converted(spec)
+    places = [buffer.data_ptr() for buffer in quantized.state_dict().values()]
+    assert len(set(places)) == len(places)
+
+
 def test_a_float_island():
     spec = chain("conv", "relu", "conv", "relu", "conv")
     model = spec.build()
