@@ -1,5 +1,6 @@
 """canonicalize: every spelling of an operator becomes one call site."""
 
+import math
 import operator
 
 import pytest
@@ -114,6 +115,15 @@ def test_leaves_alone(call):
     assert shape(gm) == ""
 
 
+@pytest.mark.parametrize(("value", "name"), [(0.0, "pad"), (1.0, "pad_value"), (-2, "pad_value")])
+def test_padding_with_zeros_is_an_operator_of_its_own(value, name):
+    called = Call(lambda m, x: F.pad(x, (1, 1), value=value))
+    for model in (nn.Sequential(nn.ConstantPad2d(1, value)), called):
+        gm = trace(model)
+        Canonicalize().run(gm)
+        assert shape(gm) == name
+
+
 @pytest.mark.parametrize(
     ("low", "high", "name"),
     [(-1.0, 0.0, "hardtanh"), (0.0, 1.0, "hardtanh"), (-2.0, -1.0, ""), (1.0, 2.0, "")],
@@ -132,6 +142,7 @@ def test_modules_without_an_integer_form_are_left_alone():
             nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"),
             nn.BatchNorm2d(2, track_running_stats=False),
             nn.MaxPool2d(2, return_indices=True),
+            nn.ConstantPad2d(1, -math.inf),
         )
     )
     Canonicalize().run(gm)
