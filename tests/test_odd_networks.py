@@ -73,9 +73,12 @@ def test_an_identity_that_changes_its_mind_is_noticed():
         fxquant.convert(prepared)
 
 
-def test_reading_the_bits_of_other_numbers_is_no_move():
+@pytest.mark.parametrize(
+    "view", [lambda x: x.view(torch.int32), lambda x: x.view(dtype=torch.int32)]
+)
+def test_reading_the_bits_of_other_numbers_is_no_move(view):
     with pytest.raises(UnsupportedOperatorError, match="view"):
-        fxquant.prepare_qat(Net(lambda s, x: s.a(x).view(torch.int32)))
+        fxquant.prepare_qat(Net(lambda s, x: view(s.a(x))))
 
 
 KEPT = {

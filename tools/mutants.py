@@ -142,7 +142,10 @@ TESTS: dict[str, list[str]] = {
         "tests/passes/test_insert_fake_quant.py", "tests/passes/test_insert_observers.py", *WHOLE,
         *MANY,
     ],
-    "fxquant/ops/integer.py": [*networks("convs readers moves"), *WHOLE],
+    "fxquant/ops/integer.py": [
+        *networks("convs readers moves"),
+        "tests/test_reference.py::test_convert_leaves_the_prepared_network_as_it_is", *WHOLE,
+    ],
     "fxquant/ops/layer.py": [
         "tests/test_intmath.py", *networks("convs transposed_3d linears"),
         "tests/test_reference.py::test_autocast_does_not_reach_the_integers[convs]",
@@ -168,11 +171,11 @@ TESTS: dict[str, list[str]] = {
         *float_networks("convs Joined separable", "default,fold,equalize"), *WHOLE,
     ],
     "fxquant/ops/spec.py": [
-        *SPELLINGS, *networks("convs readers joined separable", "default,equalize"), *WHOLE,
+        "tests/ops/test_clamp.py", *SPELLINGS,
+        *networks("convs readers joined separable", "default,equalize"), *WHOLE,
     ],
     "fxquant/ops/verify.py": [
-        "tests/passes/test_insert_observers.py", "tests/passes/test_insert_fake_quant.py",
-        "tests/passes/test_lower_to_integer.py", *networks("moves constants"), *WHOLE,
+        "tests/ops/test_verify.py", *networks("moves constants"), *WHOLE,
     ],
     "fxquant/ops/zero.py": [*SPELLINGS, *networks("constants"), *RECORDS, *laws("zero")],
     "passes/canonicalize.py": [*SPELLINGS, *WHOLE, *pass_laws("canonicalize")],

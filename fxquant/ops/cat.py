@@ -19,7 +19,7 @@ from fxquant.ops.operands import OperandNumbers, operand_numbers
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall
 
 
-def cat(*inputs: Tensor, dim: int = 0) -> Tensor:
+def cat(*inputs: Tensor, dim: int) -> Tensor:
     """Tensors of one shape but for `dim`."""
     return torch.cat(inputs, dim)
 

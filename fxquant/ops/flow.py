@@ -41,7 +41,7 @@ def layer_channels(gm: fx.GraphModule, node: fx.Node) -> Channels:
     """Where the output channels lie in the weight that the layer at `node` reads."""
     site = site_of(gm, node)
     axis = site.op.weight_axis if site is not None else None
-    groups = node.kwargs.get("groups", 1) if axis else 1
+    groups = node.kwargs.get("groups", 1)  # a linear layer has none
     assert axis is not None
     assert isinstance(groups, int)
     return Channels(axis, groups)

@@ -26,7 +26,7 @@ class IntegerOp(nn.Module):
         self.text = text
         self._numbers = type(numbers)
         for name, value in numbers._asdict().items():  # type: ignore[attr-defined]
-            self.register_buffer(name, value.detach().clone())
+            self.register_buffer(name, value.clone())
 
     def forward(self, *codes: Tensor, **options: Any) -> Tensor:
         """Integer tensors in, one integer tensor out."""
@@ -50,8 +50,8 @@ class _Boundary(nn.Module):
     def __init__(self, q: QParams) -> None:
         super().__init__()
         self.scheme = q.scheme
-        self.register_buffer("scale", q.scale.detach().clone())
-        self.register_buffer("zero_point", q.zero_point.detach().clone())
+        self.register_buffer("scale", q.scale.clone())
+        self.register_buffer("zero_point", q.zero_point.clone())
 
     @property
     def qparams(self) -> QParams:

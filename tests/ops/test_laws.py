@@ -160,6 +160,23 @@ def test_eval_is_what_convert_gives(name):
         laws.assert_equal(quantized(*x), prepared(*x))
 
 
+@pytest.mark.parametrize(
+    "function",
+    [torch.relu, F.relu6, lambda x: x.clamp(-0.1, 0.1), lambda x: x + x, lambda x: x.mul(0.0)],
+)
+def test_a_number_alone_keeps_its_integer_type(function):
+    """Of no dimension, so that torch would let another operand's type win."""
+    x = torch.randn(IMAGE)
+    prepared = fxquant.prepare_qat(Call(lambda x: function(x.mean())), x)
+    laws.settle(prepared, x)
+    quantized, seen = fxquant.convert(prepared), []
+    for module in quantized.modules():
+        if isinstance(module, IntegerOp):
+            module.register_forward_hook(lambda m, _, y: seen.append((m.op.name, y.dtype)))
+    laws.assert_equal(quantized(x), prepared(x))
+    assert [dtype for _, dtype in seen] == [torch.uint8] * 2
+
+
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_records_agree_with_themselves(op):
     assert op.functions or op.methods or op.modules or op.read is not_spelled

@@ -19,6 +19,7 @@ class Call(nn.Module):
         self.function = function
         self.weight, self.bias = nn.Parameter(torch.randn(2, 2, 1, 1)), nn.Parameter(torch.ones(2))
         self.matrix = nn.Parameter(torch.randn(3, 4))
+        self.kernel = nn.ParameterList(torch.randn(2, 2, *[2] * d) for d in range(4))
 
     def forward(self, x):
         return self.function(self, x)
@@ -27,6 +28,19 @@ class Call(nn.Module):
 SPELLINGS = [
     ("conv2d", lambda m, x: F.conv2d(x, m.weight, m.bias, padding=1)),
     ("conv2d", lambda m, x: torch.conv2d(input=x, weight=m.weight)),
+    # what is not given is as torch has it; three dimensions read x as [C, D, H, W]
+    ("conv1d", lambda m, x: F.conv1d(x[:, :, 0], m.kernel[1])),
+    ("conv2d", lambda m, x: F.conv2d(x, m.kernel[2])),
+    ("conv3d", lambda m, x: F.conv3d(x, m.kernel[3])),
+    ("conv_transpose1d", lambda m, x: F.conv_transpose1d(x[:, :, 0], m.kernel[1])),
+    ("conv_transpose2d", lambda m, x: F.conv_transpose2d(x, m.kernel[2])),
+    ("conv_transpose3d", lambda m, x: F.conv_transpose3d(x, m.kernel[3])),
+    ("max_pool1d", lambda m, x: F.max_pool1d(x[0], 3)),
+    ("max_pool2d", lambda m, x: F.max_pool2d(x, 3)),
+    ("max_pool3d", lambda m, x: F.max_pool3d(x[None], (1, 3, 3))),
+    ("avg_pool1d", lambda m, x: F.avg_pool1d(x[0], 3, padding=1)),
+    ("avg_pool2d", lambda m, x: F.avg_pool2d(x, 3, padding=1)),
+    ("avg_pool3d", lambda m, x: F.avg_pool3d(x[None], (1, 3, 3), padding=(0, 1, 1))),
     ("linear", lambda m, x: F.linear(x, m.matrix)),
     ("relu", lambda m, x: F.relu(x, inplace=True)),
     ("relu", lambda m, x: x.relu()),
@@ -44,10 +58,14 @@ SPELLINGS = [
     ("add", lambda m, x: operator.iadd(x, x)),
     ("add", lambda m, x: torch.add(x, other=x)),
     ("add", lambda m, x: x.add(x)),
+    ("add", lambda m, x: torch.add(x, x, alpha=1)),
     ("add", lambda m, x: sum([x, x])),
     ("cat", lambda m, x: torch.cat((x, x), 1)),
     ("cat", lambda m, x: torch.cat(tensors=[x, x], dim=-1)),
+    ("cat", lambda m, x: torch.concat([x, x], axis=2)),
+    ("cat", lambda m, x: torch.cat([x, x])),
     ("max_pool2d", lambda m, x: F.max_pool2d(x, 2)),
+    ("max_pool2d", lambda m, x: F.max_pool2d(x, 2, 1, ceil_mode=True, return_indices=False)),
     ("avg_pool2d", lambda m, x: F.avg_pool2d(x, 2, count_include_pad=False)),
     ("adaptive_avg_pool2d", lambda m, x: F.adaptive_avg_pool2d(x, (1, 1))),
     ("mean", lambda m, x: x.mean([2, 3])),
@@ -130,7 +148,7 @@ SPELLINGS = [
 @pytest.mark.parametrize(("name", "call"), SPELLINGS)
 def test_rewrites(name, call):
     gm = trace(Call(call))
-    x = torch.randn(2, 2, 4, 4)
+    x = 5 * torch.randn(2, 2, 4, 4)  # beyond every limit
     expected = Call(call)
     expected.load_state_dict(gm.state_dict())
     Canonicalize().run(gm)
@@ -163,6 +181,9 @@ LEFT_ALONE = [
     lambda m, x: torch.sin(x),
     lambda m, x: torch.softmax(x, 1, torch.float64),
     lambda m, x: torch.log_softmax(x, 1),
+    lambda m, x: F.pad(x, (1, 1), value=float("inf")),
+    lambda m, x: x.clamp(max=-1.0),
+    lambda m, x: x.mean(2, dtype=torch.float64),
 ]
 
 
@@ -173,6 +194,27 @@ def test_leaves_alone(call):
     assert shape(gm) == ""
 
 
+@pytest.mark.parametrize(("value", "name"), [(0.0, "pad"), (1.0, "pad_value"), (-2, "pad_value")])
+def test_padding_with_zeros_is_an_operator_of_its_own(value, name):
+    called = Call(lambda m, x: F.pad(x, (1, 1), value=value))
+    for model in (nn.Sequential(nn.ConstantPad2d(1, value)), called):
+        gm = trace(model)
+        Canonicalize().run(gm)
+        assert shape(gm) == name
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "name"),
+    [(-1.0, 0.0, "hardtanh"), (0.0, 1.0, "hardtanh"), (-2.0, -1.0, ""), (1.0, 2.0, "")],
+)
+def test_limits_must_hold_0(low, high, name):
+    called = Call(lambda m, x: F.hardtanh(x, low, high))
+    for model in (nn.Sequential(nn.Hardtanh(low, high)), called):
+        gm = trace(model)
+        Canonicalize().run(gm)
+        assert shape(gm) == name
+
+
 def test_modules_without_an_integer_form_are_left_alone():
     gm = trace(
         nn.Sequential(
@@ -180,6 +222,7 @@ def test_modules_without_an_integer_form_are_left_alone():
             nn.BatchNorm2d(2, track_running_stats=False),
             nn.MaxPool2d(2, return_indices=True),
             nn.LogSoftmax(1),
+            nn.ConstantPad2d(1, -math.inf),
         )
     )
     Canonicalize().run(gm)

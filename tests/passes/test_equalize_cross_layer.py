@@ -94,6 +94,7 @@ class Region(nn.Module):
         self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
         self.c = nn.Conv2d(8 if kind == "cat" else 4, 4, 3)
         self.linear = nn.Linear(4 * 16, 5)
+        self.shuffle, self.flatten = nn.ChannelShuffle(2), nn.Flatten()
         self.a.weight.data *= torch.logspace(-2, 2, 4).reshape(-1, 1, 1, 1)
 
     def forward(self, x):
@@ -110,10 +111,12 @@ class Region(nn.Module):
         if self.kind == "chunk":
             first, second = y.chunk(2, 1)
             return self.c(torch.cat([second, first], 1))
-        return self.linear(y.flatten(1))
+        if self.kind == "modules":
+            return self.linear(self.flatten(self.shuffle(y)))
+        return self.linear(y.flatten(start_dim=1))
 
 
-@pytest.mark.parametrize("kind", ["sum", "cat", "pad", "shuffle", "chunk", "flatten"])
+@pytest.mark.parametrize("kind", ["sum", "cat", "pad", "shuffle", "chunk", "flatten", "modules"])
 def test_regions(kind):
     """Every layer takes part, the ranges come together, and the function stays."""
     torch.manual_seed(0)

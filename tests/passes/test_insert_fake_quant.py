@@ -1,5 +1,6 @@
 """insert_fake_quant: who is quantized with what."""
 
+import pytest
 import torch
 
 import fxquant
@@ -26,6 +27,12 @@ def test_every_weight_has_a_quantizer_and_its_own_axis():
     gm = prepare(chain("conv", "bn", head=True))
     for _, site in sites(gm):
         assert (site.weight_quant is not None) == (site.op.weight_axis is not None)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_quantizers_are_in_the_mode_of_the_network(training):
+    gm = fxquant.prepare_qat(chain("conv", "bn", "relu", head=True).build().train(training))
+    assert {module.training for module in gm.modules()} == {training}
 
 
 def test_values_lie_on_the_grid_in_training():

@@ -79,6 +79,33 @@ def test_an_operator_without_an_integer_form_is_named_with_its_place():
         observe(model)
 
 
+def test_an_operator_without_a_module_of_its_own_asks_for_one():
+    class Net(nn.Module):
+        def forward(self, x):
+            return torch.sigmoid(x)
+
+    with pytest.raises(UnsupportedOperatorError, match="move it into a submodule"):
+        observe(Net())
+
+
+@pytest.mark.parametrize(("count", "named"), [(10, 10), (13, 10)])
+def test_ten_operators_without_an_integer_form_are_named(count, named):
+    with pytest.raises(UnsupportedOperatorError) as raised:
+        observe(nn.Sequential(*(nn.Softsign() for _ in range(count))))
+    lines = str(raised.value).split("\n")
+    assert sum(line.startswith("  node '_") for line in lines) == named
+    assert ("  and 3 more" in lines) is (count > 10)
+
+
+def test_inputs_stay_together_at_the_top():
+    class Net(nn.Module):
+        def forward(self, x, y, z):
+            return x + y + z
+
+    gm, _ = observe(Net())
+    assert [node.op for node in gm.graph.nodes][:4] == ["placeholder"] * 3 + ["call_module"]
+
+
 def test_a_fake_quant_pass_needs_an_observed_graph():
     gm = trace(chain("conv").build())
     words = "'insert_fake_quant' needs an observed graph, but this is a float graph"

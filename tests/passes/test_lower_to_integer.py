@@ -58,6 +58,14 @@ def test_the_integer_network_holds_integers_and_boundary_scales_only():
     assert int(quantized.fxquant.steps_0.weight.min()) >= -127
 
 
+def test_every_number_has_its_own_memory():
+    """A shared zero point would be loaded, moved or changed through another's name."""
+    spec = NetSpec((Step("conv"), Step("cat_conv", (0, 1))), head=True, outputs=(0, 1))
+    _, quantized = converted(spec)
+    places = [buffer.data_ptr() for buffer in quantized.state_dict().values()]
+    assert len(set(places)) == len(places)
+
+
 def test_a_float_island():
     spec = chain("conv", "relu", "conv", "relu", "conv")
     model = spec.build()
@@ -92,3 +100,21 @@ def test_a_sum_that_may_overflow_is_refused_with_its_channel():
     laws.settle(prepared, torch.rand(1, 70_000))
     with pytest.raises(AccumulatorError, match="channel 1 of node"):
         fxquant.convert(prepared)
+
+
+def test_a_bias_counts_towards_the_sum():
+    """60,000 products of 255 and 127 reach 1.94e9; the bias, 29,000·255·127, adds 0.94e9."""
+    model = nn.Linear(60_000, 1)
+    nn.init.constant_(model.weight, 1.0)
+    nn.init.constant_(model.bias, 0.0)
+    x = torch.linspace(0, 1, 60_000)[None]
+    fxquant.convert(_settled(model, x))
+    nn.init.constant_(model.bias, -29_000.0)
+    with pytest.raises(AccumulatorError, match="may reach 28"):
+        fxquant.convert(_settled(model, x))
+
+
+def _settled(model, x):
+    prepared = fxquant.prepare_qat(model)
+    laws.settle(prepared, x)
+    return prepared
