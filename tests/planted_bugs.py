@@ -251,10 +251,31 @@ BUGS = (
     ),
     Bug(
         "every operand of a sum has the first one's zero point",
-        "fxquant/ops/add.py",
+        "fxquant/ops/operands.py",
         "total = total + (x.to(torch.int64) - zero) * multiplier",
         "total = total + (x.to(torch.int64) - n.x_zero[0]) * multiplier",
         (f"{REFERENCE}[readers-default]",),
+    ),
+    Bug(
+        "the weights of a sum are forgotten in integers",
+        "fxquant/ops/weighted_sum.py",
+        "common_rescale(ratios * weights)",
+        "common_rescale(ratios)",
+        ("tests/ops/test_laws.py", "-k", "weighted_sum"),
+    ),
+    Bug(
+        "a partial sum's weights are lost when it is joined",
+        "passes/join_adds.py",
+        "factors.extend(_factors(x) if x in joined else [1.0])",
+        "factors.extend([1.0] * len(inputs_of(x)) if x in joined else [1.0])",
+        ("tests/passes/test_join_adds.py",),
+    ),
+    Bug(
+        "plain tensors stay plain, and what is computed from them is a constant",
+        "fxquant/graph/trace.py",
+        "    register_tensors(model)\n",
+        "",
+        ("tests/graph/test_tensors.py",),
     ),
     Bug(
         "the clamp of a fused activation is dropped",
@@ -345,8 +366,8 @@ BUGS = (
     Bug(
         "multipliers of a difference are as large as its largest positive factor allows",
         "fxquant/intmath.py",
-        "torch.frexp(factors.to(torch.float64).abs().max())",
-        "torch.frexp(factors.to(torch.float64).max())",
+        "torch.frexp(factors.abs().max())",
+        "torch.frexp(factors.max())",
         ("tests/test_intmath.py::test_common_multipliers_are_near",),
     ),
     Bug(

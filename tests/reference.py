@@ -525,6 +525,7 @@ KERNELS: dict[str, Callable[..., Codes]] = {
     "hardtanh": clamp,
     "clamp": clamp,
     "add": add,
+    "weighted_sum": add,  # its weights are in the multipliers
     "cat": cat,
     **_in_dims(max_pool, "max_pool"),
     **_in_dims(avg_pool, "avg_pool"),

@@ -252,6 +252,20 @@ class Joined(nn.Module):
         return self.after_cat(joined), torch.relu(self.after_pool(self.pool(joined)))
 
 
+class Mixed(nn.Module):
+    """Mixed operations: weights from parameters, also negative ones, sums of sums, a bare term."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops = nn.ModuleList([nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 1, 1)])
+        self.alphas = nn.Parameter(torch.randn(2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.softmax(self.alphas, -1)
+        y = sum(w * op(x) for w, op in zip(rows[0], self.ops, strict=True))
+        return sum(op(y) * -w for w, op in zip(rows[1], self.ops, strict=True)) + x
+
+
 class Constants(nn.Module):
     """Padding with numbers, some clamped, negative padding, zeros, a parameter of its own."""
 
@@ -384,6 +398,7 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "means": (Means, (3, 9, 7)),
     "readers": (Readers, (3, 6, 5)),
     "joined": (Joined, (3, 8, 9)),
+    "mixed": (Mixed, (3, 6, 5)),
     "constants": (Constants, (3, 5, 6)),
     "moves": (Moves, (4, 4, 6)),
     "functions": (Functions, (3, 6, 5)),

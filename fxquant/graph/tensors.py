@@ -61,9 +61,11 @@ def _free_name(module: nn.Module, name: str) -> str:
 
 @contextmanager
 def lists_replaced(model: nn.Module, function: Callable[[Tensor], Any]) -> Iterator[None]:
-    """Let the lists, tuples and dicts that modules hold have `function` of each tensor in them."""
+    """Let the lists, tuples and dicts of the user's modules hold `function` of each tensor."""
     before: list[tuple[dict[str, Any], str, Any]] = []
     for module in model.modules():
+        if type(module).__module__.startswith("torch.nn."):
+            continue  # a graph calls it, or reads nothing of its lists
         for name, value in _plain(module).items():
             if next(_tensors(value), None) is not None:
                 before.append((vars(module), name, value))
@@ -76,9 +78,7 @@ def lists_replaced(model: nn.Module, function: Callable[[Tensor], Any]) -> Itera
 
 
 def _plain(module: nn.Module) -> dict[str, Any]:
-    """What a module of the user's holds besides parameters, buffers and modules."""
-    if type(module).__module__.startswith("torch.nn."):
-        return {}
+    """What a module holds, besides parameters, buffers and modules, that may be tensors."""
     kinds = (Tensor, list, tuple, dict)
     return {k: v for k, v in vars(module).items() if k not in _OWN and isinstance(v, kinds)}
 
