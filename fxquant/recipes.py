@@ -31,7 +31,7 @@ def prepare_recipe(config: QuantConfig, float_leaves: frozenset[str]) -> Recipe:
     return Recipe(
         "prepare_qat",
         (
-            Canonicalize(),
+            Canonicalize(float_leaves),
             JoinAdds(),  # before fuse: a sum that has taken an activation in is no longer joined
             *fold,  # before fuse, which would keep the batch norms live
             FuseConvBnRelu(),

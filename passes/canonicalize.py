@@ -5,7 +5,8 @@
 
 A site is one module per call, so a layer that is called twice has two; its parameters are
 arguments that the graph shows. `x + 0`, `x * 1` and dropout that is switched off disappear.
-Left alone: calls that only move elements, and calls that have no integer form.
+Left alone: calls that only move elements, calls that have no integer form, and modules that
+are kept in float.
 """
 
 from __future__ import annotations
@@ -33,11 +34,15 @@ class Canonicalize(Pass):
     summary = "every operator that has an integer form becomes a call site"
     needs = gives = Stage.FLOAT
 
+    def __init__(self, float_leaves: frozenset[str] = frozenset()) -> None:
+        """`float_leaves`: the module paths that are kept in float on purpose."""
+        self.float_leaves = float_leaves
+
     def edit(self, gm: fx.GraphModule, log: Log) -> None:
         """Visit every node once, in order."""
         scalar_nodes = scalars(gm.graph)
         for node in list(gm.graph.nodes):
-            if node in scalar_nodes:
+            if node in scalar_nodes or _is_kept(node, self.float_leaves):
                 continue
             if is_dropout_switched_off(node):
                 log.change(node, "does nothing, removed")
@@ -57,6 +62,11 @@ class Canonicalize(Pass):
                 continue
             site = _replace(gm, node, op, call)
             log.change(site, f"written as {op.name}")
+
+
+def _is_kept(node: fx.Node, float_leaves: frozenset[str]) -> bool:
+    """Whether `node` calls a module that is kept in float, be it a layer or an activation."""
+    return node.op == "call_module" and node.target in float_leaves
 
 
 def _read(gm: fx.GraphModule, node: fx.Node) -> tuple[OpSpec, Call] | None:
