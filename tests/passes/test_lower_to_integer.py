@@ -78,6 +78,17 @@ def test_a_float_island():
     assert len(names) == 4  # in, out to the island, in again, out
 
 
+@pytest.mark.parametrize("module", [nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Sigmoid()], ids=str)
+def test_an_operator_that_is_kept_in_float_stays_there(module):
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), module, nn.Conv2d(4, 4, 1))
+    prepared = fxquant.prepare_qat(model, config=fxquant.QuantConfig(keep_float=("1",)))
+    x = torch.randn(2, 4, 8, 8)
+    laws.settle(prepared, x)
+    quantized = fxquant.convert(prepared)
+    laws.assert_equal(quantized(x), prepared(x))
+    assert type(quantized.get_submodule("1")) is type(module)
+
+
 def test_no_data_no_integers():
     prepared = fxquant.prepare_qat(chain("conv").build())
     with pytest.raises(UncalibratedError, match=r"(?s)2 of 2 values have no range.*train\(\)"):
