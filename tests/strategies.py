@@ -133,6 +133,30 @@ def _down_and_up(c: int) -> nn.Module:
     )
 
 
+class _Mixed(nn.Module):
+    """A mixed operation: two operations, weighted by what a plain tensor decides."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.ops = nn.ModuleList([nn.Conv2d(c, c, 1), nn.MaxPool2d(3, 1, 1)])
+        self.alphas = torch.randn(2, requires_grad=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = F.softmax(self.alphas, dim=-1)
+        return sum(op(x) * w for op, w in zip(self.ops, weights, strict=True))
+
+
+class _Gate(nn.Module):
+    """Squeeze and excite."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.squeeze, self.excite = nn.AdaptiveAvgPool2d(1), nn.Conv2d(c, c, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.excite(self.squeeze(x)))
+
+
 class _Functional(nn.Module):
     """A conv that is called as a function, with dropout that asks for the mode itself."""
 
@@ -181,6 +205,12 @@ ONE_INPUT: dict[str, Callable[[int], nn.Module]] = {
     "max_pool": lambda c: nn.MaxPool2d(3, 1, 1),
     "avg_pool": lambda c: nn.AvgPool2d(3, 1, 1),
     "avg_pool_inside": lambda c: nn.AvgPool2d(3, 1, 1, count_include_pad=False),
+    "mixed": _Mixed,
+    "gate": _Gate,
+    "leaky_relu": lambda c: nn.LeakyReLU(0.2),
+    "hardswish": lambda c: nn.Hardswish(),
+    "numbers": lambda c: _Function(lambda x: 1.5 - x * 0.5),
+    "softmax": lambda c: nn.Softmax(1),
     "identity": lambda c: nn.Identity(),
     "dropout": lambda c: nn.Dropout(0.5),
     "drop_path": lambda c: _DropPath(),
@@ -189,6 +219,8 @@ ONE_INPUT: dict[str, Callable[[int], nn.Module]] = {
     "shuffle": lambda c: _Shuffle(),
 }
 TWO_INPUTS: dict[str, Callable[[int], nn.Module]] = {
+    "sub": lambda c: _Function(operator.sub),
+    "mul": lambda c: _Function(operator.mul),
     "add": lambda c: _Function(operator.add),
     "sub": lambda c: _Function(operator.sub),
     "mul": lambda c: _Function(lambda x, y: x * torch.tanh(y)),  # else products of products
