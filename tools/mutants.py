@@ -103,6 +103,7 @@ RECORDS = [
     "tests/ops/test_laws.py::test_records_agree_with_themselves",
     "tests/ops/test_laws.py::test_exact_operators_stay_on_the_grid",
 ]
+ALONE = "tests/ops/test_laws.py::test_a_number_alone_keeps_its_integer_type"
 WHOLE = ["tests/test_api.py", "tests/test_odd_networks.py"]
 MANY = networks("convs transposed separable readers joined constants moves means linears")
 ADAPTIVE = ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
@@ -119,7 +120,9 @@ TESTS: dict[str, list[str]] = {
     ],
     "fxquant/ops/__init__.py": ["tests/test_intmath.py", *SPELLINGS, *networks("readers")],
     "fxquant/ops/adaptive_avg_pool.py": [*SPELLINGS, *networks(POOLS), *laws(*ADAPTIVE)],
-    "fxquant/ops/add.py": [*SPELLINGS, *networks("readers", "default,symmetric"), *laws("add")],
+    "fxquant/ops/add.py": [
+        *SPELLINGS, ALONE, *networks("readers", "default,symmetric"), *laws("add"),
+    ],
     "fxquant/ops/avg_pool.py": [
         *SPELLINGS, *networks(POOLS), *laws("avg_pool1d", "avg_pool2d", "avg_pool3d"),
     ],
@@ -128,7 +131,7 @@ TESTS: dict[str, list[str]] = {
     ],
     "fxquant/ops/cat.py": [*SPELLINGS, *networks("joined", "default,symmetric"), *laws("cat")],
     "fxquant/ops/clamp.py": [
-        *SPELLINGS,
+        *SPELLINGS, ALONE,
         *networks("readers separable", "default,symmetric,signed"),
         *laws("clamp", "hardtanh", "relu6"),
     ],
@@ -165,7 +168,7 @@ TESTS: dict[str, list[str]] = {
     "fxquant/ops/pad.py": [
         *SPELLINGS, *networks("constants", "default,symmetric"), *laws("pad", "pad_value"),
     ],
-    "fxquant/ops/relu.py": [*SPELLINGS, *networks("readers"), *RECORDS, *laws("relu")],
+    "fxquant/ops/relu.py": [*SPELLINGS, ALONE, *networks("readers"), *RECORDS, *laws("relu")],
     "fxquant/ops/site.py": [
         *networks("convs readers joined transposed separable", "default,symmetric,equalize"),
         *float_networks("convs Joined separable", "default,fold,equalize"), *WHOLE,
@@ -177,7 +180,7 @@ TESTS: dict[str, list[str]] = {
     "fxquant/ops/verify.py": [
         "tests/ops/test_verify.py", *networks("moves constants"), *WHOLE,
     ],
-    "fxquant/ops/zero.py": [*SPELLINGS, *networks("constants"), *RECORDS, *laws("zero")],
+    "fxquant/ops/zero.py": [*SPELLINGS, ALONE, *networks("constants"), *RECORDS, *laws("zero")],
     "passes/canonicalize.py": [*SPELLINGS, *WHOLE, *pass_laws("canonicalize")],
     "passes/equalize_cross_layer.py": [
         "tests/passes/test_equalize_cross_layer.py",
