@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fxquant.graph.place import example_of, place_of
 from fxquant.graph.trace import trace
+from fxquant.ops.flow import sites
 from fxquant.passes import Canonicalize
 from tests.passes.shapes import shape
 
@@ -110,9 +112,10 @@ LEFT_ALONE = [
 
 @pytest.mark.parametrize("call", LEFT_ALONE)
 def test_leaves_alone(call):
-    gm = trace(Call(call))
+    """And goes on behind it."""
+    gm = trace(Call(lambda m, x: (call(m, x), torch.relu(x))))
     Canonicalize().run(gm)
-    assert shape(gm) == ""
+    assert shape(gm) == "relu"
 
 
 @pytest.mark.parametrize(("value", "name"), [(0.0, "pad"), (1.0, "pad_value"), (-2, "pad_value")])
@@ -147,6 +150,16 @@ def test_modules_without_an_integer_form_are_left_alone():
     )
     Canonicalize().run(gm)
     assert shape(gm) == ""
+
+
+def test_a_site_knows_its_place_and_an_example_of_its_value():
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(2, 3, 1)))
+    gm = trace(model, (torch.zeros(1, 2, 4, 4),))
+    Canonicalize().run(gm)
+    ((node, _),) = sites(gm)
+    assert place_of(node).module == "0.0"
+    assert place_of(node.kwargs["weight"]).module == "0.0"
+    assert example_of(node).shape == (1, 3, 4, 4)
 
 
 def test_a_layer_called_twice_is_two_sites_with_one_weight():
