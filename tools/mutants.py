@@ -104,6 +104,7 @@ RECORDS = [
     "tests/ops/test_laws.py::test_exact_operators_stay_on_the_grid",
 ]
 ALONE = "tests/ops/test_laws.py::test_a_number_alone_keeps_its_integer_type"
+WINDOWS = "tests/ops/test_windows.py"
 WHOLE = ["tests/test_api.py", "tests/test_odd_networks.py"]
 MANY = networks("convs transposed separable readers joined constants moves means linears")
 ADAPTIVE = ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
@@ -121,12 +122,12 @@ TESTS: dict[str, list[str]] = {
         "tests/test_reference.py::test_autocast_does_not_reach_the_integers[convs]",
     ],
     "fxquant/ops/__init__.py": ["tests/test_intmath.py", *SPELLINGS, *networks("readers")],
-    "fxquant/ops/adaptive_avg_pool.py": [*SPELLINGS, *networks(POOLS), *laws(*ADAPTIVE)],
+    "fxquant/ops/adaptive_avg_pool.py": [WINDOWS, *SPELLINGS, *networks(POOLS), *laws(*ADAPTIVE)],
     "fxquant/ops/add.py": [
         *SPELLINGS, ALONE, *networks("readers", "default,symmetric"), *laws("add"),
     ],
     "fxquant/ops/avg_pool.py": [
-        *SPELLINGS, *networks(POOLS), *laws("avg_pool1d", "avg_pool2d", "avg_pool3d"),
+        WINDOWS, *SPELLINGS, *networks(POOLS), *laws("avg_pool1d", "avg_pool2d", "avg_pool3d"),
     ],
     "fxquant/ops/batch_norm.py": [
         *SPELLINGS, *networks("joined linears", "default,symmetric"), *laws("batch_norm"),

@@ -40,8 +40,12 @@ SPELLINGS = [
     ("max_pool1d", lambda m, x: F.max_pool1d(x[0], 3)),
     ("max_pool2d", lambda m, x: F.max_pool2d(x, 3)),
     ("max_pool3d", lambda m, x: F.max_pool3d(x[None], (1, 3, 3))),
+    ("avg_pool1d", lambda m, x: F.avg_pool1d(x[0], 3)),
     ("avg_pool1d", lambda m, x: F.avg_pool1d(x[0], 3, padding=1)),
+    ("avg_pool2d", lambda m, x: F.avg_pool2d(x, 3)),
     ("avg_pool2d", lambda m, x: F.avg_pool2d(x, 3, padding=1)),
+    ("avg_pool2d", lambda m, x: F.avg_pool2d(x, (2,), divisor_override=4)),
+    ("avg_pool3d", lambda m, x: F.avg_pool3d(x[None], (1, 3, 3))),
     ("avg_pool3d", lambda m, x: F.avg_pool3d(x[None], (1, 3, 3), padding=(0, 1, 1))),
     ("linear", lambda m, x: F.linear(x, m.matrix)),
     ("relu", lambda m, x: F.relu(x, inplace=True)),
@@ -101,6 +105,7 @@ LEFT_ALONE = [
     lambda m, x: x.clamp(min=x),
     lambda m, x: x.clamp(min=1.0),  # leaves the range that it would have to keep
     lambda m, x: F.avg_pool2d(x, 2, divisor_override=1),
+    lambda m, x: F.avg_pool2d(x, (2,), divisor_override=3),  # less than the 4 of its window
     lambda m, x: F.pad(x, (1, 1), mode="reflect"),
     lambda m, x: F.pad(x, (1, 1), value=float("inf")),
     lambda m, x: x.clamp(max=-1.0),
