@@ -130,7 +130,8 @@ TESTS: dict[str, list[str]] = {
         WINDOWS, *SPELLINGS, *networks(POOLS), *laws("avg_pool1d", "avg_pool2d", "avg_pool3d"),
     ],
     "fxquant/ops/batch_norm.py": [
-        "tests/ops/test_batch_norm.py", *SPELLINGS, *networks("joined linears", "default,symmetric"), *laws("batch_norm"),
+        "tests/ops/test_batch_norm.py", *SPELLINGS,
+        *networks("joined linears", "default,symmetric"), *laws("batch_norm"),
     ],
     "fxquant/ops/cat.py": [*SPELLINGS, *networks("joined", "default,symmetric"), *laws("cat")],
     "fxquant/ops/clamp.py": [

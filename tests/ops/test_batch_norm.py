@@ -20,7 +20,7 @@ def codes_of(factor, offset, codes):
 
 
 def test_by_hand():
-    """x = 4: 1.5·4 + 2 = 8 = 32·0.25;  -0.75·4 + 2 = -1 = -4·0.25;  0.125 is half a step, up."""
+    """x = 4: 1.5·4 + 2 = 32·0.25;  -0.75·4 + 2 = -4·0.25;  0.125 is half a step, hence one."""
     assert codes_of([1.5, -0.75, 0.0], [2.0, 2.0, 0.125], [18, 18, 18]) == [52, 16, 21]
 
 
