@@ -377,7 +377,7 @@ def avg_pool(
     count = gather(counted, shifted, steps, fill=0).sum(elements)
     if divisor_override:
         count = np.full_like(count, divisor_override)
-    return np.clip(n["zero"] + mean_half_up(total, count), n["low"], n["high"])
+    return n["zero"] + mean_half_up(total, count)
 
 
 def adaptive_avg_pool(n: Buffers, q: Codes, *, output_size: Any, dims: int) -> Codes:

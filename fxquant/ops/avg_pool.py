@@ -11,22 +11,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.intmath import centered, mean_half_up, per_channel
-from fxquant.ops.spec import Call, OpSpec, Output, RealCall, module_options, signature_reader
-
-
-class AvgPoolNumbers(NamedTuple):
-    """`zero`, `low`, `high`, 0-dim int32: the zero point and the ends of the codes."""
-
-    zero: Tensor
-    low: Tensor
-    high: Tensor
+from fxquant.ops.spec import (
+    Call,
+    OpSpec,
+    Output,
+    ZeroPoint,
+    module_options,
+    signature_reader,
+    zero_point,
+)
 
 
 def avg_pool1d(
@@ -88,8 +88,8 @@ def _divisor(x: Tensor, mean: Tensor, dims: int, s: Mapping[str, Any]) -> Tensor
 def _stays_in_range(settings: Mapping[str, Any], dims: int) -> bool:
     """Whether a mean comes out: a divisor below the window's size gives larger values."""
     divisor, kernel = settings.get("divisor_override"), settings["kernel_size"]
-    sizes = kernel if isinstance(kernel, (tuple, list)) else (kernel,) * dims
-    return divisor is None or divisor >= math.prod(sizes)
+    sizes = tuple(kernel) if isinstance(kernel, (tuple, list)) else (kernel,)
+    return divisor is None or divisor >= math.prod(sizes * (dims // len(sizes)))
 
 
 def _record(
@@ -108,15 +108,11 @@ def _record(
         call = by_signature(args, kwargs)
         return call if call is not None and _stays_in_range(call.options, dims) else None
 
-    def numbers(call: RealCall) -> AvgPoolNumbers:
-        return AvgPoolNumbers(call.target.qparams.zero_point, call.target.low, call.target.high)
-
-    def kernel(n: AvgPoolNumbers, dtype: torch.dtype, codes: Tensor, **settings: Any) -> Tensor:
+    def kernel(n: ZeroPoint, dtype: torch.dtype, codes: Tensor, **settings: Any) -> Tensor:
         x = centered(codes, n.zero, torch.float64)
         mean = function(x, **settings)
         divisor = _divisor(x, mean, dims, settings).to(x.device)
-        # the clamp is for divisor_override: what it gives is not a mean
-        return torch.clamp(mean_half_up(mean, divisor) + n.zero, n.low, n.high).to(dtype)
+        return (mean_half_up(mean, divisor) + n.zero).to(dtype)
 
     return OpSpec(
         name=function.__name__,
@@ -129,7 +125,7 @@ def _record(
         range=None,
         homogeneous=False,
         weight_axis=None,
-        numbers=numbers,
+        numbers=zero_point,
         kernel=kernel,
     )
 

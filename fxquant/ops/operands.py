@@ -31,7 +31,7 @@ class OperandNumbers(NamedTuple):
 def operand_numbers(call: RealCall, rescale: Callable[[Tensor], Rescale]) -> OperandNumbers:
     """What brings n operands to the output's scale; `rescale` makes multipliers of s_i/s_y."""
     scales = torch.stack([q.scale for q in call.inputs]).double()
-    multiplier, shift = rescale(scales / call.target.qparams.scale.double())
+    multiplier, shift = rescale(scales / call.target.qparams.scale)
     return OperandNumbers(
         multiplier=multiplier,
         shift=shift,

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fxquant.graph.place import example_of, place_of
 from fxquant.graph.trace import trace
+from fxquant.ops.flow import sites
 from fxquant.passes import Canonicalize
 from tests.passes.shapes import shape
 
@@ -38,8 +40,12 @@ SPELLINGS = [
     ("max_pool1d", lambda m, x: F.max_pool1d(x[0], 3)),
     ("max_pool2d", lambda m, x: F.max_pool2d(x, 3)),
     ("max_pool3d", lambda m, x: F.max_pool3d(x[None], (1, 3, 3))),
+    ("avg_pool1d", lambda m, x: F.avg_pool1d(x[0], 3)),
     ("avg_pool1d", lambda m, x: F.avg_pool1d(x[0], 3, padding=1)),
+    ("avg_pool2d", lambda m, x: F.avg_pool2d(x, 3)),
     ("avg_pool2d", lambda m, x: F.avg_pool2d(x, 3, padding=1)),
+    ("avg_pool2d", lambda m, x: F.avg_pool2d(x, (2,), divisor_override=4)),
+    ("avg_pool3d", lambda m, x: F.avg_pool3d(x[None], (1, 3, 3))),
     ("avg_pool3d", lambda m, x: F.avg_pool3d(x[None], (1, 3, 3), padding=(0, 1, 1))),
     ("linear", lambda m, x: F.linear(x, m.matrix)),
     ("relu", lambda m, x: F.relu(x, inplace=True)),
@@ -176,6 +182,7 @@ LEFT_ALONE = [
     lambda m, x: x.clamp(min=x),
     lambda m, x: x.clamp(min=1.0),  # leaves the range that it would have to keep
     lambda m, x: F.avg_pool2d(x, 2, divisor_override=1),
+    lambda m, x: F.avg_pool2d(x, (2,), divisor_override=3),  # less than the 4 of its window
     lambda m, x: F.pad(x, (1, 1), mode="reflect"),
     lambda m, x: F.leaky_relu(x, x.size(0) / 10),  # a slope that only the graph knows
     lambda m, x: torch.sin(x),
@@ -189,9 +196,10 @@ LEFT_ALONE = [
 
 @pytest.mark.parametrize("call", LEFT_ALONE)
 def test_leaves_alone(call):
-    gm = trace(Call(call))
+    """And goes on behind it."""
+    gm = trace(Call(lambda m, x: (call(m, x), torch.relu(x))))
     Canonicalize().run(gm)
-    assert shape(gm) == ""
+    assert shape(gm) == "relu"
 
 
 @pytest.mark.parametrize(("value", "name"), [(0.0, "pad"), (1.0, "pad_value"), (-2, "pad_value")])
@@ -227,6 +235,16 @@ def test_modules_without_an_integer_form_are_left_alone():
     )
     Canonicalize().run(gm)
     assert shape(gm) == ""
+
+
+def test_a_site_knows_its_place_and_an_example_of_its_value():
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(2, 3, 1)))
+    gm = trace(model, (torch.zeros(1, 2, 4, 4),))
+    Canonicalize().run(gm)
+    ((node, _),) = sites(gm)
+    assert place_of(node).module == "0.0"
+    assert place_of(node.kwargs["weight"]).module == "0.0"
+    assert example_of(node).shape == (1, 3, 4, 4)
 
 
 def test_a_layer_called_twice_is_two_sites_with_one_weight():

@@ -155,6 +155,27 @@ def test_without_a_batch_other_axes_are_channels(height):
     torch.testing.assert_close(gm(x), model(x))
 
 
+def test_what_an_unknown_move_reads_stays():
+    """Its other reader could take a factor; the one behind the move would not."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(4, 4, 1) for _ in range(3))
+
+        def forward(self, x):
+            y = self.a(x)
+            n, c, h, w = y.shape
+            return self.b(y), self.c(y.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(y.shape))
+
+    model = Net().double()
+    gm, record = equalize(model)
+    assert record.changed == ()
+    x = torch.randn(2, 4, 3, 3).double()
+    for ours, theirs in zip(gm(x), model(x), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("kind", ["output", "twice", "float"])
 def test_a_value_seen_outside_stays(kind):
     class Net(nn.Module):
