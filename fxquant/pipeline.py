@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from torch import fx
 
 from fxquant.errors import RecipeError, StageError, VerifyError
-from fxquant.graph.compare import largest_difference
+from fxquant.graph.compare import largest_differences
 from fxquant.graph.edit import delete_unused_sites, erase_unread_attributes, is_erased
 from fxquant.graph.network import restore
 from fxquant.ops.verify import verify_fake_quant, verify_integer, verify_observed
@@ -193,7 +193,7 @@ def _run_checked(step: Pass, gm: fx.GraphModule, inputs: Sequence[Any]) -> None:
     before = copy.deepcopy(gm)
     record = step.run(gm)
     modes = (False, True) if step.keeps is Keeps.BOTH_MODES else (False,)
-    error = max(largest_difference(gm, before, inputs, training) for training in modes)
+    error = max(largest_differences(gm, before, inputs, modes))
     if error <= 1e-5:
         return
     text = f"undone: it changed the outputs by {error:.2g} of the largest"

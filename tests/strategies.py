@@ -207,9 +207,6 @@ ONE_INPUT: dict[str, Callable[[int], nn.Module]] = {
     "avg_pool_inside": lambda c: nn.AvgPool2d(3, 1, 1, count_include_pad=False),
     "mixed": _Mixed,
     "gate": _Gate,
-    "leaky_relu": lambda c: nn.LeakyReLU(0.2),
-    "hardswish": lambda c: nn.Hardswish(),
-    "numbers": lambda c: _Function(lambda x: 1.5 - x * 0.5),
     "softmax": lambda c: nn.Softmax(1),
     "identity": lambda c: nn.Identity(),
     "dropout": lambda c: nn.Dropout(0.5),
@@ -219,8 +216,6 @@ ONE_INPUT: dict[str, Callable[[int], nn.Module]] = {
     "shuffle": lambda c: _Shuffle(),
 }
 TWO_INPUTS: dict[str, Callable[[int], nn.Module]] = {
-    "sub": lambda c: _Function(operator.sub),
-    "mul": lambda c: _Function(operator.mul),
     "add": lambda c: _Function(operator.add),
     "sub": lambda c: _Function(operator.sub),
     "mul": lambda c: _Function(lambda x, y: x * torch.tanh(y)),  # else products of products

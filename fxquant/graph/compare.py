@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,24 +12,27 @@ from torch.utils import _pytree as pytree
 from fxquant.graph.tensors import copy_of
 
 
-def largest_difference(
-    ours: nn.Module, theirs: nn.Module, inputs: Sequence[Any], training: bool
-) -> float:
-    """The largest difference of any output, as a share of the largest output of `theirs`.
+def largest_differences(
+    ours: nn.Module, theirs: nn.Module, inputs: Sequence[Any], modes: Sequence[bool]
+) -> Iterator[float]:
+    """In each mode (True is train()) the largest difference of any output, as a share of the
+    largest output of `theirs`.
 
-    Both run in that mode on copies, with the same random numbers. Infinite where the outputs
-    have other structures, shapes or values that are not numbers.
+    Both run on copies, with the same random numbers. Infinite where the outputs have other
+    structures, shapes or values that are not numbers.
     """
-    results = []
-    for module in (ours, theirs):
-        copied = copy_of(module)
-        arguments = pytree.tree_map(_copy, list(inputs))
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)
-            results.append(pytree.tree_leaves(copied.train(training)(*arguments)))
-    if len(results[0]) != len(results[1]):
-        return float("inf")
-    return max((_difference(a, b) for a, b in zip(*results, strict=True)), default=0.0)
+    copies = (copy_of(ours), copy_of(theirs))
+    for training in modes:
+        results = []
+        for module in copies:
+            arguments = pytree.tree_map(_copy, list(inputs))
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                torch.manual_seed(0)
+                results.append(pytree.tree_leaves(module.train(training)(*arguments)))
+        if len(results[0]) != len(results[1]):
+            yield float("inf")
+        else:
+            yield max((_difference(a, b) for a, b in zip(*results, strict=True)), default=0.0)
 
 
 def _copy(value: Any) -> Any:

@@ -11,6 +11,10 @@ from torch import Tensor, fx, nn
 SITES = "fxquant"  # the submodule that holds what fxquant adds to a model
 
 
+class Site(nn.Module):
+    """A module that a pass has put into a graph; none of the user's is one."""
+
+
 def call_site(
     gm: fx.GraphModule, name: str, module: nn.Module, args: tuple[Any, ...],
     kwargs: dict[str, Any] | None = None,

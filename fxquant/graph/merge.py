@@ -19,11 +19,11 @@ from typing import Any
 from torch import fx, nn
 
 from fxquant.errors import CaptureError
-from fxquant.graph.edit import call_site, module_at, nodes_in
+from fxquant.graph.edit import Site, call_site, module_at, nodes_in
 from fxquant.graph.place import copy_place, describe, place_of
 
 
-class _ByMode(nn.Module):
+class _ByMode(Site):
     """Follows the mode of the module in whose forward it was captured."""
 
     def __init__(self, owner: nn.Module | None) -> None:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from fxquant.graph.edit import Site
+
 _DROPOUTS = (
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
     *(nn.AlphaDropout, nn.FeatureAlphaDropout),
@@ -19,6 +21,8 @@ _DROPOUT_CALLS = (
 def is_identity_in_eval(module: nn.Module) -> bool:
     """Whether `module` does nothing in eval(): dropout, drop path, stochastic depth, noise."""
     kind = type(module)
+    if isinstance(module, Site):
+        return False
     if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
         return False
     if kind is nn.Identity or kind in _DROPOUTS:

@@ -25,7 +25,7 @@ from torch import fx, nn
 from torch.fx.proxy import TraceError
 
 from fxquant.errors import CaptureError
-from fxquant.graph.compare import largest_difference
+from fxquant.graph.compare import largest_differences
 from fxquant.graph.inplace import (
     IN_PLACE,
     make_functional,
@@ -41,6 +41,7 @@ from fxquant.graph.tensors import lists_replaced, register_tensors
 
 _CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__  # before fx patches them
 _UNKNOWN = object()
+_TABLES = ("_parameters", "_buffers", "_modules")  # of a module; tensors are slow to write out
 _RESERVED = ("self", "graph", "meta", "code", "recompile", "_graph", "fxquant")
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -102,10 +103,11 @@ def check_capture(gm: Network, model: nn.Module, example_inputs: Sequence[Any]) 
     Raises CaptureError where they differ: the forward does something that its trace does not
     show, such as asking whether its input is a tensor. Also where the model itself cannot run.
     """
-    for training in (False, True):
-        name, mode = type(model).__name__, "train" if training else "eval"
+    name = type(model).__name__
+    differences = largest_differences(model, gm, example_inputs, (False, True))
+    for mode in ("eval", "train"):
         try:
-            difference = largest_difference(model, gm, example_inputs, training)
+            difference = next(differences)
         except Exception as error:
             raise CaptureError(
                 f"{name}.forward cannot run on the example inputs in {mode}(), at "
@@ -248,6 +250,7 @@ class _Tracer(fx.Tracer):
         self.leaves = leaves
         self.examples: dict[fx.Node, Any] = {}
         self.held: set[fx.Node] = set()  # what parameters alone decide: inputs do not change it
+        self.results: dict[str, Any] = {}  # of modules that are alike, on arguments alike
         self.names: dict[int, str] = {}
         self.read: dict[str, fx.Proxy] = {}
         self.failed_in = ""  # the innermost module whose forward could not be captured
@@ -353,7 +356,7 @@ class _Tracer(fx.Tracer):
                 return _UNKNOWN  # a float leaf may do anything; it is not run for its shape
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.examples.__getitem__)
         try:
-            with _patches_off(), torch.no_grad():
+            with torch.no_grad():
                 return self._call(node, args, kwargs)
         except Exception:  # data-dependent, or not for the meta device: unknown from here on
             return _UNKNOWN
@@ -363,9 +366,14 @@ class _Tracer(fx.Tracer):
             if node.op == "call_method":
                 return getattr(args[0], node.target)(*args[1:], **kwargs)
             module = self.root.get_submodule(node.target)
-            state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-            state = {name: _to_meta(value) for name, value in state.items()}
-            return torch.func.functional_call(module, state, args, kwargs)
+            key = _alike(module, (args, kwargs))
+            if key not in self.results:
+                state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+                state = {name: _to_meta(value) for name, value in state.items()}
+                with _patches_off():
+                    result = torch.func.functional_call(module, state, args, kwargs)
+                self.results[key] = result
+            return self.results[key]
         return node.target(*args, **kwargs)
 
 
@@ -378,6 +386,19 @@ def _patches_off() -> Iterator[None]:
         yield
     finally:
         nn.Module.__call__, nn.Module.__getattr__ = patched  # type: ignore[method-assign]
+
+
+def _alike(module: nn.Module, arguments: Any) -> str:
+    """A text that modules of torch with the same result on the meta device have in common."""
+    parts = [
+        (type(part), {k: v for k, v in vars(part).items() if k not in _TABLES})
+        for part in module.modules()
+    ]
+    shapes = [(t.shape, t.dtype) for t in (*module.parameters(), *module.buffers())]
+    tensors = fx.node.map_aggregate(
+        arguments, lambda v: (v.shape, v.stride(), v.dtype) if isinstance(v, torch.Tensor) else v
+    )
+    return repr((parts, shapes, tensors))
 
 
 def _to_meta(value: Any) -> Any:

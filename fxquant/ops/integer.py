@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from fxquant.graph.edit import Site
 from fxquant.ops.spec import OpSpec
 from fxquant.schemes import QParams, QuantScheme, dequantize, quantize
 
 
-class IntegerOp(nn.Module):
+class IntegerOp(Site):
     """One operator on integer tensors; every number it uses is a buffer of that name.
 
     `text` says what it came from, such as 'conv2d → relu': the ReLU is in the clamp.
@@ -43,7 +44,7 @@ class IntegerOp(nn.Module):
         return f"{self.text}, {self.scheme}"
 
 
-class _Boundary(nn.Module):
+class _Boundary(Site):
     scale: Tensor
     zero_point: Tensor
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.fake_quant import ActivationFakeQuant, WeightFakeQuant, round_to_grid
+from fxquant.graph.edit import Site
 from fxquant.intmath import Target
 from fxquant.observers import Observer
 from fxquant.ops.freeze import FreezeAfter
@@ -27,7 +28,7 @@ from fxquant.schemes import Channels, QParams, code_of, dequantize, quantize
 _REAL = ("weight", "bias", "batch_norm", "factors")
 
 
-class CallSite(nn.Module):
+class CallSite(Site):
     """One operator call: `site(*inputs, **options)` as `op.function` takes them.
 
     Passes fill it in: `activation` (fuse_conv_bn_relu), `freeze` (freeze_batch_norm), `output`
@@ -143,7 +144,7 @@ class CallSite(nn.Module):
         return " → ".join(str(part) for part in (self.op.name, self.activation) if part)
 
 
-class InputQuantizer(nn.Module):
+class InputQuantizer(Site):
     """Where a float value enters the integer part of a network."""
 
     def __init__(self, output: Observer | ActivationFakeQuant) -> None:
