@@ -198,8 +198,9 @@ LEFT_ALONE = [
 def test_leaves_alone(call):
     """And goes on behind it."""
     gm = trace(Call(lambda m, x: (call(m, x), torch.relu(x))))
-    Canonicalize().run(gm)
+    record = Canonicalize().run(gm)
     assert shape(gm) == "relu"
+    assert [entry.text for entry in record.changed] == ["written as relu"]
 
 
 @pytest.mark.parametrize(("value", "name"), [(0.0, "pad"), (1.0, "pad_value"), (-2, "pad_value")])
@@ -221,6 +222,12 @@ def test_limits_must_hold_0(low, high, name):
         gm = trace(model)
         Canonicalize().run(gm)
         assert shape(gm) == name
+
+
+def test_the_0_that_a_sum_starts_with_disappears():
+    gm = trace(Call(lambda m, x: sum([x, x])))
+    Canonicalize().run(gm)
+    assert [node.op for node in gm.graph.nodes] == ["placeholder", "call_module", "output"]
 
 
 def test_modules_without_an_integer_form_are_left_alone():

@@ -155,6 +155,24 @@ def test_without_a_batch_other_axes_are_channels(height):
     torch.testing.assert_close(gm(x), model(x))
 
 
+def test_a_pool_across_channels_mixes_them():
+    """max_pool3d reads [N, C, H, W] as one sample of N channels."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+            self.a.weight.data *= torch.logspace(-1, 1, 4).reshape(-1, 1, 1, 1)
+
+        def forward(self, x):
+            return self.b(nn.functional.max_pool3d(self.a(x), (3, 1, 1), 1, (1, 0, 0)))
+
+    model, x = Net().double(), torch.randn(2, 4, 3, 3).double()
+    gm, record = equalize(model, x)
+    assert record.changed == ()
+    torch.testing.assert_close(gm(x), model(x))
+
+
 def test_what_an_unknown_move_reads_stays():
     """Its other reader could take a factor; the one behind the move would not."""
 
