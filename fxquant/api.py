@@ -62,7 +62,11 @@ def prepare_qat(
     leaves = _float_leaves(model, config)
     gm = trace(_copy(model), example_inputs, leaves)
     if example_inputs is not None:
-        check_capture(gm, model, example_inputs)
+        reason = check_capture(gm, model, example_inputs)
+        if reason is not None and config.verify:
+            raise ConfigError(f"verify=True needs inputs that run in both modes: {reason}")
+        if reason is not None:
+            note(gm, "check_capture", "the graph is compared with the model", reason)
     if wrappers:
         note(gm, "unwrap", "wrappers are taken off", f"taken out of {', '.join(wrappers)}")
     prepare_recipe(config, leaves).run(gm, random_like(example_inputs) if config.verify else None)

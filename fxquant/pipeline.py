@@ -16,7 +16,12 @@ from torch import fx
 
 from fxquant.errors import RecipeError, StageError, VerifyError
 from fxquant.graph.compare import largest_differences
-from fxquant.graph.edit import delete_unused_sites, erase_unread_attributes, is_erased
+from fxquant.graph.edit import (
+    check,
+    delete_unused_sites,
+    erase_unread_attributes,
+    is_erased,
+)
 from fxquant.graph.network import restore
 from fxquant.ops.verify import verify_fake_quant, verify_integer, verify_observed
 
@@ -114,7 +119,7 @@ class Pass(ABC):
         self.edit(gm, log)
         erase_unread_attributes(gm)
         delete_unused_sites(gm)
-        gm.graph.lint()
+        check(gm)
         gm.recompile()
         _VERIFY[self.gives](gm)
         record = PassRecord(

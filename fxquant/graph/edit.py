@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -120,6 +121,13 @@ def erase(node: fx.Node, use_instead: Any = None) -> None:
             reader.args = map_nodes(reader.args, swap)
             reader.kwargs = map_nodes(reader.kwargs, swap)
     node.graph.erase_node(node)
+
+
+def check(gm: fx.GraphModule) -> None:
+    """Lint the graph; it may read plain numbers of the model, about which torch.fx warns."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*get_attr.* Nodes typically target")
+        gm.graph.lint()
 
 
 def is_erased(node: fx.Node) -> bool:

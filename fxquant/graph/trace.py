@@ -18,6 +18,8 @@ import keyword
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from traceback import walk_tb
+from types import FrameType
 from typing import Any
 
 import torch
@@ -26,13 +28,15 @@ from torch.fx.proxy import TraceError
 
 from fxquant.errors import CaptureError
 from fxquant.graph.compare import largest_differences
+from fxquant.graph.edit import SITES
 from fxquant.graph.inplace import (
     IN_PLACE,
     make_functional,
     overwriting_modules,
     refuse_overwriting_leaves,
 )
-from fxquant.graph.merge import merge
+from fxquant.graph.live import Decisions, LiveFloat, live_floats, make_plain, plain
+from fxquant.graph.merge import merge, merge_where
 from fxquant.graph.modes import is_identity_in_eval
 from fxquant.graph.network import Network, network
 from fxquant.graph.place import caller_place, copy_place, raised_at, set_example, set_place
@@ -77,31 +81,74 @@ def trace(
     register_tensors(model)
     modes = {module: module.training for module in model.modules()}
     try:
-        in_eval = _trace_mode(model, False, example_inputs, leaves)
-        in_training = _trace_mode(model, True, example_inputs, leaves)
+        in_eval = _trace_mode(model, False, example_inputs, leaves, Decisions())
+        in_training, others = _trace_training(model, example_inputs, leaves)
     finally:
         for module, mode in modes.items():
             module.training = mode
     inside = {m for path in leaves for m in model.get_submodule(path).modules()}
     overwriting = overwriting_modules(model) - inside
-    for graph, training in ((in_eval, False), (in_training, True)):
+    for graph in (in_eval, in_training, *(graph for graph, _, _ in others)):
         put_first_argument_first(graph, model)
         refuse_overwriting_leaves(graph, model, leaves)
-        make_functional(graph, model, overwriting, training)
+        make_functional(graph, model, overwriting, graph is not in_eval)
         _protect_inputs(graph, model)
     for module in overwriting:
         module.inplace = False  # type: ignore[assignment]
-    gm = network(model, in_eval)
-    merge(gm, in_training)
+    make_plain(in_eval)
+    trained, gm = network(model, in_training), network(model, in_eval)
+    for graph, comparison, holds in others:
+        merge_where(trained, graph, comparison, holds)
+    if hasattr(trained, SITES):
+        gm.add_module(SITES, trained.get_submodule(SITES))
+    merge(gm, trained.graph)
     gm.recompile()
     return gm
 
 
-def check_capture(gm: Network, model: nn.Module, example_inputs: Sequence[Any]) -> None:
+def _trace_training(
+    model: nn.Module, example_inputs: Sequence[Any] | None, leaves: frozenset[str]
+) -> tuple[fx.Graph, list[tuple[fx.Graph, LiveFloat, bool]]]:
+    """What training does, and what it does instead where a comparison of a live number turns out
+    otherwise: each such graph with its comparison, and whether that holds there.
+
+    The first graph does as little as there is: drop path comes to it where there is any.
+    """
+    graphs: dict[frozenset[str], fx.Graph] = {}
+    decisions = Decisions()
+
+    def traced(inverted: frozenset[str]) -> fx.Graph:
+        if inverted not in graphs:
+            asked = decisions if not inverted else Decisions(inverted)
+            graphs[inverted] = _trace_mode(model, True, example_inputs, leaves, asked)
+        return graphs[inverted]
+
+    natural = traced(frozenset())
+    switched: dict[str, fx.Graph] = {}  # what it does if that comparison is inverted
+    for text in list(decisions.asked):
+        try:
+            other = traced(frozenset({text}))
+        except CaptureError:
+            continue  # that way only an error lies, or what no graph can do
+        if str(other) != str(natural):
+            switched[text] = other
+    most = len(natural.nodes)
+    off = frozenset(text for text, other in switched.items() if len(other.nodes) < most)
+    others = []
+    for text in switched:
+        comparison, answer = decisions.asked[text]
+        holds = answer if text in off else not answer
+        others.append((traced(off ^ {text}), comparison, holds))
+    return traced(off), others
+
+
+def check_capture(gm: Network, model: nn.Module, example_inputs: Sequence[Any]) -> str | None:
     """Run `gm` and a copy of `model` on the example inputs, in both modes, and compare.
 
-    Raises CaptureError where they differ: the forward does something that its trace does not
-    show, such as asking whether its input is a tensor. Also where the model itself cannot run.
+    Returns why they could not be compared in train(), if so: a batch norm may need more values
+    than an example has. Raises CaptureError where they differ: the forward does something that
+    its trace does not show, such as asking whether its input is a tensor. Also where the model
+    itself cannot run in eval().
     """
     name = type(model).__name__
     differences = largest_differences(model, gm, example_inputs, (False, True))
@@ -109,12 +156,14 @@ def check_capture(gm: Network, model: nn.Module, example_inputs: Sequence[Any]) 
         try:
             difference = next(differences)
         except Exception as error:
-            raise CaptureError(
+            text = (
                 f"{name}.forward cannot run on the example inputs in {mode}(), at "
-                f"{raised_at(error.__traceback__)}: {error}\n"
-                "What to do: pass example_inputs that it runs on in both modes; a batch norm needs "
-                "more than one value per channel in train()."
-            ) from error
+                f"{raised_at(error.__traceback__)}: {error}"
+            )
+            if mode == "train":
+                return text
+            text += "\nWhat to do: pass example_inputs that it runs on."
+            raise CaptureError(text) from error
         if difference > 0.0:
             raise CaptureError(
                 f"the graph of {name} gives other outputs than the model in {mode}() on the "
@@ -122,6 +171,7 @@ def check_capture(gm: Network, model: nn.Module, example_inputs: Sequence[Any]) 
                 "What to do: look for what its forward asks of its inputs besides their values and "
                 "shapes (isinstance, attributes); keep that submodule in float (keep_float)."
             )
+    return None
 
 
 def _refuse_root(model: nn.Module) -> None:
@@ -149,33 +199,58 @@ def _refuse_root(model: nn.Module) -> None:
 def _protect_inputs(graph: fx.Graph, model: nn.Module) -> None:
     """Give drop path and the like a copy: in training they may overwrite what they read."""
     for node in list(graph.nodes):
-        module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if module is None or type(module).__module__.startswith("torch.nn."):
-            continue
-        if is_identity_in_eval(module) and node.args:
+        if node.args and isinstance(node.args[0], fx.Node) and _is_users_own(node, model):
             with graph.inserting_before(node):
                 copied = graph.call_method("clone", (node.args[0],))
             copy_place(node, copied)
             node.args = (copied, *node.args[1:])
 
 
+def _is_users_own(node: fx.Node, model: nn.Module) -> bool:
+    """Whether `node` calls a function of the user's, or a module of theirs that idles in eval()."""
+    if node.op == "call_function":
+        function = node.target
+        return inspect.isfunction(function) and not _is_torchs(function)
+    if node.op != "call_module":
+        return False
+    module = model.get_submodule(str(node.target))
+    return not type(module).__module__.startswith("torch.nn.") and is_identity_in_eval(module)
+
+
 def _trace_mode(
-    model: nn.Module, training: bool, example_inputs: Sequence[Any] | None, leaves: frozenset[str]
+    model: nn.Module,
+    training: bool,
+    example_inputs: Sequence[Any] | None,
+    leaves: frozenset[str],
+    decisions: Decisions,
+    functions: tuple[Callable[..., Any], ...] = (),
 ) -> fx.Graph:
+    """The graph of one mode. Calls of `functions` stay one node each, and so do those of the
+    user's that only training calls and that cannot be captured, such as drop path.
+    """
     for module in model.modules():
         module.training = training
-    tracer = _Tracer(example_inputs, leaves)
+    tracer = _Tracer(example_inputs, leaves, decisions, functions)
     random_state = _random_state()
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), live_floats(model, decisions):
             graph = tracer.trace(model, _defaults(model, example_inputs))
         if random_state != _random_state():
             raise TraceError("it draws random numbers whose shape or use does not depend on inputs")
     except CaptureError:
         raise
     except Exception as error:
+        function = _called_by_forward(error) if training else None
+        if function is not None and function not in functions:
+            again = Decisions(decisions.inverted)
+            functions = (*functions, function)
+            graph = _trace_mode(model, training, example_inputs, leaves, again, functions)
+            decisions.asked = again.asked
+            return graph
         inside = f" in '{tracer.failed_in}'" if tracer.failed_in else ""
         hints = ["pass example_inputs, so that shapes are known"] if not example_inputs else []
+        if isinstance(error, AttributeError):
+            hints.append("set that attribute before, if the training script does so later")
         if inside:
             keep = f"QuantConfig(keep_float=('{tracer.failed_in}',))"
             hints.append(f"keep that submodule as one float node with {keep}")
@@ -187,6 +262,26 @@ def _trace_mode(
             f"What to do: {', or '.join(hints)}."
         ) from error
     return graph
+
+
+def _called_by_forward(error: Exception) -> Callable[..., Any] | None:
+    """The function of the user's, if one, that the innermost forward had called when it failed."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    forwards = [i for i, frame in enumerate(frames) if _is_forward(frame)]
+    if not forwards or forwards[-1] + 1 == len(frames):
+        return None
+    frame = frames[forwards[-1] + 1]
+    function = frame.f_globals.get(frame.f_code.co_name)
+    own = inspect.isfunction(function) and function.__code__ is frame.f_code
+    return function if own and not _is_torchs(function) else None
+
+
+def _is_torchs(function: Callable[..., Any]) -> bool:
+    return function.__module__.partition(".")[0] == "torch"
+
+
+def _is_forward(frame: FrameType) -> bool:
+    return frame.f_code.co_name == "forward" and isinstance(frame.f_locals.get("self"), nn.Module)
 
 
 def _random_state() -> tuple[bytes, object]:
@@ -242,10 +337,16 @@ class _Tracer(fx.Tracer):
     """Records the place of every node, and an example value where one can be had."""
 
     def __init__(
-        self, example_inputs: Sequence[Any] | None = None, leaves: frozenset[str] = frozenset()
+        self,
+        example_inputs: Sequence[Any] | None = None,
+        leaves: frozenset[str] = frozenset(),
+        decisions: Decisions | None = None,
+        functions: tuple[Callable[..., Any], ...] = (),
     ) -> None:
-        """Both default, because unpickling a GraphModule makes its tracer without arguments."""
-        super().__init__()
+        """All default, because unpickling a GraphModule makes its tracer without arguments."""
+        super().__init__(autowrap_functions=functions)
+        self.decisions = Decisions() if decisions is None else decisions
+        self.functions = functions
         self.inputs = list(example_inputs) if example_inputs is not None else []
         self.leaves = leaves
         self.examples: dict[fx.Node, Any] = {}
@@ -288,8 +389,9 @@ class _Tracer(fx.Tracer):
             raise
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if module_qualified_name in self.leaves or is_identity_in_eval(m):
-            return True
+        with self.decisions.paused():
+            if module_qualified_name in self.leaves or is_identity_in_eval(m):
+                return True
         if m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m):
             return False  # so that what they do is in the graph, too
         return super().is_leaf_module(m, module_qualified_name)
@@ -350,11 +452,14 @@ class _Tracer(fx.Tracer):
             return _UNKNOWN
         if node.op == "call_module":
             module = self.root.get_submodule(str(node.target))
-            if is_identity_in_eval(module):
+            with self.decisions.paused():
+                identity = is_identity_in_eval(module)
+            if identity:
                 return self.examples[node.all_input_nodes[0]] if node.all_input_nodes else _UNKNOWN
             if not type(module).__module__.startswith("torch.nn."):
                 return _UNKNOWN  # a float leaf may do anything; it is not run for its shape
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.examples.__getitem__)
+        arguments = plain((node.args, node.kwargs))
+        args, kwargs = fx.node.map_arg(arguments, self.examples.__getitem__)
         try:
             with torch.no_grad():
                 return self._call(node, args, kwargs)
@@ -374,6 +479,10 @@ class _Tracer(fx.Tracer):
                     result = torch.func.functional_call(module, state, args, kwargs)
                 self.results[key] = result
             return self.results[key]
+        if node.target in self.functions:  # it may draw random numbers, and not on every device
+            with torch.random.fork_rng(devices=[]):
+                zeros = fx.node.map_aggregate((args, kwargs), _zeros)
+                return _to_meta(node.target(*zeros[0], **zeros[1]))
         return node.target(*args, **kwargs)
 
 
@@ -386,6 +495,10 @@ def _patches_off() -> Iterator[None]:
         yield
     finally:
         nn.Module.__call__, nn.Module.__getattr__ = patched  # type: ignore[method-assign]
+
+
+def _zeros(value: Any) -> Any:
+    return torch.zeros_like(value, device="cpu") if isinstance(value, torch.Tensor) else value
 
 
 def _alike(module: nn.Module, arguments: Any) -> str:

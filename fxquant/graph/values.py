@@ -10,6 +10,8 @@ import torch
 from torch import fx
 from torch.fx._symbolic_trace import _assert_is_none
 
+from fxquant.graph.place import example_of
+
 _ASSERTIONS = {torch._assert, _assert_is_none}
 _ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "layout", "requires_grad"}
 _METHODS = {
@@ -25,10 +27,13 @@ _ARITHMETIC = {
 
 
 def scalars(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes that give numbers: shape queries, and arithmetic on nothing but those."""
+    """The nodes that give numbers: shape queries, the model's own numbers, and arithmetic on
+    nothing but those.
+    """
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        if _is_query(node) or (
+        held = node.op == "get_attr" and isinstance(example_of(node), (bool, int, float))
+        if held or _is_query(node) or (
             node.op == "call_function"
             and node.target in _ARITHMETIC
             and node.all_input_nodes

@@ -385,10 +385,13 @@ def test_case_31_batch_of_one_pixel():
 
 
 def test_case_31_batch_of_one_pixel_as_an_example():
-    """Refused: example inputs that the model cannot be trained on."""
+    """Kept: example inputs that the model cannot be trained on are compared in eval() alone."""
     model = net(forward=lambda s, x: s.bn(s.conv(x)), conv=nn.Conv2d(4, 4, 8))
-    words = ("cannot run on the example inputs in train()", "more than one value per channel")
-    refused(model, INPUT[:1], *words, module="", line="s.bn(s.conv(x))", example=True)
+    prepared = fxquant.prepare_qat(model, INPUT[:1])
+    torch.testing.assert_close(prepared.eval()(INPUT[:1]), model.eval()(INPUT[:1]))
+    text = fxquant.explain(prepared)
+    assert "cannot run on the example inputs in train()" in text
+    assert "Expected more than 1 value per channel" in text
 
 
 def test_case_32_switching_modes():

@@ -1,0 +1,121 @@
+"""Numbers that a training script sets later stay live in what only training does."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import fxquant
+from fxquant.errors import CaptureError
+from fxquant.graph.compare import largest_differences
+from fxquant.graph.trace import trace
+from tests import laws
+
+X = torch.randn(4, 3, 6, 6)
+
+
+def opaque_drop_path(x, prob):
+    """As published code writes it: allocates, asks for the device, overwrites what it is given."""
+    if prob > 0.0:
+        keep = 1.0 - prob
+        mask = torch.FloatTensor(x.size(0), 1, 1, 1).bernoulli_(keep)
+        x.div_(keep)
+        x.mul_(mask)
+    return x
+
+
+def traced_drop_path(x, prob):
+    keep = 1.0 - prob
+    return x / keep * torch.empty_like(x[:, :1, :1, :1]).bernoulli_(p=0.5)
+
+
+class Cell(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.p = kind, 0.25
+        self.a, self.b = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x, prob):
+        a, b = torch.relu(self.a(x)), self.b(x)
+        if self.kind == "inside":
+            return (opaque_drop_path(a, prob) if self.training else a) + b
+        if self.kind == "own":
+            prob = self.p
+        if self.training and prob > 0.0:
+            a = traced_drop_path(a, prob) if self.kind == "traced" else opaque_drop_path(a, prob)
+        elif self.training and self.kind == "else":
+            b = b * 2.0
+        return a + b
+
+
+class Net(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.cells = nn.ModuleList([Cell(kind), Cell(kind)])
+        self.drop_path_prob, self.scale = 0.0, 2.0
+
+    def forward(self, x):
+        for cell in self.cells:
+            x = cell(x, self.drop_path_prob)
+        if self.training and self.scale >= 2.0:
+            x = x * self.scale
+        return x
+
+
+KINDS = ("opaque", "traced", "inside", "else", "own")
+
+
+@pytest.mark.parametrize("examples", [True, False])
+@pytest.mark.parametrize("start", [0.0, 0.3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_graph_follows_the_numbers(kind, start, examples):
+    model = Net(kind)
+    model.drop_path_prob = start
+    gm = trace(copy.deepcopy(model), (X,) if examples else None)
+    for network in (gm, copy.deepcopy(gm)):
+        for prob, scale, own in ((0.0, 2.0, 0.25), (0.5, 1.0, 0.0), (0.2, 3.0, 0.7)):
+            for one in (model, network):
+                one.drop_path_prob, one.scale, one.cells[1].p = prob, scale, own
+            assert list(largest_differences(network, model, (X,), (False, True))) == [0.0, 0.0]
+
+
+def test_prepared_and_converted():
+    model = Net("opaque")
+    prepared = fxquant.prepare_qat(model, X)
+    laws.settle(prepared, X)
+    prepared.train()
+    torch.manual_seed(0)
+    without = prepared(X)
+    prepared.drop_path_prob = 0.5
+    assert not torch.equal(prepared(X), without)
+    prepared(X).sum().backward()
+    assert prepared.cells[0].a.weight.grad is not None
+    prepared.eval()
+    quantized = fxquant.convert(prepared)
+    assert torch.equal(quantized(X), prepared(X))
+    assert "drop_path_prob" not in quantized.code
+
+
+def test_a_number_that_is_set_too_late_is_named():
+    model = Net("opaque")
+    del model.drop_path_prob
+    with pytest.raises(CaptureError, match=r"(?s)'drop_path_prob'.*set that attribute before"):
+        fxquant.prepare_qat(model, X)
+
+
+def test_ways_that_only_raise_are_no_obstacle():
+    class Checked(nn.Conv2d):
+        limit = 1.0
+
+        def __init__(self):
+            super().__init__(3, 3, 1)
+            self.limit = 1.0
+
+        def forward(self, x):
+            if self.limit < 0.5:
+                raise ValueError("too small")
+            return super().forward(x)
+
+    prepared = fxquant.prepare_qat(nn.Sequential(Checked()), X)
+    assert [name for name, _ in prepared.fxquant.named_children()] == ["conv2d", "quantize_input_1"]
