@@ -14,6 +14,7 @@ from fxquant.passes import (
     InsertFakeQuant,
     InsertObservers,
     JoinAdds,
+    JoinProducts,
     LowerToInteger,
     WeighTerms,
 )
@@ -35,6 +36,7 @@ def prepare_recipe(config: QuantConfig, float_leaves: frozenset[str]) -> Recipe:
             Canonicalize(float_leaves),
             WeighTerms(),
             JoinAdds(),  # before fuse: a sum that has taken an activation in is no longer joined
+            JoinProducts(),
             *fold,  # before fuse, which would keep the batch norms live
             FuseConvBnRelu(),
             *freeze,

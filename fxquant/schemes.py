@@ -36,8 +36,10 @@ class QuantScheme:
     per_channel: bool = False
 
     def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 8:
-            raise ConfigError(f"a scheme has 2 to 8 bits, got bits={self.bits}")
+        if not 2 <= self.bits <= 16:
+            raise ConfigError(f"a scheme has 2 to 16 bits, got bits={self.bits}")
+        if self.bits > 8 and not self.signed:
+            raise ConfigError(f"more than 8 bits need signed integers, got bits={self.bits}")
         if self.narrow and not self.signed:
             raise ConfigError("narrow range needs signed integers, got signed=False")
         if self.symmetric and not self.signed:
@@ -56,6 +58,8 @@ class QuantScheme:
     @property
     def dtype(self) -> torch.dtype:
         """The integer type that stores the codes."""
+        if self.bits > 8:
+            return torch.int16
         return torch.int8 if self.signed else torch.uint8
 
     def __str__(self) -> str:
@@ -64,6 +68,7 @@ class QuantScheme:
 
 
 UINT8 = QuantScheme(signed=False, symmetric=False)
+INT16 = QuantScheme(bits=16, symmetric=False)
 INT8_WEIGHT = QuantScheme(narrow=True, per_channel=True)
 
 

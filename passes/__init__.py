@@ -13,6 +13,7 @@ from fxquant.passes.fuse_conv_bn_relu import FuseConvBnRelu
 from fxquant.passes.insert_fake_quant import InsertFakeQuant
 from fxquant.passes.insert_observers import InsertObservers
 from fxquant.passes.join_adds import JoinAdds
+from fxquant.passes.join_products import JoinProducts
 from fxquant.passes.lower_to_integer import LowerToInteger
 from fxquant.passes.weigh_terms import WeighTerms
 
@@ -20,6 +21,7 @@ PASSES = (
     Canonicalize,
     WeighTerms,
     JoinAdds,
+    JoinProducts,
     FoldBatchNorm,
     FuseConvBnRelu,
     FreezeBatchNorm,
@@ -43,6 +45,7 @@ __all__ = [
     "InsertFakeQuant",
     "InsertObservers",
     "JoinAdds",
+    "JoinProducts",
     "LowerToInteger",
     "WeighTerms",
 ]

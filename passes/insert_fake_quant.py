@@ -4,7 +4,8 @@
     after    x ── quantize ── conv(fq(w)) → fq ── y    and now the fake-quants around them
 
 Each site also learns the quantizers of the values it reads: in eval() it computes in their
-integers. A value that keeps its input's range shares its input's quantizer.
+integers. A value that keeps its input's range shares its input's quantizer. Shares that weigh
+other values (a softmax that only products read) get 16 bits: with 8, 39 % of the sums would move.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ from torch import fx
 from fxquant.fake_quant import ActivationFakeQuant, WeightFakeQuant
 from fxquant.graph.edit import called_module
 from fxquant.observers import Observer
-from fxquant.ops.flow import grids, inputs_of, layer_channels, quantizer_of, sites
+from fxquant.ops.flow import grids, inputs_of, layer_channels, quantizer_of, site_of, sites
+from fxquant.ops.move import is_move
+from fxquant.ops.mul import MUL
 from fxquant.ops.site import CallSite, InputQuantizer
+from fxquant.ops.softmax import SOFTMAX
+from fxquant.ops.sum_of_products import SUM_OF_PRODUCTS
 from fxquant.pipeline import Keeps, Log, Pass, Stage
-from fxquant.schemes import INT8_WEIGHT, UINT8, QuantScheme
+from fxquant.schemes import INT8_WEIGHT, INT16, UINT8, QuantScheme
 
 
 class InsertFakeQuant(Pass):
@@ -43,10 +48,11 @@ class InsertFakeQuant(Pass):
             if not isinstance(module, (CallSite, InputQuantizer)):
                 continue
             if isinstance(module.output, Observer):
-                quantizer = ActivationFakeQuant(self.activation, module.output)
+                scheme = INT16 if _weighs_others(gm, node) else self.activation
+                quantizer = ActivationFakeQuant(scheme, module.output)
                 # in a float64 network real numbers are float64 on both sides of the integers
                 module.output = (quantizer.double() if double else quantizer).train(module.training)
-                log.change(node, f"output in {self.activation}")
+                log.change(node, f"output in {scheme}")
             if isinstance(module, CallSite) and module.op.weight_axis is not None:
                 module.weight_quant = WeightFakeQuant(self.weight, layer_channels(gm, node))
                 module.weight_quant.train(module.training)
@@ -55,3 +61,18 @@ class InsertFakeQuant(Pass):
         for node, site in sites(gm):
             site.sources = tuple(quantizer_of(gm, grid[value]) for value in inputs_of(node))
 
+
+def _weighs_others(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether `node` is a softmax of which each reader, behind moves, is a product."""
+    site = site_of(gm, node)
+    return site is not None and site.op is SOFTMAX and _reaches_products(gm, node)
+
+
+def _reaches_products(gm: fx.GraphModule, node: fx.Node) -> bool:
+    for reader in node.users:
+        site = site_of(gm, reader)
+        if site is None and not (is_move(gm, reader) and _reaches_products(gm, reader)):
+            return False
+        if site is not None and site.op not in (MUL, SUM_OF_PRODUCTS):
+            return False
+    return bool(node.users)

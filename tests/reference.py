@@ -318,6 +318,15 @@ def add(n: Buffers, *operands: Codes) -> Codes:
     return limit(rescale(total, np.int64(1), n["shift"]), n)
 
 
+def sum_of_products(n: Buffers, *operands: Codes) -> Codes:
+    """Every product in full, brought to one scale, one rounding."""
+    centred = [q - z for q, z in zip(operands, n["x_zero"], strict=True)]
+    half = len(centred) // 2
+    pairs = zip(centred[:half], centred[half:], n["multiplier"], strict=True)
+    total = sum((a * b * m for a, b, m in pairs), np.int64(0))
+    return limit(rescale(total, np.int64(1), n["shift"]), n)
+
+
 def cat(n: Buffers, *operands: Codes, dim: int) -> Codes:
     """Each operand on the output's grid, then side by side."""
     rows = zip(operands, n["x_zero"], n["multiplier"], n["shift"], strict=True)
@@ -525,6 +534,7 @@ KERNELS: dict[str, Callable[..., Codes]] = {
     "hardtanh": clamp,
     "clamp": clamp,
     "add": add,
+    "sum_of_products": sum_of_products,
     "weighted_sum": add,  # its weights are in the multipliers
     "cat": cat,
     **_in_dims(max_pool, "max_pool"),

@@ -266,6 +266,19 @@ class Mixed(nn.Module):
         return sum(op(y) * -w for w, op in zip(rows[1], self.ops, strict=True)) + x
 
 
+class Gated(nn.Module):
+    """Operations weighed by a softmax of the input itself, which has 16 bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(3, 2)
+        self.ops = nn.ModuleList([nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = torch.softmax(self.gate(x.mean((2, 3))), 1)[:, :, None, None, None]
+        return sum(op(x) * w[:, i] for i, op in enumerate(self.ops))
+
+
 class Constants(nn.Module):
     """Padding with numbers, some clamped, negative padding, zeros, a parameter of its own."""
 
@@ -399,6 +412,7 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "readers": (Readers, (3, 6, 5)),
     "joined": (Joined, (3, 8, 9)),
     "mixed": (Mixed, (3, 6, 5)),
+    "gated": (Gated, (3, 6, 5)),
     "constants": (Constants, (3, 5, 6)),
     "moves": (Moves, (4, 4, 6)),
     "functions": (Functions, (3, 6, 5)),

@@ -272,8 +272,9 @@ def _called_by_forward(error: Exception) -> Callable[..., Any] | None:
         return None
     frame = frames[forwards[-1] + 1]
     function = frame.f_globals.get(frame.f_code.co_name)
-    own = inspect.isfunction(function) and function.__code__ is frame.f_code
-    return function if own and not _is_torchs(function) else None
+    if not inspect.isfunction(function) or function.__code__ is not frame.f_code:
+        return None
+    return None if _is_torchs(function) else function
 
 
 def _is_torchs(function: Callable[..., Any]) -> bool:

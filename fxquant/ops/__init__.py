@@ -37,6 +37,7 @@ from fxquant.ops.silu import SILU
 from fxquant.ops.softmax import SOFTMAX
 from fxquant.ops.spec import OpSpec
 from fxquant.ops.sub import SUB
+from fxquant.ops.sum_of_products import SUM_OF_PRODUCTS
 from fxquant.ops.tanh import TANH
 from fxquant.ops.weighted_sum import WEIGHTED_SUM
 from fxquant.ops.zero import ZERO
@@ -56,6 +57,7 @@ OPS: tuple[OpSpec, ...] = (
     CLAMP,
     ADD,
     WEIGHTED_SUM,
+    SUM_OF_PRODUCTS,
     CAT,
     MAX_POOL1D,
     MAX_POOL2D,

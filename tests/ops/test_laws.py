@@ -65,6 +65,10 @@ EXAMPLES = {
     "clamp": (lambda: Call(lambda x: x.clamp(max=0.7)), [IMAGE]),
     "add": (lambda: Call(lambda x, y, z: x + y + z), [IMAGE, IMAGE, (1, 4, 1, 1)]),
     "weighted_sum": (Weighted, [IMAGE, IMAGE, (1, 4, 1, 1)]),
+    "sum_of_products": (
+        lambda: Call(lambda a, b, c, d: a * c + b * d),
+        [IMAGE, IMAGE, (2, 4, 1, 1), (1, 4, 1, 1)],
+    ),
     "cat": (lambda: Call(lambda x, y: torch.cat([x, 0.0 * x, y], 1)), [IMAGE, IMAGE]),
     "max_pool1d": (lambda: nn.MaxPool1d(3, 2, 1), [(2, 4, 9)]),
     "max_pool2d": (lambda: nn.MaxPool2d(3, 2, 1, ceil_mode=True), [IMAGE]),
