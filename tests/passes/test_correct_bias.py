@@ -114,3 +114,42 @@ def test_layers_with_a_live_batch_norm_stay():
     fxquant.correct_bias(prepared, [torch.randn(8, 3, 16, 16)])
     changed = {k for k, v in prepared.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {"head.bias"}
+
+
+class Tail(nn.Module):
+    """conv, batch norm, relu, and a layer that does not contract axis 1 once a place."""
+
+    def __init__(self, kind, length):
+        super().__init__()
+        self.conv, self.bn = nn.Conv1d(3, 6, 1), nn.BatchNorm1d(6)
+        self.tail = {
+            "linear": lambda: nn.Linear(length, 3),
+            "transposed": lambda: nn.ConvTranspose1d(6, 4, 3, stride=2),
+            "transposed, as many out": lambda: nn.ConvTranspose1d(6, 6, 3),
+        }[kind]()
+
+    def forward(self, x):
+        return self.tail(torch.relu(self.bn(self.conv(x))))
+
+
+TRANSPOSED = "it is transposed: how often it reads an input depends on the place"
+
+
+@pytest.mark.parametrize("length", [6, 10])  # 6: as many as channels
+@pytest.mark.parametrize("example", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("linear", "it may have more than two dimensions, and sum over another than the channels"),
+        ("transposed", TRANSPOSED),
+        ("transposed, as many out", TRANSPOSED),
+    ],
+)
+def test_layers_whose_sum_is_another_stay(kind, reason, example, length):
+    model, x = Tail(kind, length).eval(), torch.randn(2, 3, length)
+    config = QuantConfig(weight=COARSE, batch_norm="fold", correct_bias=True)
+    prepared = fxquant.prepare_qat(model, x if example else None, config)
+    record = history(prepared)[-1]
+    assert record.changed == ()
+    assert {e.node: e.text for e in record.left_alone}["tail"] == reason
+    assert torch.equal(prepared.tail.bias, model.tail.bias)
