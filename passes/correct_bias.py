@@ -33,6 +33,7 @@ from fxquant.ops.avg_pool import AVG_POOL1D, AVG_POOL2D, AVG_POOL3D
 from fxquant.ops.cat import CAT
 from fxquant.ops.flow import inputs_of, layer_channels, site_of, sites
 from fxquant.ops.linear import LINEAR
+from fxquant.ops.mean import MEAN, spaces
 from fxquant.ops.move import apply_move, is_move
 from fxquant.ops.parameters import fold_input_affine, parameters_of, set_bias
 from fxquant.ops.site import CallSite
@@ -108,7 +109,8 @@ def _mean_behind(node: fx.Node, site: CallSite, inputs: list[Tensor | None]) -> 
     known = [mean for mean in inputs if mean is not None]
     if not known or len(known) < len(inputs) or site.activation is not None:
         return None
-    if site.op in _AVERAGES:
+    over_space = site.op is MEAN and spaces(node.kwargs["dim"], rank_of(inputs_of(node)[0]))
+    if site.op in _AVERAGES or over_space:
         return known[0]
     if site.op is ADD and all(mean.shape == known[0].shape for mean in known):
         return torch.stack(known).sum(0)

@@ -331,6 +331,42 @@ def test_case_44_pools(pool):
     assert spread(equalized(net(pool), "a", "b").a.weight) < 10
 
 
+MEANS = {
+    "(2, 3)": (lambda s, y: y.mean((2, 3)), nn.Linear(4, 3)),
+    "[-1, -2]": (lambda s, y: torch.mean(y, [-1, -2]), nn.Linear(4, 3)),
+    "keepdim": (lambda s, y: y.mean((-1, 2), keepdim=True), nn.Conv2d(4, 3, 1)),
+    "keepdim and flatten": (lambda s, y: y.mean((2, 3), True).flatten(1), nn.Linear(4, 3)),
+    "one dimension": (lambda s, y: y.mean(-1), nn.Conv1d(4, 3, 1)),
+    "one after the other": (lambda s, y: y.mean(3).mean(dim=2), nn.Linear(4, 3)),
+}
+
+
+@pytest.mark.parametrize(("mean", "last"), MEANS.values(), ids=MEANS)
+def test_case_44_means_over_space(mean, last):
+    """Kept: a mean over all or some dimensions behind the channels is a pool, too."""
+    model = net(mean, b=last)
+    prepared = equalized(model, "a", "b", example=True)
+    assert spread(prepared.a.weight) < spread(model.a.weight) / 4
+
+
+ACROSS = {
+    "channels": lambda s, y: y.mean(1),
+    "channels, from the end": lambda s, y: y.mean(-3, keepdim=True),
+    "channels and rows": lambda s, y: y.mean((1, 2)),
+    "the batch": lambda s, y: y.mean(0),
+    "everything": lambda s, y: y.mean(),
+}
+
+
+@pytest.mark.parametrize("mean", ACROSS.values(), ids=ACROSS)
+def test_case_44_means_across_channels(mean):
+    """Left alone: a mean over channels, or over the batch, ties them to one another."""
+    model = net(forward=lambda s, x: (s.b(y := s.a(x).relu()), mean(s, y)))
+    prepared = equalized(model)
+    unchanged(model, prepared, "a.weight", "b.weight")
+    says(prepared, "mean", "mean does not let factors through")
+
+
 @pytest.mark.parametrize("bias", [1e3, -1e3])
 def test_case_45_bias_dominated_channel(bias):
     """Kept: a bias is divided by its channel's factor, however large it is."""
