@@ -6,8 +6,9 @@
 without data: E[x] is known where folded batch norms tell how the layers before are distributed,
 through their activations (a clipped normal), sums, concats, average pools and reshapes. It takes
 each place of the input to be alike, so zeros that pad it are not accounted for.
-Left alone, with the reason: layers whose input is not known, and live batch norms, which see to
-it themselves. `fxquant.correct_bias` does the same from data.
+Left alone, with the reason: layers whose input is not known, transposed ones, linear ones that may
+sum over another dimension than the channels, and live batch norms, which see to it themselves.
+`fxquant.correct_bias` does the same from data.
 Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
 Correction", section 4.2 and appendix C.
 """
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.graph.normal import Normal, normal_of
-from fxquant.graph.place import example_of
+from fxquant.graph.place import example_of, rank_of
 from fxquant.graph.sharing import parameter_reads, shared_parameter
 from fxquant.ops.adaptive_avg_pool import (
     ADAPTIVE_AVG_POOL1D,
@@ -30,7 +31,9 @@ from fxquant.ops.adaptive_avg_pool import (
 from fxquant.ops.add import ADD
 from fxquant.ops.avg_pool import AVG_POOL1D, AVG_POOL2D, AVG_POOL3D
 from fxquant.ops.cat import CAT
-from fxquant.ops.flow import inputs_of, site_of, sites
+from fxquant.ops.flow import inputs_of, layer_channels, site_of, sites
+from fxquant.ops.linear import LINEAR
+from fxquant.ops.mean import MEAN, spaces
 from fxquant.ops.move import apply_move, is_move
 from fxquant.ops.parameters import fold_input_affine, parameters_of, set_bias
 from fxquant.ops.site import CallSite
@@ -59,7 +62,7 @@ class CorrectBias(Pass):
             if site.weight_quant is None:
                 continue
             mean = means.get(inputs_of(node)[0])
-            reason = _why_not(node, mean) or shared_parameter(gm, node, reads)
+            reason = _why_not(gm, node, mean) or shared_parameter(gm, node, reads)
             if reason is not None or mean is None:
                 log.leave(node, reason or "")
                 continue
@@ -71,10 +74,17 @@ class CorrectBias(Pass):
             log.change(node, f"bias corrected by up to {float(added.abs().max()):.3g}")
 
 
-def _why_not(node: fx.Node, mean: Tensor | None) -> str | None:
+def _why_not(gm: fx.GraphModule, node: fx.Node, mean: Tensor | None) -> str | None:
+    site = site_of(gm, node)
     if "batch_norm" in node.kwargs:
         return "its live batch norm takes the mean out itself"
-    return "the mean of its input is not known" if mean is None else None
+    if mean is None:
+        return "the mean of its input is not known"
+    if site is not None and site.op is LINEAR and rank_of(node) != 2:
+        return "it may have more than two dimensions, and sum over another than the channels"
+    if layer_channels(gm, node).axis != 0:
+        return "it is transposed: how often it reads an input depends on the place"
+    return None
 
 
 def _means(gm: fx.GraphModule) -> dict[fx.Node, Tensor]:
@@ -99,7 +109,8 @@ def _mean_behind(node: fx.Node, site: CallSite, inputs: list[Tensor | None]) -> 
     known = [mean for mean in inputs if mean is not None]
     if not known or len(known) < len(inputs) or site.activation is not None:
         return None
-    if site.op in _AVERAGES:
+    over_space = site.op is MEAN and spaces(node.kwargs["dim"], rank_of(inputs_of(node)[0]))
+    if site.op in _AVERAGES or over_space:
         return known[0]
     if site.op is ADD and all(mean.shape == known[0].shape for mean in known):
         return torch.stack(known).sum(0)

@@ -3,9 +3,9 @@
     before   x ── conv(W1, b1) ── relu ── conv(W2) ── y
     after    x ── conv(W1/s, b1/s) ── relu ── conv(W2·s) ── y
 
-A positive factor goes through ReLU, pools, dropout, reshapes and, with limits divided by it,
-through ReLU6 and clamps. Channels that meet in a sum must have one factor; a concat lays
-factors side by side. So each *class* of channels, as the graph ties them together, gets one:
+A positive factor goes through ReLU, pools, means over space, dropout, reshapes and, with limits
+divided by it, through ReLU6 and clamps. Channels that meet in a sum must have one factor; a
+concat lays factors side by side. So each *class* of channels, as the graph ties them, gets one:
 
     s = √(geometric mean of |w| on the way in / geometric mean of |w| on the way out)
 
@@ -43,6 +43,7 @@ from fxquant.ops.cat import CAT
 from fxquant.ops.flow import inputs_of, layer_channels, site_of
 from fxquant.ops.linear import LINEAR
 from fxquant.ops.max_pool import MAX_POOL1D, MAX_POOL2D, MAX_POOL3D
+from fxquant.ops.mean import MEAN, spaces
 from fxquant.ops.move import apply_move, hands_on, is_move
 from fxquant.ops.pad import PAD
 from fxquant.ops.parameters import parameters_of, set_bias, set_weight
@@ -226,6 +227,9 @@ class _Regions:
             self.values[node] = first
         elif site.op is CAT and node.kwargs["dim"] == 1 and (first.spatial or rank_of(node) == 2):
             self.values[node] = _Value(torch.cat([v.classes for v in values]), first.spatial)
+        elif site.op is MEAN and (over := spaces(node.kwargs["dim"], first.spatial + 2)):
+            gone = 0 if node.kwargs["keepdim"] else len(over)
+            self.values[node] = _Value(first.classes, first.spatial - gone)
         elif site.op in _SUMS and all(len(v.classes) == len(first.classes) for v in values):
             for value in values[1:]:
                 self._unite(first.classes, value.classes)

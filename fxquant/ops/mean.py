@@ -20,6 +20,17 @@ def mean(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     return torch.mean(input, dim, keepdim)
 
 
+def spaces(dim: Any, rank: int | None) -> set[int] | None:
+    """The dimensions, counted from the first, that a mean over `dim` is taken over, of a value
+    with `rank` dimensions; None if not all are known to lie behind axis 1, the channels.
+    """
+    dims = dim if isinstance(dim, (tuple, list)) else (dim,)
+    if not dims or not all(type(d) is int for d in dims):
+        return None
+    counted = {d + (rank or 0) if d < 0 else d for d in dims}
+    return counted if all(d >= 2 for d in counted) else None
+
+
 def _kernel(
     n: ZeroPoint, dtype: torch.dtype, codes: Tensor, dim: Any, keepdim: bool
 ) -> Tensor:

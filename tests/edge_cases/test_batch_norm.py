@@ -144,6 +144,37 @@ def test_case_17_frozen_norm_by_a_train_of_its_own():
     assert torch.equal(prepared.state_dict()["0.1.running_mean"], before)
 
 
+def statistics(model):
+    return {name: b.clone() for name, b in model.named_buffers() if "running" in name}
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_case_17_norm_that_freezes_after_n_steps(after):
+    """Kept: with freeze_after the statistics stop after so many steps, and γ and β train on."""
+    config = fxquant.QuantConfig(freeze_after=after)
+    (result,) = kept(net(), INPUT, configs={"freeze": config}).values()
+    assert int(result.prepared.fxquant.conv.freeze.steps) == min(after, 2)
+    prepared = fxquant.prepare_qat(net(), config=config).train()
+    for step in range(4):
+        before = statistics(prepared)
+        prepared(INPUT).square().sum().backward()
+        moved = any(not torch.equal(v, before[k]) for k, v in statistics(prepared).items())
+        assert moved is (step < after)
+    assert prepared.bn.weight.grad.abs().sum() > 0
+    assert prepared.bn.bias.grad.abs().sum() > 0
+
+
+def test_case_17_frozen_norm_stays_frozen_before_n_steps():
+    """Kept: freeze_after does not thaw a batch norm that the model has frozen."""
+    model = net().train()
+    model.bn.eval().requires_grad_(False)
+    prepared = fxquant.prepare_qat(model, config=fxquant.QuantConfig(freeze_after=3))
+    assert not prepared.bn.training
+    assert not prepared.bn.weight.requires_grad
+    for _ in range(3):
+        _stays_frozen(prepared)
+
+
 READ_ELSEWHERE = {
     "a sum": (lambda s, x: s.bn(y := s.conv(x)) + s.last(y), "'conv' is also read by 'last'"),
     "itself": (lambda s, x: s.bn(y := s.conv(x)) + y, "'conv' is also read by 'add'"),
@@ -409,3 +440,20 @@ def test_case_32_switching_modes():
         assert repr(prepared) == text
         assert all(torch.equal(state[k], v) for k, v in prepared.state_dict().items())
         laws.assert_equal(run(prepared, (INPUT,), training=True), before)
+
+
+def test_case_32_switching_modes_while_norms_freeze():
+    """Kept: with freeze_after neither eval() nor a change of mode counts as a step."""
+    model = net(nn.BatchNorm2d(4, eps=1e-2, momentum=0.7))
+    prepared = fxquant.prepare_qat(model, config=fxquant.QuantConfig(freeze_after=2))
+    freeze = prepared.fxquant.conv.freeze
+    for step in range(4):
+        assert int(freeze.steps) == min(step, 2)
+        prepared.eval()(INPUT)
+        prepared.train().eval().train()
+        assert int(freeze.steps) == min(step, 2)
+        assert prepared.bn.training
+        assert (prepared.bn.eps, prepared.bn.momentum) == (1e-2, 0.7)
+        assert prepared.bn.track_running_stats
+        prepared(INPUT)
+    assert freeze.after == 2

@@ -68,6 +68,61 @@ def test_case_03_stateless_module_reused(layer):
     assert len(quantizers) == (2 if isinstance(layer, nn.Dropout) else 3)
 
 
+def weighted(s, x):
+    """As search code of DARTS has it; every alpha stands in the list that arch_parameters() is."""
+    (alpha,) = s.architecture
+    return sum(w * op(x) for w, op in zip(F.softmax(alpha, -1), s.ops, strict=True))
+
+
+def with_alphas(forward, alpha, **members):
+    """Two operations, and `alpha`: a plain tensor, or a Parameter, also in a list of its own."""
+    model = Net(forward, ops=nn.ModuleList([conv(), conv(groups=2)]), **members)
+    model.alpha, model.architecture = alpha, [alpha]
+    return model
+
+
+@pytest.mark.parametrize("example", [False, True], ids=["no example", "example"])
+def test_case_04_plain_tensors_that_are_searched(example):
+    """Kept: plain tensors with gradients stay live, and are in the state_dict."""
+    model = with_alphas(weighted, torch.randn(2, requires_grad=True))
+    for name, (prepared, quantized) in kept(model, INPUT, example=example).items():
+        assert prepared.alpha is prepared.architecture[0]
+        assert dict(prepared.named_parameters()).keys() <= dict(model.named_parameters()).keys()
+        prepared.train()(INPUT).square().sum().backward()
+        assert prepared.alpha.grad.abs().sum() > 0
+        fresh = fxquant.prepare_qat(model, config=laws.CONFIGS[name]).eval()
+        with torch.no_grad():
+            prepared.alpha.copy_(torch.tensor([3.0, -3.0]))
+        fresh.load_state_dict(prepared.state_dict())
+        assert torch.equal(fresh.alpha, prepared.alpha)
+        laws.assert_equal(fresh(INPUT), prepared.eval()(INPUT))
+        laws.assert_equal(fxquant.convert(prepared)(INPUT), prepared(INPUT))
+        assert not torch.equal(prepared(INPUT), quantized(INPUT))
+
+
+def test_case_04_the_users_tensor():
+    """Kept: the model's own tensor stays a plain attribute, and what trains is a copy of it."""
+    alpha = torch.randn(2, requires_grad=True)
+    model = with_alphas(weighted, alpha)
+    prepared = fxquant.prepare_qat(model)
+    prepared(INPUT).sum().backward()
+    assert vars(model)["alpha"] is model.architecture[0] is alpha
+    assert alpha.grad is None
+    assert torch.equal(prepared.alpha, alpha)
+
+
+def test_case_04_constants():
+    """Kept: a plain tensor without gradients can be set, and stays out of the state_dict."""
+    model = Net(lambda s, x: s.a(x) * s.mask, a=conv())
+    model.mask = torch.tensor([1.0, 0.0, 2.0, 1.0]).reshape(4, 1, 1)
+    for prepared, _ in kept(model, INPUT).values():
+        assert "mask" not in prepared.state_dict()
+        before = prepared(INPUT)
+        prepared.mask = torch.zeros(4, 1, 1)
+        assert not torch.equal(prepared(INPUT), before)
+        laws.assert_equal(fxquant.convert(prepared)(INPUT), prepared(INPUT))
+
+
 SUMS = {
     "of calls": lambda s, x: sum(op(x) for op in s.ops),
     "of one call": lambda s, x: sum(op(x) for op in s.ops[:1]),
@@ -86,6 +141,33 @@ def test_case_05_sum_over_a_generator(forward):
     model = Net(forward, ops=nn.ModuleList([conv(), conv(groups=2)]), weights=weights)
     results = kept(model, INPUT, example=forward is SUMS["zip of a tensor's parts"])
     assert len(names_of(results["train"], "add")) <= 1
+
+
+WEIGHTED = {
+    "by index": lambda s, x: sum(F.softmax(s.alpha, -1)[i] * op(x) for i, op in enumerate(s.ops)),
+    "zip of a tensor and a list": lambda s, x: sum(
+        w * op(x) for w, op in zip(F.softmax(s.alpha, -1), s.ops, strict=True)
+    ),
+    "zip of alphas and a list": lambda s, x: sum(
+        w * op(x) for w, op in zip(s.alpha, s.ops, strict=True)
+    ),
+    "over alphas alone": lambda s, x: sum(w * x for w in s.alpha),
+    "alphas unpacked": lambda s, x: operator.add(*(w * s.ops[0](x) for w in s.alpha)),
+    "rows of alphas": lambda s, x: sum(w[1] * op(x) for w, op in zip(s.rows, s.ops, strict=True)),
+}
+
+
+@pytest.mark.parametrize("kind", [nn.Parameter, torch.Tensor.requires_grad_], ids=["P", "tensor"])
+@pytest.mark.parametrize("forward", WEIGHTED.values(), ids=WEIGHTED)
+def test_case_05_sum_over_a_generator_with_alphas(forward, kind):
+    """Kept: how many alphas there are is known, and the sum of the products is one sum."""
+    model = with_alphas(forward, kind(torch.randn(2)), rows=nn.Parameter(torch.randn(2, 3)))
+    results = kept(model, INPUT)
+    assert len(names_of(results["train"], "add")) == 1
+    for prepared, _ in results.values():
+        alpha = prepared.rows if forward is WEIGHTED["rows of alphas"] else prepared.alpha
+        prepared.train()(INPUT).square().sum().backward()
+        assert alpha.grad.abs().sum() > 0
 
 
 def test_case_05_loop_over_a_tensor_of_unknown_length():

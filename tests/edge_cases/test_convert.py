@@ -184,6 +184,35 @@ def test_case_65_sums_and_concats(forward):
     kept(model, INPUT)
 
 
+WEIGHTS = {
+    "softmax": lambda s, x: s.a(x) * s.alpha.softmax(-1)[0] + s.alpha.softmax(-1)[1] * s.b(x),
+    "of either sign": lambda s, x: s.alpha[0] * s.a(x) - s.alpha[2] * s.b(x),
+    "zero": lambda s, x: s.alpha[3] * s.a(x) + s.alpha[1] * s.b(x),
+    "some": lambda s, x: s.alpha[0] * s.a(x) + x + s.alpha[2] * s.b(x).relu(),
+    "products of alphas": lambda s, x: (s.alpha[0] * s.alpha[1]) * s.a(x) + s.alpha[2] * x,
+    "of large and small": lambda s, x: 1e3 * s.alpha[0] * s.a(x) + s.alpha[1] * s.tiny(x),
+    "one value twice": lambda s, x: s.alpha[0] * (y := s.a(x)) + s.alpha[1] * y,
+}
+
+
+@pytest.mark.parametrize("forward", WEIGHTS.values(), ids=WEIGHTS)
+def test_case_65_weighted_sums(forward):
+    """Kept: weights that parameters decide go into the multipliers, so the sum is rounded once."""
+    model = Net(forward, a=conv(), b=conv(groups=2), tiny=conv())
+    model.tiny.weight.data *= 1e-4
+    model.alpha = nn.Parameter(torch.tensor([0.7, -0.3, 1.9, 0.0]))
+    for prepared, _ in kept(model, INPUT).values():
+        names = [site.op.name for _, site in sites(prepared)]
+        assert {"mul", "add", "softmax"}.isdisjoint(names)
+
+
+def test_case_65_weights_that_the_input_decides():
+    """Kept: a product with a number that the input decides is rounded like any other."""
+    model = Net(lambda s, x: s.a(x) * s.b(x).mean() + x, a=conv(), b=conv())
+    for prepared, _ in kept(model, INPUT).values():
+        assert "mul" in [site.op.name for _, site in sites(prepared)]
+
+
 POOLS = {
     "plain": {"kernel_size": 2},
     "padded": {"kernel_size": 3, "stride": 2, "padding": 1},
@@ -245,6 +274,35 @@ def test_case_67_clamp_for_all():
     for prepared, quantized in kept(model, INPUT).values():
         assert [site.op.name for _, site in sites(prepared)] == ["conv2d", "conv2d", "add"]
         assert int(quantized.fxquant.a.low) == int(quantized.fxquant.a.y_zero)
+
+
+ALIKE = {
+    "relu": (lambda s, x: s.b((y := s.a(x)).relu()) + s.c(F.relu(y)), "relu"),
+    "relu6": (lambda s, x: s.b(F.relu6(y := s.a(x))) + s.c(s.six(y)), "relu6"),
+    "relu and clamp": (lambda s, x: s.b((y := s.a(x)).relu()) + y.clamp(min=0), "relu"),
+    "three, one read twice": (
+        lambda s, x: s.b(r := F.relu(y := s.a(x))) + s.c(y.relu()) + s.d(torch.relu(y)) + r,
+        "relu",
+    ),
+}
+
+
+@pytest.mark.parametrize(("forward", "name"), ALIKE.values(), ids=ALIKE)
+def test_case_67_several_identical_clamps(forward, name):
+    """Kept: clamps of one value that are all the same are one, and go into its layer."""
+    model = Net(forward, a=conv(), b=conv(), c=conv(), d=conv(), six=nn.ReLU6())
+    for prepared, quantized in kept(model, INPUT).values():
+        assert str(prepared.fxquant.a.activation) == name
+        assert {"relu", "relu6", "clamp"}.isdisjoint(s.op.name for _, s in sites(prepared))
+        assert (quantized.fxquant.a.low == quantized.fxquant.a.y_zero).all()
+
+
+def test_case_67_several_different_clamps():
+    """Left alone: clamps of one value that differ stay by themselves."""
+    model = Net(lambda s, x: s.b((y := s.a(x)).relu()) + F.relu6(y), a=conv(), b=conv())
+    for node, other in (("relu", "relu6"), ("relu6", "relu")):
+        reason = f"'a' is also read by '{other}'"
+        left_alone(model, INPUT, "fuse_conv_bn_relu", node, reason)
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,31 @@
 """Edge cases 33 to 48: what evening out weight ranges must not change."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fxquant import darts
+import fxquant
+from fxquant import QuantConfig, QuantScheme, darts
 from fxquant.graph.trace import trace
 from fxquant.passes import Canonicalize, EqualizeCrossLayer, FuseConvBnRelu, InsertObservers
 from fxquant.passes.equalize_cross_layer import Layer, settle
+from fxquant.pipeline import history
+from fxquant.schemes import INT8_WEIGHT
 from tests import laws
-from tests.edge_cases.checks import IMAGE, Net, changed_at, conv, entries, kept, left_alone
+from tests.edge_cases.checks import (
+    IMAGE,
+    Net,
+    changed_at,
+    conv,
+    entries,
+    kept,
+    left_alone,
+    refused,
+)
 
 INPUT = torch.randn(IMAGE, generator=torch.Generator().manual_seed(3))
 CONFIGS = {"equalize": laws.CONFIGS["equalize"]}
@@ -102,6 +115,22 @@ def test_case_35_leaky_activations_in_float(act):
     says(prepared, "act", "it must see the numbers that it saw before")
 
 
+@pytest.mark.parametrize("slope", [0.2, 1.5, -0.5])
+@pytest.mark.parametrize("kind", [nn.LeakyReLU, F.leaky_relu])
+def test_case_35_leaky_relu(kind, slope):
+    """Kept: a leaky ReLU in integers lets positive factors through, whatever its slope."""
+    act = kind(slope) if kind is nn.LeakyReLU else lambda y: F.leaky_relu(y, slope)
+    prepared = equalized(net(lambda s, y: s.act(y), act=act), "a", "b")
+    assert spread(prepared.a.weight) < 10
+
+
+@pytest.mark.parametrize("act", [nn.PReLU(), nn.PReLU(4)], ids=["one slope", "one a channel"])
+def test_case_35_prelu(act):
+    """Refused: a PReLU has no integer form, and may be kept in float."""
+    model = net(lambda s, y: s.act(y), act=act)
+    refused(model, INPUT, "keep_float=('act',)", node="act", module="act", line="s.act(y)")
+
+
 def test_case_35_relu():
     """Kept: a ReLU lets every positive factor through."""
     assert spread(equalized(net(), "a", "b").a.weight) < 10
@@ -131,9 +160,22 @@ def test_case_36_clamp_behind_a_pool():
     unchanged(model, results["equalize"].prepared, "a.weight", "b.weight")
 
 
-@pytest.mark.parametrize("act", [nn.GELU(), nn.SiLU(), nn.Sigmoid(), nn.Tanh()], ids=str)
+CURVED = [nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Sigmoid(), nn.Tanh(), nn.ELU(),
+          nn.Hardswish(), nn.Hardsigmoid(), nn.Softmax(1)]
+
+
+@pytest.mark.parametrize("act", CURVED, ids=str)
 def test_case_37_curved_activations(act):
     """Left alone: factors stop at an activation that they do not go through."""
+    model = net(forward=lambda s, x: s.c(s.act(s.b(s.a(x).relu()))), act=act, c=conv())
+    prepared = equalized(model, "a", "b")
+    unchanged(model, prepared, "b.bias", "c.weight", "c.bias")
+    says(prepared, "act", f"{prepared.fxquant.act.op.name} does not let factors through")
+
+
+@pytest.mark.parametrize("act", [nn.GELU(), nn.SiLU(), nn.Sigmoid(), nn.Tanh()], ids=str)
+def test_case_37_curved_activations_in_float(act):
+    """Left alone: factors stop at an activation that is kept in float."""
     model = net(forward=lambda s, x: s.c(s.act(s.b(s.a(x).relu()))), act=act, c=conv())
     prepared = equalized(model, "a", "b", keep_float=("act",))
     unchanged(model, prepared, "b.bias", "c.weight", "c.bias")
@@ -171,6 +213,30 @@ def test_case_39_constant_add(shape):
     prepared = equalized(model)
     unchanged(model, prepared, "a.weight", "b.weight", "constant")
     says(prepared, "add", "add does not let factors through here")
+
+
+NUMBERS = {
+    "x + 0.5": (lambda s, y: y + 0.5, "add", "add_number"),
+    "0.5 + x": (lambda s, y: 0.5 + y, "add", "add_number"),
+    "(x + 0.5).relu()": (lambda s, y: (y + 0.5).relu(), "add", "add_number"),
+    "x - 2": (lambda s, y: y - 2, "sub", "sub_number"),
+    "1 - x": (lambda s, y: 1 - y, "sub", "sub_number"),
+}
+
+
+@pytest.mark.parametrize(("between", "node", "name"), NUMBERS.values(), ids=NUMBERS)
+def test_case_39_plain_number_add(between, node, name):
+    """Left alone: what a plain number is added to keeps its scale, too."""
+    model = net(between)
+    prepared = equalized(model)
+    unchanged(model, prepared, "a.weight", "a.bias", "b.weight", "b.bias")
+    says(prepared, node, f"{name} does not let factors through")
+
+
+@pytest.mark.parametrize("between", [lambda s, y: y * 3.0, lambda s, y: -y, lambda s, y: y / 7])
+def test_case_39_plain_number_times(between):
+    """Kept: factors go through a product with a plain number, and through a change of sign."""
+    assert spread(equalized(net(between), "a", "b").a.weight) < 10
 
 
 def test_case_40_fan_out():
@@ -265,6 +331,42 @@ def test_case_44_pools(pool):
     assert spread(equalized(net(pool), "a", "b").a.weight) < 10
 
 
+MEANS = {
+    "(2, 3)": (lambda s, y: y.mean((2, 3)), nn.Linear(4, 3)),
+    "[-1, -2]": (lambda s, y: torch.mean(y, [-1, -2]), nn.Linear(4, 3)),
+    "keepdim": (lambda s, y: y.mean((-1, 2), keepdim=True), nn.Conv2d(4, 3, 1)),
+    "keepdim and flatten": (lambda s, y: y.mean((2, 3), True).flatten(1), nn.Linear(4, 3)),
+    "one dimension": (lambda s, y: y.mean(-1), nn.Conv1d(4, 3, 1)),
+    "one after the other": (lambda s, y: y.mean(3).mean(dim=2), nn.Linear(4, 3)),
+}
+
+
+@pytest.mark.parametrize(("mean", "last"), MEANS.values(), ids=MEANS)
+def test_case_44_means_over_space(mean, last):
+    """Kept: a mean over all or some dimensions behind the channels is a pool, too."""
+    model = net(mean, b=last)
+    prepared = equalized(model, "a", "b", example=True)
+    assert spread(prepared.a.weight) < spread(model.a.weight) / 4
+
+
+ACROSS = {
+    "channels": lambda s, y: y.mean(1),
+    "channels, from the end": lambda s, y: y.mean(-3, keepdim=True),
+    "channels and rows": lambda s, y: y.mean((1, 2)),
+    "the batch": lambda s, y: y.mean(0),
+    "everything": lambda s, y: y.mean(),
+}
+
+
+@pytest.mark.parametrize("mean", ACROSS.values(), ids=ACROSS)
+def test_case_44_means_across_channels(mean):
+    """Left alone: a mean over channels, or over the batch, ties them to one another."""
+    model = net(forward=lambda s, x: (s.b(y := s.a(x).relu()), mean(s, y)))
+    prepared = equalized(model)
+    unchanged(model, prepared, "a.weight", "b.weight")
+    says(prepared, "mean", "mean does not let factors through")
+
+
 @pytest.mark.parametrize("bias", [1e3, -1e3])
 def test_case_45_bias_dominated_channel(bias):
     """Kept: a bias is divided by its channel's factor, however large it is."""
@@ -275,6 +377,48 @@ def test_case_45_bias_dominated_channel(bias):
     torch.testing.assert_close(together, divided)
     factor = model.a.bias[0].item() / prepared.a.bias[0].item()
     torch.testing.assert_close(model.a.weight[0] / factor, prepared.a.weight[0])
+
+
+ABSORB = {"absorb": QuantConfig(batch_norm="fold", absorb_high_bias=True)}
+
+
+def high(**members):
+    """conv, a batch norm whose channels all but one lie far above 0, relu, `last`."""
+    members = {"a": conv(kernel=1), "bn": nn.BatchNorm2d(4), "last": nn.Conv2d(4, 4, 3), **members}
+    model = Net(lambda s, x: s.last(s.bn(s.a(x)).relu()), **members)
+    model.bn.running_mean.zero_()
+    model.bn.running_var.fill_(1.0)
+    model.bn.weight.data.fill_(0.5)
+    model.bn.bias.data.copy_(torch.tensor([8.0, 5.0, 0.0, 20.0]))
+    return model
+
+
+@pytest.mark.parametrize(
+    "last", [nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1), conv(padding_mode="zeros", kernel=1)], ids=str
+)
+def test_case_46_high_bias_absorption(last):
+    """Kept: without padding an offset that no ReLU cuts goes into the layer behind."""
+    model = high(last=last)
+    x = (INPUT / 9).clamp(-0.3, 0.3)  # no channel leaves three deviations
+    (result,) = kept(model, x, configs=ABSORB).values()
+    assert changed_at(result, "absorb_high_bias") == ["a"]
+    prepared = fxquant.prepare_qat(model, config=QuantConfig(batch_norm="fold"))
+    taken = prepared.a.bias - result.prepared.a.bias
+    torch.testing.assert_close(taken, torch.tensor([6.5, 3.5, 0.0, 18.5]))
+
+
+PADDED = {
+    "zeros": (conv(), "'last' pads with zeros, which an offset would have moved"),
+    "same": (nn.Conv2d(4, 4, 3, padding="same"), "'last' pads with zeros"),
+    "transposed": (nn.ConvTranspose2d(4, 4, 3), "'last' is transposed: how often it reads"),
+}
+
+
+@pytest.mark.parametrize(("last", "reason"), PADDED.values(), ids=PADDED)
+def test_case_46_high_bias_before_padding(last, reason):
+    """Left alone: what pads the next layer would not have the offset."""
+    model = high(last=last)
+    left_alone(model, INPUT, "absorb_high_bias", "a", reason, configs=ABSORB)
 
 
 @pytest.mark.parametrize("depth", [2, 6])
@@ -307,3 +451,15 @@ def test_case_47_runs_once_in_a_recipe():
     (first, second) = entries(prepared, STEP, changed=True)
     assert "inputs times 1 to 1, outputs divided by" in first.text
     assert "outputs divided by 1 to 1" in second.text
+
+
+def test_case_48_scale_per_channel():
+    """Kept: beside a scale per channel the log says that equalization gains little."""
+    sentence = "every weight channel has a scale of its own: this gains little"
+    for weight, said in ((INT8_WEIGHT, True), (QuantScheme(narrow=True), False)):
+        config = replace(laws.CONFIGS["equalize"], weight=weight)
+        (result,) = kept(net(), INPUT, configs={"equalize": config}).values()
+        assert changed_at(result, STEP) == ["a", "b"]
+        (notes,) = (record.notes for record in history(result.prepared) if record.name == STEP)
+        assert (sentence in notes) is said
+        assert (sentence in fxquant.explain(result.prepared)) is said

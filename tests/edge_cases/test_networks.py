@@ -1,10 +1,32 @@
-"""What every edge-case network promises to those who run it."""
+"""What every edge-case network promises to those who run it, and what fxquant makes of it."""
 
 import pytest
 import torch
 
+import fxquant
+from fxquant.errors import FxQuantError
 from tests import laws
+from tests.edge_cases.checks import kept
 from tests.edge_cases.networks import NETWORKS, Network
+
+# live batch norms and folded ones; the recipes between have tests of their own
+CONFIGS = {name: laws.CONFIGS[name] for name in ("train", "equalize")}
+
+NO_FORM = "no integer form for"
+# what is refused: the words, and the modules without which it is kept, if any
+REFUSED = {
+    "functional conv and batch norm": ("call_function batch_norm", ()),
+    "track_running_stats=False": (NO_FORM, ("1",)),
+    "one value per channel": ("cannot run on the example inputs in train()", ()),
+    "PReLU per channel": (NO_FORM, ("1",)),
+    "reflected and circular padding": (NO_FORM, ("0", "3")),
+    "average pool with a divisor": (NO_FORM, ("2",)),
+}
+
+
+def made(network: Network):
+    torch.manual_seed(0)  # every edge case starts so: see conftest.py
+    return network.make(), torch.randn(network.input_shape)
 
 
 def outputs(network: Network, seed: int = 0):
@@ -31,3 +53,23 @@ def test_numbers_are_those_of_edge_cases_and_rise():
     numbers = [n.number for n in NETWORKS]
     assert numbers == sorted(numbers)
     assert 1 <= numbers[0] <= numbers[-1] <= 69
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda n: n.name)
+def test_kept_or_refused(network):
+    model, x = made(network)
+    if network.name not in REFUSED:
+        kept(model, x, example=True, configs=CONFIGS)
+        return
+    words, in_float = REFUSED[network.name]
+    for config in CONFIGS.values():
+        with pytest.raises(FxQuantError) as caught:
+            fxquant.prepare_qat(model, x, config)
+        assert words in str(caught.value)
+        assert "\nWhat to do: " in str(caught.value)
+    if in_float:
+        kept(model, x, example=True, configs=CONFIGS, keep_float=in_float)
+
+
+def test_what_is_refused_exists():
+    assert set(REFUSED) <= {n.name for n in NETWORKS}

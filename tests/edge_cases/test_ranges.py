@@ -238,6 +238,22 @@ def test_case_58_state_dict():
             fxquant.convert(fresh)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_case_58_norms_that_freeze(steps):
+    """Kept: with freeze_after the steps so far, and with them frozen or not, travel as well."""
+    config = fxquant.QuantConfig(freeze_after=2)
+    trained = fxquant.prepare_qat(net(), config=config).train()
+    for _ in range(steps):
+        trained(INPUT)
+    resumed = fxquant.prepare_qat(net(), config=config).train()
+    resumed.load_state_dict(trained.state_dict())
+    for step in range(steps, 4):
+        before = resumed.bn.running_mean.clone()
+        laws.assert_equal(resumed(INPUT), trained(INPUT))
+        assert torch.equal(resumed.bn.running_mean, trained.bn.running_mean)
+        assert torch.equal(resumed.bn.running_mean, before) is (step >= 2)
+
+
 def test_case_59_one_scale_formula():
     """Kept: the scales that training rounds with are those of the integers."""
     model = Net(lambda s, x: s.b(s.a(x).relu()), a=conv(), b=conv())

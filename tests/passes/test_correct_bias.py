@@ -66,6 +66,38 @@ def test_without_data_the_mean_error_shrinks():
     assert mean_error(corrected, net) < mean_error(plain, net) / 2
 
 
+MEANS = {
+    "(2, 3)": lambda y: y.mean((2, 3)),
+    "keepdim": lambda y: torch.flatten(y.mean([-1, -2], keepdim=True), 1),
+    "one after the other": lambda y: y.mean(-1).mean(2),
+}
+
+
+@pytest.mark.parametrize("mean", MEANS.values(), ids=MEANS)
+def test_a_mean_over_space_is_an_average_pool(mean):
+    class Means(Net):
+        def forward(self, x):
+            a, b = torch.relu(self.bn_a(self.a(x))), nn.functional.relu6(self.bn_b(self.b(x)))
+            return self.head(mean(torch.cat([a, b], 1)))
+
+    net = settled_net()
+    ours = Means().eval()
+    ours.load_state_dict(net.state_dict())
+    pooled, meant = calibrated(net, correct_bias=True), calibrated(ours, correct_bias=True)
+    assert [entry.node for entry in history(meant)[-1].changed] == ["head"]
+    assert torch.equal(pooled.head.bias, meant.head.bias)
+
+
+def test_a_mean_over_channels_has_no_known_mean():
+    class Across(nn.Sequential):
+        def forward(self, x):
+            return self[2](self[1](self[0](x)).relu().mean((1, 2)))
+
+    model = Across(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Linear(16, 2)).eval()
+    left = {e.node: e.text for e in history(calibrated(model, correct_bias=True))[-1].left_alone}
+    assert left["_2"] == "the mean of its input is not known"
+
+
 def test_on_data_the_mean_error_shrinks_further():
     net = settled_net()
     plain, corrected = calibrated(net), calibrated(net)
@@ -114,3 +146,42 @@ def test_layers_with_a_live_batch_norm_stay():
     fxquant.correct_bias(prepared, [torch.randn(8, 3, 16, 16)])
     changed = {k for k, v in prepared.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {"head.bias"}
+
+
+class Tail(nn.Module):
+    """conv, batch norm, relu, and a layer that does not contract axis 1 once a place."""
+
+    def __init__(self, kind, length):
+        super().__init__()
+        self.conv, self.bn = nn.Conv1d(3, 6, 1), nn.BatchNorm1d(6)
+        self.tail = {
+            "linear": lambda: nn.Linear(length, 3),
+            "transposed": lambda: nn.ConvTranspose1d(6, 4, 3, stride=2),
+            "transposed, as many out": lambda: nn.ConvTranspose1d(6, 6, 3),
+        }[kind]()
+
+    def forward(self, x):
+        return self.tail(torch.relu(self.bn(self.conv(x))))
+
+
+TRANSPOSED = "it is transposed: how often it reads an input depends on the place"
+
+
+@pytest.mark.parametrize("length", [6, 10])  # 6: as many as channels
+@pytest.mark.parametrize("example", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("linear", "it may have more than two dimensions, and sum over another than the channels"),
+        ("transposed", TRANSPOSED),
+        ("transposed, as many out", TRANSPOSED),
+    ],
+)
+def test_layers_whose_sum_is_another_stay(kind, reason, example, length):
+    model, x = Tail(kind, length).eval(), torch.randn(2, 3, length)
+    config = QuantConfig(weight=COARSE, batch_norm="fold", correct_bias=True)
+    prepared = fxquant.prepare_qat(model, x if example else None, config)
+    record = history(prepared)[-1]
+    assert record.changed == ()
+    assert {e.node: e.text for e in record.left_alone}["tail"] == reason
+    assert torch.equal(prepared.tail.bias, model.tail.bias)
