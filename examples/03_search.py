@@ -1,19 +1,27 @@
-"""Search a cell with DARTS, derive its genotype, and train the network that it names; in float.
+"""Search a cell with DARTS, in float and with fake-quants, and take what is found to integers.
 
-    python examples/03_search.py
+    python examples/03_search.py [epochs]
 
-    half of the images ── weights step ─┐
-                                        ├─ in turn ── genotype ── final network, from scratch
-    the other half ────── alphas step ──┘
+    float       search network ── search ── genotype ── final network ── train
+    quantized   the same, with prepare_qat before search and train, and convert at the end
+
+    search      half of the images ── weights step ─┐
+                                                    ├─ in turn
+                the other half ────── alphas step ──┘
 
 First order: the alphas step at the weights as they are now. (DARTS, arXiv:1806.09055)
+The loops do not know which of the two they train. In the quantized search every candidate rounds
+as it will in integers, so that the alphas weigh operations by what is left of them.
 """
+
+import sys
 
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
+import fxquant
 from fxquant.darts import Genotype, NetworkCIFAR, SearchNetwork
 
 PRIMITIVES = ("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
@@ -26,12 +34,9 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(data.images[:, None] / 16, dtype=torch.float32), torch.tensor(data.target)
 
 
-def search(images: torch.Tensor, labels: torch.Tensor, epochs: int) -> Genotype:
+def search(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: int) -> Genotype:
     """The bilevel loop: neither half ever trains what the other one does."""
-    model = SearchNetwork(4, 10, 3, nodes=2, primitives=PRIMITIVES, in_channels=1)
-    weights = torch.optim.SGD(
-        model.weight_parameters(), lr=0.1, momentum=0.9, weight_decay=3e-4
-    )
+    weights = torch.optim.SGD(model.weight_parameters(), lr=0.1, momentum=0.9, weight_decay=3e-4)
     alphas = torch.optim.Adam(
         model.arch_parameters(), lr=1e-2, betas=(0.5, 0.999), weight_decay=1e-3
     )
@@ -52,7 +57,7 @@ def search(images: torch.Tensor, labels: torch.Tensor, epochs: int) -> Genotype:
         schedule.step()
         read = accuracy(model, images[halves[1]], labels[halves[1]])
         print(f"epoch {epoch:2}  on the other half {read:.4f}")
-    return model.genotype()
+    return model.genotype()  # the model's own method, also on the prepared one
 
 
 def train(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: int) -> None:
@@ -74,17 +79,49 @@ def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> fl
         return float((model.eval()(images).argmax(1) == labels).float().mean())
 
 
-def main() -> None:
-    """Search on all but the held-out images, then build and train what was found."""
-    torch.manual_seed(0)
-    images, labels = digits()
-    genotype = search(images[:1400], labels[:1400], epochs=6)
-    print(genotype)
+def compare(left: Genotype, right: Genotype) -> None:
+    """Two genotypes side by side: what each state reads, and through which operation."""
+    print(f"\n{'cell':6} state   {'float':22}quantized")
+    for cell in ("normal", "reduce"):
+        edges, others = getattr(left, cell), getattr(right, cell)
+        for i in range(0, len(edges), 2):  # two edges into each state
+            pairs = (sorted(two[i : i + 2], key=lambda edge: edge[1]) for two in (edges, others))
+            for a, b in zip(*pairs, strict=True):
+                mark = "" if a == b else "   differs"
+                print(f"{cell:6} {2 + i // 2:5}   {a[0]:14} of {a[1]}   {b[0]:14} of {b[1]}{mark}")
 
-    final = NetworkCIFAR(6, 10, 3, genotype, in_channels=1)
-    train(final, images[:1400], labels[:1400], epochs=8)
-    print(f"final     {accuracy(final, images[1400:], labels[1400:]):.4f}")
+
+def main(epochs: int = 6) -> None:
+    """Search twice from the same start, then train what each search found."""
+    images, labels = digits()
+    known, held_out = (images[:1400], labels[:1400]), (images[1400:], labels[1400:])
+
+    torch.manual_seed(0)
+    model = SearchNetwork(4, 10, 3, nodes=2, primitives=PRIMITIVES, in_channels=1)
+    prepared = fxquant.prepare_qat(model)  # a copy: its weights and alphas are parameters, too
+    genotypes = []
+    for name, net in (("float", model), ("quantized", prepared)):
+        print(f"{name} search")
+        torch.manual_seed(1)
+        genotypes.append(search(net, *known, epochs))
+    compare(*genotypes)
+
+    torch.manual_seed(2)
+    final = NetworkCIFAR(6, 10, 3, genotypes[0], in_channels=1)
+    train(final, *known, epochs + 2)
+    torch.manual_seed(2)
+    prepared_final = fxquant.prepare_qat(NetworkCIFAR(6, 10, 3, genotypes[1], in_channels=1))
+    train(prepared_final, *known, epochs + 2)
+    quantized = fxquant.convert(prepared_final)
+
+    nets = (model, prepared, final, prepared_final, quantized)
+    print("\nheld-out digits   float    quantized")
+    print(
+        "search network    {:.4f}   {:.4f}\nfinal network     {:.4f}   {:.4f}\n"
+        "in integers                {:.4f}".format(*(accuracy(net, *held_out) for net in nets))
+    )
+    print("equal    ", torch.equal(quantized(held_out[0]), prepared_final.eval()(held_out[0])))
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

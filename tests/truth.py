@@ -10,7 +10,7 @@ Python's Fractions, and what is not rational is mpmath's.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -109,6 +109,16 @@ def difference(a: QParams, b: QParams, y: QParams) -> Integers:
     of_a, of_b = scale(a) / scale(y), scale(b) / scale(y)
     top = left * (of_a.numerator * of_b.denominator) - right * (of_b.numerator * of_a.denominator)
     return codes(top, of_a.denominator * of_b.denominator, y)
+
+
+def weighted_sum(
+    x: Sequence[QParams], factors: Sequence[float], codes: Any, y: QParams
+) -> tuple[Integers, int]:
+    """Numerators and the denominator of w_1·x_1 + … + w_n·x_n, in steps of y; `codes` [n, rows]."""
+    steps = [Fraction(w) * scale(q) / scale(y) for w, q in zip(factors, x, strict=True)]
+    bottom = math.lcm(*(step.denominator for step in steps))
+    rows = zip(x, codes.astype(object), steps, strict=True)
+    return sum((row - int(q.zero_point)) * int(step * bottom) for q, row, step in rows), bottom
 
 
 def quotient(a: QParams, b: QParams, y: QParams) -> Integers:

@@ -3,12 +3,13 @@
     python -m tools.operator_errors          write the page, in two minutes or so
 
 A figure is the share of codes that differ from the real value, rounded half-up, and the largest
-difference in steps of the output. The real values are those of tests/truth.py; softmax is compared
-with float64.
+difference in steps of the output; of weighted sums also the figures of other ways to compute them.
+The real values are those of tests/truth.py; softmax is compared with float64.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from fractions import Fraction
@@ -28,6 +29,8 @@ from tests.ops.calls import all_codes, integers, pairs, qparams
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "operators.md"
 FUNCTION_SCALES = (2**-7, 0.013, 2**-5, 0.0473, 0.11, 0.31)
 PAIR_CASES = 40
+SUM_SPREADS = (0.001, 1.0)  # of alphas as a search begins, and once it has decided
+SUM_OPERANDS, SUM_CASES, SUM_ROWS = 8, 100, 8192
 SOFTMAX_SCALES = (2**-8, 0.0173, 2**-4, 0.11, 0.5)
 SOFTMAX_COLUMNS = (2, 8, 32, 128, 512, 2048)
 SOFTMAX_ROWS, SOFTMAX_CODES = 1_000_000, 2**25  # of one figure, at most
@@ -53,6 +56,7 @@ class Errors:
 
     def __init__(self) -> None:
         self.codes = self.wrong = self.worst = 0
+        self.squares = 0.0
 
     def add(self, ours: NDArray[Any], expected: NDArray[Any]) -> None:
         """Take so many more codes in."""
@@ -60,6 +64,15 @@ class Errors:
         self.codes += distance.size
         self.wrong += int((distance > 0).sum())
         self.worst = max(self.worst, int(distance.max()))
+
+    def measure(self, ours: NDArray[Any], steps: NDArray[Any]) -> None:
+        """Take in how far the codes added lie from the real values, in steps and not rounded."""
+        self.squares += float(((ours - steps) ** 2).sum())
+
+    @property
+    def rms(self) -> float:
+        """Of the distances measured."""
+        return math.sqrt(self.squares / self.codes)
 
     @property
     def share(self) -> str:
@@ -146,6 +159,89 @@ def numbers(x: QParams, y: QParams, factor: float, offset: float) -> NDArray[Any
     return truth.codes(top, f.denominator * o.denominator, y)
 
 
+def weighted_sums() -> str:
+    """Sums of eight tensors, each times a softmax weight, computed in three ways."""
+    lines = [
+        "## Weighted sums\n",
+        "y = w₁·x₁ + … + w₈·x₈, as on an edge of a DARTS search network: w is the softmax of",
+        f"alphas from N(0, σ²). {SUM_CASES} times {SUM_ROWS:,} rows of random codes, with random",
+        "scales (within a factor of 100) and zero points; every rounded value has the range that",
+        "it takes in these rows. *rms* is the distance from the real value, not rounded, in steps",
+        "of y; what is rounded once, correctly, has 0.289.\n",
+        "- *one sum*: the operator weighted_sum, which is what fxquant makes of such an edge",
+        "- *a chain*: each product rounded to 8 bits, then seven sums of two, each rounded too",
+        "- *weights of 8 bits*: one sum, but with w rounded to multiples of max(w)/255\n",
+        "| σ | way | codes | differ | worst | rms |\n|---|---|---|---|---|---|",
+    ]
+    for spread in SUM_SPREADS:
+        for way, errors in sum_errors(spread).items():
+            figures = f"{errors.codes} | {errors.share} | {errors.worst} | {errors.rms:.3f}"
+            lines.append(f"| {spread:g} | {way} | {figures} |")
+    return "\n".join(lines) + "\n"
+
+
+def sum_errors(spread: float, cases: int = SUM_CASES) -> dict[str, Errors]:
+    """The figures of each way, for weights that are the softmax of alphas from N(0, spread²)."""
+    draw, generator = random.Random(0), torch.Generator().manual_seed(0)
+    ways = {"one sum": one_sum, "a chain": chain, "weights of 8 bits": with_short_weights}
+    errors = {way: Errors() for way in ways}
+    for _ in range(cases):
+        x = tuple(parameters(draw, 10 ** draw.uniform(-2, 0)) for _ in range(SUM_OPERANDS))
+        exponentials = [math.exp(draw.gauss(0, spread)) for _ in x]
+        w = torch.tensor(exponentials) / sum(exponentials)
+        shape = SUM_OPERANDS, SUM_ROWS
+        codes = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+        y = covering(*extremes(sum(terms(x, w, codes))))
+        top, bottom = truth.weighted_sum(x, w.tolist(), codes.numpy(), y)
+        expected = truth.codes(top, bottom, y)
+        steps = (top / bottom).astype(np.float64) + int(y.zero_point)
+        for way, compute in ways.items():
+            ours = compute(x, w, codes, y).numpy()
+            errors[way].add(ours, expected)
+            errors[way].measure(ours, steps)
+    return errors
+
+
+def terms(x: tuple[QParams, ...], w: Tensor, codes: Tensor) -> list[Tensor]:
+    """The real products, in float64, which is enough to know their ranges."""
+    return [
+        (row.double() - q.zero_point) * q.scale.double() * factor
+        for q, factor, row in zip(x, w.double(), codes, strict=True)
+    ]
+
+
+def extremes(values: Tensor) -> tuple[float, float]:
+    """The least and the largest of them."""
+    return float(values.min()), float(values.max())
+
+
+def one_sum(x: tuple[QParams, ...], w: Tensor, codes: Tensor, y: QParams) -> Tensor:
+    """As fxquant computes it."""
+    return integers("weighted_sum", x, y, *codes, factors=tuple(w))
+
+
+def chain(x: tuple[QParams, ...], w: Tensor, codes: Tensor, y: QParams) -> Tensor:
+    """Eight products and seven sums, with a rounding each; the last one to the codes of y."""
+    real = terms(x, w, codes)
+    total, total_q = torch.empty(0), y
+    for k, product in enumerate(real):
+        term_q = covering(*extremes(product))
+        options = {"factor": float(w[k]), "offset": 0.0}
+        term = integers("mul_number", (x[k],), term_q, codes[k], **options)
+        if k == 0:
+            total, total_q = term, term_q
+            continue
+        sum_q = y if k == len(real) - 1 else covering(*extremes(sum(real[: k + 1])))
+        total, total_q = integers("add", (total_q, term_q), sum_q, total, term), sum_q
+    return total
+
+
+def with_short_weights(x: tuple[QParams, ...], w: Tensor, codes: Tensor, y: QParams) -> Tensor:
+    """One sum, with weights of 8 bits on one scale."""
+    step = w.double().max() / 255
+    return one_sum(x, torch.floor(w.double() / step + 0.5) * step, codes, y)
+
+
 def softmax() -> str:
     """Random rows of many lengths and scales."""
     lines = [
@@ -191,7 +287,7 @@ def random_rows(rows: int, columns: int, generator: torch.Generator) -> Tensor:
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([HEAD, EXACT, functions(), arithmetic(), softmax()])
+    return "\n".join([HEAD, EXACT, functions(), arithmetic(), weighted_sums(), softmax()])
 
 
 if __name__ == "__main__":

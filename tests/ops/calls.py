@@ -42,4 +42,5 @@ def integers(
     """The codes that the operator of that name gives."""
     op = op_named(name)
     numbers = op.numbers(real_call(inputs, output, options))
-    return op.kernel(numbers, output.scheme.dtype, *codes, **options)
+    settings = {k: v for k, v in options.items() if k != "factors"}  # they are in the numbers
+    return op.kernel(numbers, output.scheme.dtype, *codes, **settings)
