@@ -318,6 +318,11 @@ def add(n: Buffers, *operands: Codes) -> Codes:
     return limit(rescale(total, np.int64(1), n["shift"]), n)
 
 
+def new_zeros(n: Buffers, x: Codes, size: object) -> Codes:
+    """The code of 0, everywhere."""
+    return np.full(x.shape if size is None else size, n["zero"])
+
+
 def sum_of_products(n: Buffers, *operands: Codes) -> Codes:
     """Every product in full, brought to one scale, one rounding."""
     centred = [q - z for q, z in zip(operands, n["x_zero"], strict=True)]
@@ -534,6 +539,7 @@ KERNELS: dict[str, Callable[..., Codes]] = {
     "hardtanh": clamp,
     "clamp": clamp,
     "add": add,
+    "new_zeros": new_zeros,
     "sum_of_products": sum_of_products,
     "weighted_sum": add,  # its weights are in the multipliers
     "cat": cat,

@@ -263,7 +263,8 @@ class Mixed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows = torch.softmax(self.alphas, -1)
         y = sum(w * op(x) for w, op in zip(rows[0], self.ops, strict=True))
-        return sum(op(y) * -w for w, op in zip(rows[1], self.ops, strict=True)) + x
+        y = sum(op(y) * -w for w, op in zip(rows[1], self.ops, strict=True)) + x
+        return torch.cat([y, y.new_zeros(y.shape[0], 1, *y.shape[2:]), torch.zeros_like(x)], 1)
 
 
 class Gated(nn.Module):

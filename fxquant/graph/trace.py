@@ -317,10 +317,17 @@ class _Proxy(fx.Proxy):
             raise TraceError("len() of a value whose shape is not known")
         return len(value)
 
+    def __getattr__(self, name: str) -> fx.proxy.Attribute:
+        return _Attribute(self, name)
+
     @property
     def data(self) -> fx.Proxy:
         """`x.data`: the same numbers without their history, as `x.detach()`."""
         return self.tracer.create_proxy("call_method", "detach", (self,), {})
+
+
+class _Attribute(fx.proxy.Attribute, _Proxy):
+    """An attribute of a proxy, such as its shape, which has a length, too."""
 
 
 def _in_place(target: Callable[..., Any]) -> Callable[[_Proxy, Any], fx.Proxy]:

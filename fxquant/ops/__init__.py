@@ -30,6 +30,7 @@ from fxquant.ops.matmul import MATMUL
 from fxquant.ops.max_pool import MAX_POOL1D, MAX_POOL2D, MAX_POOL3D
 from fxquant.ops.mean import MEAN
 from fxquant.ops.mul import MUL
+from fxquant.ops.new_zeros import NEW_ZEROS
 from fxquant.ops.pad import PAD, PAD_VALUE
 from fxquant.ops.relu import RELU
 from fxquant.ops.sigmoid import SIGMOID
@@ -70,6 +71,7 @@ OPS: tuple[OpSpec, ...] = (
     ADAPTIVE_AVG_POOL3D,
     MEAN,
     ZERO,
+    NEW_ZEROS,
     PAD,
     PAD_VALUE,
     EXP,

@@ -80,6 +80,10 @@ EXAMPLES = {
     "adaptive_avg_pool2d": (lambda: nn.AdaptiveAvgPool2d((3, None)), [IMAGE]),
     "adaptive_avg_pool3d": (lambda: nn.AdaptiveAvgPool3d(3), [(1, 4, 4, 4, 4)]),
     "mean": (lambda: Call(lambda x: x.mean((2, 3))), [IMAGE]),
+    "new_zeros": (
+        lambda: Call(lambda x: x.new_zeros((x.shape[0], 2), dtype=x.dtype, device=x.device)),
+        [IMAGE],
+    ),
     "zero": (lambda: Call(lambda x: x.mul(0.0)), [IMAGE]),
     "pad": (lambda: Call(lambda x: F.pad(x, (1, 2, -1, 0))), [IMAGE]),
     "exp": (lambda: Call(torch.exp), [IMAGE]),
