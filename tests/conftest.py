@@ -25,6 +25,12 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)  # the workers share the cores already
 
 
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Networks that a file makes when it is imported have the same weights every time."""
+    if isinstance(collector, pytest.Module):
+        torch.manual_seed(0)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--slow"):
         return
