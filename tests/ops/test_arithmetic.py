@@ -12,7 +12,7 @@ import torch
 
 from fxquant.intmath import Target
 from fxquant.ops import op_named
-from fxquant.schemes import QuantScheme
+from fxquant.schemes import INT16, QuantScheme
 from tests import truth
 from tests.ops.calls import all_codes, integers, pairs, qparams, real_call
 
@@ -59,6 +59,22 @@ def test_differences_are_within_one_step_and_mostly_correct(a, b, y):
     wrong = abs(found("sub", a, b, y) - truth.difference(a, b, y))
     assert wrong.max() <= 1
     assert wrong.mean() <= 2e-4
+
+
+@pytest.mark.parametrize("n", [2, 8])
+def test_sums_of_shares_are_within_one_step_and_mostly_correct(n):
+    """Shares of 16 bits have factors of 2^-16 or so; their multipliers keep 19 to 21 bits."""
+    generator = torch.Generator().manual_seed(n)
+    x = [qparams(0.02 + 0.01 * i, 20 * i) for i in range(n)]
+    share, y = qparams(1 / 65535, -32768, INT16), qparams(0.03, 100)
+    codes = torch.randint(256, (n, 20000), generator=generator, dtype=torch.uint8)
+    real = torch.softmax(torch.randn(n, 20000, generator=generator), 0)
+    shares = ((real * 65535).round() - 32768).to(torch.int16)
+    ours = integers("sum_of_products", (*x, *(share,) * n), y, *codes, *shares).numpy()
+    expected = truth.sum_of_products(x, [share] * n, codes.numpy(), shares.numpy(), y)
+    wrong = abs(ours.astype(int) - expected)
+    assert wrong.max() <= 1
+    assert wrong.mean() <= 1e-4
 
 
 def test_by_hand():
