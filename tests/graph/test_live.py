@@ -80,6 +80,25 @@ def test_the_graph_follows_the_numbers(kind, start, examples):
             assert list(largest_differences(network, model, (X,), (False, True))) == [0.0, 0.0]
 
 
+@pytest.mark.parametrize(
+    "number", [lambda p: -p, lambda p: +p, lambda p: abs(p - 1.0), lambda p: 3.5 // p + 2.0 % p]
+)
+def test_what_is_computed_from_a_number_follows_it(number):
+    class Scaled(nn.Conv2d):
+        def __init__(self):
+            super().__init__(3, 3, 1)
+            self.p = 0.75
+
+        def forward(self, x):
+            return super().forward(x) * number(self.p) if self.training else super().forward(x)
+
+    model = Scaled()
+    gm = trace(copy.deepcopy(model))
+    for p in (0.75, 0.5):
+        model.p = gm.p = p
+        assert list(largest_differences(gm, model, (X,), (False, True))) == [0.0, 0.0]
+
+
 def test_prepared_and_converted():
     model = Net("opaque")
     prepared = fxquant.prepare_qat(model, X)
