@@ -51,6 +51,12 @@ def test_what_is_divided_by_zero_is_an_end_of_the_range(low, high):
     assert ours.tolist() == [low, low, max(low, 2), high, high]
 
 
+def test_an_end_of_16_bits_is_as_far_as_it_is():
+    a, b, y = qparams(0.1, 128), qparams(0.1, 7), qparams(1e-4, -32768, INT16)
+    above, below = (torch.tensor(codes, dtype=torch.uint8) for codes in ([127, 128, 129], [7] * 3))
+    assert integers("div", (a, b), y, above, below).tolist() == [-32768, -32768, 32767]
+
+
 @pytest.mark.parametrize("y", [qparams(0.7123, 20), qparams(0.037, 131), qparams(2.17, -7, SIGNED)])
 @pytest.mark.parametrize("b", B)
 @pytest.mark.parametrize("a", A)
