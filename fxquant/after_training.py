@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxquant.errors import ConfigError, StageError, UncalibratedError
+from fxquant.errors import ConfigError, UncalibratedError
 from fxquant.graph.sharing import parameter_reads, shared_parameter
 from fxquant.ops.flow import sites
 from fxquant.ops.parameters import parameters_of, set_bias, value_of
 from fxquant.ops.site import CallSite
-from fxquant.pipeline import Stage, stage_of
+from fxquant.pipeline import need_prepared
 
 
 def reestimate_batch_norm(prepared: fx.GraphModule, batches: Iterable[Any]) -> None:
@@ -36,7 +36,8 @@ def reestimate_batch_norm(prepared: fx.GraphModule, batches: Iterable[Any]) -> N
     """
     _need_trained(prepared, "reestimate_batch_norm")
     nodes = [node.kwargs.get("batch_norm") for node, _ in sites(prepared)]
-    norms = {value_of(prepared, node): None for node in nodes if isinstance(node, fx.Node)}
+    found = [value_of(prepared, node) for node in nodes if isinstance(node, fx.Node)]
+    norms = list(dict.fromkeys(found))  # one that is called twice once
     before = [(norm, norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms]
     with _modes_kept(prepared), torch.no_grad():
         prepared.eval()
@@ -134,12 +135,7 @@ def _run(prepared: fx.GraphModule, batches: Iterable[Any]) -> None:
 
 
 def _need_trained(prepared: fx.GraphModule, name: str) -> None:
-    stage = stage_of(prepared) if isinstance(prepared, fx.GraphModule) else Stage.FLOAT
-    if stage is not Stage.FAKE_QUANT:
-        raise StageError(
-            f"{name} takes what prepare_qat returned, got a {type(prepared).__name__}, "
-            f"{stage.value}.\nWhat to do: prepare it with prepare_qat, and train it, first."
-        )
+    need_prepared(prepared, name)
     missing = [node.name for node, site in sites(prepared) if not site.ready]
     if missing:
         raise UncalibratedError(

@@ -17,7 +17,7 @@ from fxquant.graph.compare import random_like
 from fxquant.graph.network import IntegerNetwork
 from fxquant.graph.tensors import copy_of
 from fxquant.graph.trace import check_capture, trace, unwrap
-from fxquant.pipeline import Stage, carry_over, note, stage_of
+from fxquant.pipeline import Stage, carry_over, need_prepared, note, stage_of
 from fxquant.recipes import CONVERT, prepare_recipe
 
 
@@ -85,12 +85,7 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
         AccumulatorError: a sum may leave 32 bits; names the channel.
         NonFiniteError: a parameter is NaN or infinite.
     """
-    stage = stage_of(prepared) if isinstance(prepared, fx.GraphModule) else Stage.FLOAT
-    if stage is not Stage.FAKE_QUANT:
-        raise StageError(
-            f"convert takes what prepare_qat returned, got a {type(prepared).__name__}, "
-            f"{stage.value}.\nWhat to do: prepare it with prepare_qat, and train it, first."
-        )
+    need_prepared(prepared, "convert")
     gm = copy.deepcopy(prepared).eval()
     CONVERT.run(gm)
     # a new module, which holds only what the integer graph names
@@ -101,7 +96,7 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
 
 def _copy(model: nn.Module) -> nn.Module:
     try:
-        return copy_of(model)  # type: ignore[no-any-return]
+        return copy_of(model)
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} cannot be copied: {error}\n"

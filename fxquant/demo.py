@@ -30,7 +30,7 @@ from fxquant.pipeline import history
 
 BATCH = 64
 
-# So that every pass there is has something to show. The default, with live batch norms, bears
+# So that folding and equalization have something to show. The default, with live batch norms, bears
 # rougher training.
 CONFIG = QuantConfig(batch_norm="fold", equalize=True)
 

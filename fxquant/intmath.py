@@ -58,15 +58,16 @@ def rescale_of(factor: Tensor) -> Rescale:
     return Rescale(multiplier.to(torch.int64), (shift - full.to(shift.dtype)).to(torch.int64))
 
 
-def common_rescale(factors: Tensor) -> Rescale:
+def common_rescale(factors: Tensor, most: int = 30) -> Rescale:
     """Multipliers of n factors (float64, shape [n], any signs) over one common shift (0-dim).
 
     The multipliers are short enough for n products of a 9-bit number and the rounding term
-    to fit 32 bits: 21 bits for two operands, 19 for eight.
+    to fit 32 bits: 21 bits for two operands, 19 for eight. The shift is at `most` 30; a sum of
+    longer numbers, whose factors are smaller, has 64 bits and may shift further.
     """
     bits = 22 - max(len(factors) - 1, 1).bit_length()
     _, exponent = torch.frexp(factors.abs().max())
-    shift = (bits - exponent).clamp(0, 30)
+    shift = (bits - exponent).clamp(0, most)
     top = 2**bits - 1
     multiplier = torch.ldexp(factors, shift).round().clamp(-top, top)
     return Rescale(multiplier.to(torch.int64), shift.to(torch.int64))

@@ -50,7 +50,7 @@ class Keeps(Enum):
 
     BOTH_MODES = "train() and eval()"
     EVAL = "eval() only"
-    NOTHING = "neither: it rounds"
+    NOTHING = "neither: it rounds, or keeps it but nearly"
 
 
 @dataclass(frozen=True)
@@ -214,6 +214,16 @@ def stage_of(gm: fx.GraphModule) -> Stage:
     """How far `gm` has travelled; a graph that no pass has touched is a float graph."""
     stage: Stage = getattr(gm, _STAGE, Stage.FLOAT)
     return stage
+
+
+def need_prepared(gm: object, name: str) -> None:
+    """Refuse what prepare_qat did not return, in the name of the function that was called."""
+    stage = stage_of(gm) if isinstance(gm, fx.GraphModule) else Stage.FLOAT
+    if stage is not Stage.FAKE_QUANT:
+        raise StageError(
+            f"{name} takes what prepare_qat returned, got a {type(gm).__name__}, {stage.value}.\n"
+            "What to do: prepare it with prepare_qat, and train it, first."
+        )
 
 
 def note(gm: fx.GraphModule, name: str, summary: str, text: str) -> None:

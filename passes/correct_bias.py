@@ -23,13 +23,9 @@ from torch import Tensor, fx
 from fxquant.graph.normal import Normal, normal_of
 from fxquant.graph.place import example_of, rank_of
 from fxquant.graph.sharing import parameter_reads, shared_parameter
-from fxquant.ops.adaptive_avg_pool import (
-    ADAPTIVE_AVG_POOL1D,
-    ADAPTIVE_AVG_POOL2D,
-    ADAPTIVE_AVG_POOL3D,
-)
+from fxquant.ops.adaptive_avg_pool import ADAPTIVE_AVG_POOLS
 from fxquant.ops.add import ADD
-from fxquant.ops.avg_pool import AVG_POOL1D, AVG_POOL2D, AVG_POOL3D
+from fxquant.ops.avg_pool import AVG_POOLS
 from fxquant.ops.cat import CAT
 from fxquant.ops.flow import inputs_of, layer_channels, site_of, sites
 from fxquant.ops.linear import LINEAR
@@ -39,11 +35,6 @@ from fxquant.ops.parameters import fold_input_affine, parameters_of, set_bias
 from fxquant.ops.site import CallSite
 from fxquant.ops.spec import Clamp
 from fxquant.pipeline import Keeps, Log, Pass, Stage
-
-_AVERAGES = (
-    *(AVG_POOL1D, AVG_POOL2D, AVG_POOL3D),
-    *(ADAPTIVE_AVG_POOL1D, ADAPTIVE_AVG_POOL2D, ADAPTIVE_AVG_POOL3D),
-)
 
 
 class CorrectBias(Pass):
@@ -63,9 +54,10 @@ class CorrectBias(Pass):
                 continue
             mean = means.get(inputs_of(node)[0])
             reason = _why_not(gm, node, mean) or shared_parameter(gm, node, reads)
-            if reason is not None or mean is None:
-                log.leave(node, reason or "")
+            if reason is not None:
+                log.leave(node, reason)
                 continue
+            assert mean is not None  # or there was a reason
             with torch.no_grad():
                 weight, bias = parameters_of(gm, node)
                 error = site.weight_quant(weight) - weight
@@ -110,7 +102,7 @@ def _mean_behind(node: fx.Node, site: CallSite, inputs: list[Tensor | None]) -> 
     if not known or len(known) < len(inputs) or site.activation is not None:
         return None
     over_space = site.op is MEAN and spaces(node.kwargs["dim"], rank_of(inputs_of(node)[0]))
-    if site.op in _AVERAGES or over_space:
+    if site.op in (*AVG_POOLS, *ADAPTIVE_AVG_POOLS) or over_space:
         return known[0]
     if site.op is ADD and all(mean.shape == known[0].shape for mean in known):
         return torch.stack(known).sum(0)

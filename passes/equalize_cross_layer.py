@@ -32,17 +32,13 @@ from fxquant.graph.normal import Normal, normal_of, set_normal
 from fxquant.graph.place import example_of, rank_of
 from fxquant.graph.sharing import parameter_reads, shared_parameter
 from fxquant.graph.values import scalars
-from fxquant.ops.adaptive_avg_pool import (
-    ADAPTIVE_AVG_POOL1D,
-    ADAPTIVE_AVG_POOL2D,
-    ADAPTIVE_AVG_POOL3D,
-)
+from fxquant.ops.adaptive_avg_pool import ADAPTIVE_AVG_POOLS
 from fxquant.ops.add import ADD
-from fxquant.ops.avg_pool import AVG_POOL1D, AVG_POOL2D, AVG_POOL3D
+from fxquant.ops.avg_pool import AVG_POOLS
 from fxquant.ops.cat import CAT
 from fxquant.ops.flow import inputs_of, layer_channels, site_of
 from fxquant.ops.linear import LINEAR
-from fxquant.ops.max_pool import MAX_POOL1D, MAX_POOL2D, MAX_POOL3D
+from fxquant.ops.max_pool import MAX_POOLS
 from fxquant.ops.mean import MEAN, spaces
 from fxquant.ops.move import apply_move, hands_on, is_move
 from fxquant.ops.pad import PAD
@@ -52,10 +48,6 @@ from fxquant.ops.weighted_sum import WEIGHTED_SUM
 from fxquant.pipeline import Log, Pass, Stage
 from fxquant.schemes import INT8_WEIGHT, Channels, QuantScheme
 
-_POOLS = (
-    *(MAX_POOL1D, MAX_POOL2D, MAX_POOL3D, AVG_POOL1D, AVG_POOL2D, AVG_POOL3D),
-    *(ADAPTIVE_AVG_POOL1D, ADAPTIVE_AVG_POOL2D, ADAPTIVE_AVG_POOL3D),
-)
 _SUMS = (ADD, WEIGHTED_SUM)
 _FIXED = 0  # the class whose factor is 1
 _ROUNDS = 50
@@ -351,7 +343,8 @@ def _labels(node: fx.Node, value: _Value | None) -> Tensor | None:
 
 def _pools_space(site: CallSite, value: _Value) -> bool:
     """Whether a pool works on just the dimensions behind the channels."""
-    return site.op in _POOLS and site.op.name.endswith(f"{value.spatial}d")
+    kinds = (MAX_POOLS, AVG_POOLS, ADAPTIVE_AVG_POOLS)
+    return any(site.op in pools[value.spatial - 1 : value.spatial] for pools in kinds)
 
 
 def _pads_space(node: fx.Node, site: CallSite, value: _Value) -> bool:

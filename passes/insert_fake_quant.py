@@ -5,7 +5,8 @@
 
 Each site also learns the quantizers of the values it reads: in eval() it computes in their
 integers. A value that keeps its input's range shares its input's quantizer. Shares that weigh
-other values (a softmax that only products read) get 16 bits: with 8, 39 % of the sums would move.
+other values (a softmax that only products read) get 16 bits: with 8, a tenth to a fifth of the
+sums would move.
 """
 
 from __future__ import annotations

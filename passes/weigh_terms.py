@@ -5,7 +5,8 @@
 
 Only the parameters decide such a number, so that in integers it goes into the multiplier: it costs
 no rounding. join_adds then makes one sum of the terms.
-Left alone: factors of more than one element, and those that the input decides.
+Left alone, with the reason: factors of more than one element. Those that the input decides are
+join_products' affair.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, fx
 from fxquant.graph.edit import call_site, erase
 from fxquant.graph.held import held
 from fxquant.graph.place import copy_place, example_of, rank_of
-from fxquant.ops.flow import site_of
+from fxquant.ops.flow import inputs_of, sites
 from fxquant.ops.mul import MUL
 from fxquant.ops.site import CallSite
 from fxquant.ops.weighted_sum import WEIGHTED_SUM
@@ -34,23 +35,30 @@ class WeighTerms(Pass):
     def edit(self, gm: fx.GraphModule, log: Log) -> None:
         """Visit every product once, in order."""
         held_nodes = held(gm)
-        for node in list(gm.graph.nodes):
-            site = site_of(gm, node)
-            if site is None or site.op is not MUL or site.activation is not None:
+        for node, site in sites(gm):
+            factors = [x for x in inputs_of(node) if x in held_nodes]
+            if site.op is not MUL or site.activation is not None or len(factors) != 1:
                 continue
-            for x, factor in (node.args, node.args[::-1]):
-                if factor in held_nodes and x not in held_nodes and _is_number(factor, x):
-                    _replace(gm, node, x, factor)
-                    log.change(factor, "weighs a term of a sum")
-                    break
+            (factor,) = factors
+            (x,) = (value for value in inputs_of(node) if value is not factor)
+            reason = _why_not_number(factor, x)
+            if reason is not None:
+                log.leave(node, reason)
+            else:
+                _replace(gm, node, x, factor)
+                log.change(factor, "weighs a term of a sum")
 
 
-def _is_number(factor: fx.Node, x: fx.Node) -> bool:
-    """Whether `factor` has one element, and multiplying by it leaves the shape of `x`."""
+def _why_not_number(factor: fx.Node, x: fx.Node) -> str | None:
+    """Why `factor` is no number that leaves the shape of `x`, as a sentence, or None if it is."""
     example = example_of(factor)
-    if not isinstance(example, Tensor) or math.prod(example.shape) != 1:
-        return False
-    return example.dim() <= (rank_of(x) or 0)
+    if not isinstance(example, Tensor):
+        return f"the shape of '{factor.name}' is not known (pass example_inputs to make it known)"
+    if math.prod(example.shape) != 1:
+        return f"'{factor.name}' has more than one element"
+    if example.dim() > (rank_of(x) or 0):
+        return f"'{factor.name}' may have more dimensions than '{x.name}'"
+    return None
 
 
 def _replace(gm: fx.GraphModule, node: fx.Node, x: fx.Node, factor: fx.Node) -> None:

@@ -245,15 +245,15 @@ BUGS = (
     Bug(
         "the operands of a concatenation are not rescaled",
         "fxquant/ops/cat.py",
-        "x.to(torch.int64) - zero, Rescale(multiplier, shift), n.y_zero,",
-        "x.to(torch.int64) - zero, Rescale(1 << shift, shift), n.y_zero,",
+        "requantize(x, Rescale(multiplier, shift), n.y_zero,",
+        "requantize(x, Rescale(1 << shift, shift), n.y_zero,",
         (f"{REFERENCE}[joined-default]", f"{REAL}[joined-default]"),
     ),
     Bug(
         "every operand of a sum has the first one's zero point",
         "fxquant/ops/operands.py",
-        "total = total + (x.to(torch.int64) - zero) * multiplier",
-        "total = total + (x.to(torch.int64) - n.x_zero[0]) * multiplier",
+        "x.to(torch.int64) - zero for",
+        "x.to(torch.int64) - n.x_zero[0] for",
         (f"{REFERENCE}[readers-default]",),
     ),
     Bug(
@@ -276,6 +276,13 @@ BUGS = (
         "    for text in list(decisions.asked):\n",
         "    for text in ():\n",
         ("tests/graph/test_live.py",),
+    ),
+    Bug(
+        "products with small shares have short multipliers",
+        "fxquant/ops/sum_of_products.py",
+        "common_rescale(factors, MAX_SHIFT)",
+        "common_rescale(factors, 30)",
+        ("tests/ops/test_arithmetic.py", "-k", "shares"),
     ),
     Bug(
         "the weights of a sum are forgotten in integers",

@@ -121,6 +121,20 @@ def weighted_sum(
     return sum((row - int(q.zero_point)) * int(step * bottom) for q, row, step in rows), bottom
 
 
+def sum_of_products(
+    x: Sequence[QParams], w: Sequence[QParams], x_codes: Any, w_codes: Any, y: QParams
+) -> Integers:
+    """The codes of x_1·w_1 + … + x_n·w_n; both kinds of codes [n, rows]."""
+    factors = [scale(a) * scale(b) / scale(y) for a, b in zip(x, w, strict=True)]
+    bottom = math.lcm(*(factor.denominator for factor in factors))
+    left, right = (
+        [row - int(q.zero_point) for q, row in zip(of, found.astype(object), strict=True)]
+        for of, found in ((x, x_codes), (w, w_codes))
+    )
+    terms = zip(left, right, factors, strict=True)
+    return codes(sum(a * b * int(factor * bottom) for a, b, factor in terms), bottom, y)
+
+
 def quotient(a: QParams, b: QParams, y: QParams) -> Integers:
     """The codes of a / b for every pair of codes: beyond all of them, with the sign of a, where b
     is 0, and the code of 0 for 0 / 0.

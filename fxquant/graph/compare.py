@@ -18,8 +18,8 @@ def largest_differences(
     """In each mode (True is train()) the largest difference of any output, as a share of the
     largest output of `theirs`.
 
-    Both run on copies, with the same random numbers. Infinite where the outputs have other
-    structures, shapes or values that are not numbers.
+    Both run on copies, with the same random numbers. Infinite where outputs have other structures
+    or shapes, are NaN in other places, or are no tensors and not equal.
     """
     copies = (copy_of(ours), copy_of(theirs))
     for training in modes:
@@ -42,7 +42,7 @@ def _copy(value: Any) -> Any:
 def _difference(ours: Any, theirs: Any) -> float:
     if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
         return 0.0 if ours is theirs or ours == theirs else float("inf")
-    if ours.shape != theirs.shape:
+    if ours.shape != theirs.shape or not torch.equal(ours.isnan(), theirs.isnan()):
         return float("inf")
     if ours.numel() == 0 or torch.equal(ours.nan_to_num(), theirs.nan_to_num()):
         return 0.0

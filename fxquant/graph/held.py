@@ -14,10 +14,10 @@ from torch import Tensor, fx
 
 from fxquant.graph.edit import called_module, get_attribute, map_nodes
 from fxquant.graph.merge import TrainOnly
-from fxquant.graph.modes import is_identity_in_eval
+from fxquant.graph.modes import DROPOUT_CALLS, is_dropout_switched_off, is_identity_in_eval
 
-_RANDOM = {F.gumbel_softmax, torch.bernoulli, torch.rand_like, torch.randn_like}
-_RANDOM_METHODS = {"bernoulli", "exponential_", "normal_", "uniform_", "random_"}
+# those written in Python; torch's own operators say so themselves
+_RANDOM = {F.gumbel_softmax, *DROPOUT_CALLS}
 
 
 def held(gm: fx.GraphModule) -> set[fx.Node]:
@@ -34,15 +34,22 @@ def held(gm: fx.GraphModule) -> set[fx.Node]:
 
 def _is_pure(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Whether it gives the same whenever it is called."""
-    if node.op == "call_method":
-        return node.target not in _RANDOM_METHODS
-    if node.op == "call_function":
-        return node.target not in _RANDOM
+    if node.op in ("call_method", "call_function"):
+        return is_dropout_switched_off(node) or not _is_random(node.target)
     module = called_module(gm, node)
     if module is None or isinstance(module, TrainOnly):
         return False
     plain = type(module).__module__.startswith("torch.nn.") and not any(module.buffers())
     return plain or is_identity_in_eval(module)
+
+
+def _is_random(target: Any) -> bool:
+    """Whether a function, or the method of that name, draws random numbers."""
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    packet = getattr(torch.ops.aten, name, None)
+    overloads = [] if packet is None else [getattr(packet, kind) for kind in packet.overloads()]
+    draws = any(torch.Tag.nondeterministic_seeded in overload.tags for overload in overloads)
+    return draws or target in _RANDOM
 
 
 def held_value(gm: fx.GraphModule, node: fx.Node) -> Any:

@@ -21,7 +21,8 @@ from torch import fx, nn
 from fxquant.graph.place import set_example
 
 _COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
-_ARITHMETIC = ("add", "sub", "mul", "truediv", "pow")
+_ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
+_OF_ONE = ("neg", "pos", "abs")
 
 
 class Decisions:
@@ -94,6 +95,15 @@ def _define(name: str, function: Callable[..., Any], compares: bool, reflected: 
     setattr(LiveFloat, f"__{'r' if reflected else ''}{name}__", method)
 
 
+def _define_of_one(name: str, function: Callable[..., Any]) -> None:
+    def method(self: LiveFloat) -> LiveFloat:
+        return _derived(self.decisions, function, (self,))
+
+    setattr(LiveFloat, f"__{name}__", method)
+
+
+for _name in _OF_ONE:
+    _define_of_one(_name, getattr(operator, _name))
 for _name in _COMPARISONS:
     _define(_name, getattr(operator, _name), True, False)
 for _name in _ARITHMETIC:

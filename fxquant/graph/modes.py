@@ -12,7 +12,7 @@ _DROPOUTS = (
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
     *(nn.AlphaDropout, nn.FeatureAlphaDropout),
 )
-_DROPOUT_CALLS = (
+DROPOUT_CALLS = (
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout),
     *(F.alpha_dropout, F.feature_alpha_dropout),
 )
@@ -51,7 +51,7 @@ def hands_its_input_on(node: fx.Node, root: nn.Module, training: bool) -> bool:
 
 def is_dropout_switched_off(node: fx.Node) -> bool:
     """Whether `node` calls functional dropout with `training=False`."""
-    if node.op != "call_function" or node.target not in _DROPOUT_CALLS:
+    if node.op != "call_function" or node.target not in DROPOUT_CALLS:
         return False
     training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
     return training is False

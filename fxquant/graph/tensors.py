@@ -20,7 +20,7 @@ from torch import Tensor, nn
 _OWN = frozenset(vars(nn.Module()))  # the tables and hooks that every module has
 
 
-def copy_of(model: nn.Module) -> Any:
+def copy_of(model: nn.Module) -> nn.Module:
     """A deep copy of `model`; tensors that are results of computations are copied detached."""
     memo: dict[int, Any] = {}
 

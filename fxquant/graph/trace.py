@@ -17,7 +17,7 @@ import inspect
 import keyword
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from traceback import walk_tb
 from types import FrameType
 from typing import Any
@@ -112,18 +112,21 @@ def _trace_training(
     """What training does, and what it does instead where a comparison of a live number turns out
     otherwise: each such graph with its comparison, and whether that holds there.
 
-    The first graph does as little as there is: drop path comes to it where there is any.
+    The first graph does as little as there is: drop path comes to it where there is any. Refuses
+    comparisons that matter and are asked only where another one holds.
     """
-    graphs: dict[frozenset[str], fx.Graph] = {}
-    decisions = Decisions()
+    graphs: dict[frozenset[str], tuple[fx.Graph, Decisions]] = {}
 
-    def traced(inverted: frozenset[str]) -> fx.Graph:
+    def traced_with(inverted: frozenset[str]) -> tuple[fx.Graph, Decisions]:
         if inverted not in graphs:
-            asked = decisions if not inverted else Decisions(inverted)
-            graphs[inverted] = _trace_mode(model, True, example_inputs, leaves, asked)
+            asked = Decisions(inverted)
+            graphs[inverted] = _trace_mode(model, True, example_inputs, leaves, asked), asked
         return graphs[inverted]
 
-    natural = traced(frozenset())
+    def traced(inverted: frozenset[str]) -> fx.Graph:
+        return traced_with(inverted)[0]
+
+    natural, decisions = traced_with(frozenset())
     switched: dict[str, fx.Graph] = {}  # what it does if that comparison is inverted
     for text in list(decisions.asked):
         try:
@@ -139,7 +142,22 @@ def _trace_training(
         comparison, answer = decisions.asked[text]
         holds = answer if text in off else not answer
         others.append((traced(off ^ {text}), comparison, holds))
-    return traced(off), others
+    least, asked_first = traced_with(off)
+    inside = [text for text in switched if text not in asked_first.asked]
+    for text in switched:
+        here = off ^ {text}
+        for inner in traced_with(here)[1].asked.keys() - asked_first.asked.keys():
+            with suppress(CaptureError):  # as above
+                if str(traced(here ^ {inner})) != str(traced(here)):
+                    inside.append(inner)
+    if inside:
+        raise CaptureError(
+            f"{type(model).__name__}.forward asks {inside[0]} in train() only where another "
+            "comparison holds: each has to stand by itself to follow what is set later.\n"
+            "What to do: make one comparison of the two; hold a number that never changes in the "
+            "class, not in the instance; or keep that submodule in float (keep_float)."
+        )
+    return least, others
 
 
 def check_capture(gm: Network, model: nn.Module, example_inputs: Sequence[Any]) -> str | None:

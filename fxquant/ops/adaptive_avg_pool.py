@@ -89,3 +89,6 @@ ADAPTIVE_AVG_POOL2D = _record(
 ADAPTIVE_AVG_POOL3D = _record(
     adaptive_avg_pool3d, (F.adaptive_avg_pool3d,), nn.AdaptiveAvgPool3d, 3
 )
+
+ADAPTIVE_AVG_POOLS = (ADAPTIVE_AVG_POOL1D, ADAPTIVE_AVG_POOL2D, ADAPTIVE_AVG_POOL3D)
+"""Over one, two and three dimensions."""

@@ -133,3 +133,6 @@ def _record(
 AVG_POOL1D = _record(avg_pool1d, (F.avg_pool1d, torch.avg_pool1d), nn.AvgPool1d, 1)
 AVG_POOL2D = _record(avg_pool2d, (F.avg_pool2d,), nn.AvgPool2d, 2)
 AVG_POOL3D = _record(avg_pool3d, (F.avg_pool3d,), nn.AvgPool3d, 3)
+
+AVG_POOLS = (AVG_POOL1D, AVG_POOL2D, AVG_POOL3D)
+"""Over one, two and three dimensions."""

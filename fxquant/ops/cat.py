@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.intmath import Rescale, requantize, rescale_of
-from fxquant.ops.operands import OperandNumbers, operand_numbers
+from fxquant.ops.operands import OperandNumbers, centred, operand_numbers, ratios_of
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall
 
 
@@ -36,16 +36,13 @@ def _read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
 
 
 def _numbers(call: RealCall) -> OperandNumbers:
-    return operand_numbers(call, rescale_of)
+    return operand_numbers(call, rescale_of(ratios_of(call)))
 
 
 def _kernel(n: OperandNumbers, dtype: torch.dtype, *codes: Tensor, dim: int) -> Tensor:
-    rows = zip(codes, n.x_zero, n.multiplier, n.shift, strict=True)
     parts = [
-        requantize(
-            x.to(torch.int64) - zero, Rescale(multiplier, shift), n.y_zero, n.low, n.high, dtype
-        )
-        for x, zero, multiplier, shift in rows
+        requantize(x, Rescale(multiplier, shift), n.y_zero, n.low, n.high, dtype)
+        for x, multiplier, shift in zip(centred(n, codes), n.multiplier, n.shift, strict=True)
     ]
     return torch.cat(parts, dim)
 

@@ -58,9 +58,9 @@ def _numbers(call: RealCall) -> DivNumbers:
 def _kernel(n: DivNumbers, dtype: torch.dtype, a: Tensor, b: Tensor) -> Tensor:
     above, below = a.to(torch.int64) - n.a_zero, b.to(torch.int64) - n.b_zero
     above, below = above * torch.where(below < 0, -1, 1), below.abs()
-    # |A| < 2^8, m < 2^31, B < 2^8 and S <= 44: neither side exceeds 2^53
+    # |A| and B < 2^16, m < 2^31 and S <= 44: 2·A·m and B << (S + 1) stay below 2^62
     steps = divide_half_up(above * n.multiplier, below.clamp(min=1) << n.shift)
-    beyond = torch.sign(above) * 1000  # more than the distance of any two codes
+    beyond = torch.sign(above) * 2**16  # the distance of any two codes is less
     y = torch.where(below == 0, beyond, steps) + n.y_zero
     return torch.clamp(y, n.low, n.high).to(dtype)
 

@@ -96,3 +96,6 @@ def _record(
 MAX_POOL1D = _record(max_pool1d, (F.max_pool1d, torch.max_pool1d), nn.MaxPool1d)
 MAX_POOL2D = _record(max_pool2d, (F.max_pool2d, torch.max_pool2d), nn.MaxPool2d)
 MAX_POOL3D = _record(max_pool3d, (F.max_pool3d, torch.max_pool3d), nn.MaxPool3d)
+
+MAX_POOLS = (MAX_POOL1D, MAX_POOL2D, MAX_POOL3D)
+"""Over one, two and three dimensions."""

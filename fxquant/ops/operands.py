@@ -1,11 +1,11 @@
-"""What sums of n tensors have in common: their numbers and their kernel.
+"""What sums of n terms have in common: their numbers and their kernel.
 
-    integer   q_y = clamp(z_y + ((Σ (q_i - z_i)·m_i + 2^(S-1)) >> S))
+    integer   q_y = clamp(z_y + ((Σ t_i·m_i + 2^(S-1)) >> S))        t_i = q_i - z_i, or a product
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -16,8 +16,8 @@ from fxquant.ops.spec import RealCall
 
 
 class OperandNumbers(NamedTuple):
-    """Of n operands: `multiplier` int64 [n], `x_zero` int32 [n]; `shift` int64, one or [n];
-    the others 0-dim int32.
+    """`multiplier` int64, one a term; `shift` int64, one or one a term; `x_zero` int32, one an
+    operand; the others 0-dim int32.
     """
 
     multiplier: Tensor
@@ -28,13 +28,21 @@ class OperandNumbers(NamedTuple):
     high: Tensor
 
 
-def operand_numbers(call: RealCall, rescale: Callable[[Tensor], Rescale]) -> OperandNumbers:
-    """What brings n operands to the output's scale; `rescale` makes multipliers of s_i/s_y."""
-    scales = torch.stack([q.scale for q in call.inputs]).double()
-    multiplier, shift = rescale(scales / call.target.qparams.scale)
+def scales_of(call: RealCall) -> Tensor:
+    """The scales of the operands, float64 [n]."""
+    return torch.stack([q.scale for q in call.inputs]).double()
+
+
+def ratios_of(call: RealCall) -> Tensor:
+    """s_i/s_y of the operands, float64 [n]."""
+    return scales_of(call) / call.target.qparams.scale
+
+
+def operand_numbers(call: RealCall, rescale: Rescale) -> OperandNumbers:
+    """The numbers of a call whose terms `rescale` brings to the output's scale."""
     return OperandNumbers(
-        multiplier=multiplier,
-        shift=shift,
+        multiplier=rescale.multiplier,
+        shift=rescale.shift,
         x_zero=torch.stack([q.zero_point for q in call.inputs]),
         y_zero=call.target.qparams.zero_point,
         low=call.target.low,
@@ -42,10 +50,20 @@ def operand_numbers(call: RealCall, rescale: Callable[[Tensor], Rescale]) -> Ope
     )
 
 
+def centred(n: OperandNumbers, codes: Iterable[Tensor]) -> list[Tensor]:
+    """`q - z` of each operand, int64."""
+    return [x.to(torch.int64) - zero for x, zero in zip(codes, n.x_zero, strict=True)]
+
+
 def sum_operands(n: OperandNumbers, dtype: torch.dtype, *codes: Tensor) -> Tensor:
-    """The integer kernel: all operands brought to one scale and summed, then one rounding."""
-    total = torch.zeros((), dtype=torch.int64, device=codes[0].device)
-    for x, zero, multiplier in zip(codes, n.x_zero, n.multiplier, strict=True):
-        total = total + (x.to(torch.int64) - zero) * multiplier
+    """The kernel of sums of operands."""
+    return sum_terms(n, dtype, centred(n, codes))
+
+
+def sum_terms(n: OperandNumbers, dtype: torch.dtype, terms: Iterable[Tensor]) -> Tensor:
+    """All terms (int64) brought to one scale and summed, then one rounding."""
+    total = torch.zeros((), dtype=torch.int64, device=n.multiplier.device)
+    for term, multiplier in zip(terms, n.multiplier, strict=True):
+        total = total + term * multiplier
     one = torch.ones_like(n.shift)
     return requantize(total, Rescale(one, n.shift), n.y_zero, n.low, n.high, dtype)

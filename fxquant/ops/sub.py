@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxquant.intmath import Rescale, common_rescale
-from fxquant.ops.operands import OperandNumbers, operand_numbers, sum_operands
+from fxquant.intmath import common_rescale
+from fxquant.ops.operands import OperandNumbers, operand_numbers, ratios_of, sum_operands
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall, signature_reader
 
 
@@ -37,12 +37,9 @@ def _read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
     return Call(call.inputs, {}) if call is not None and call.options["alpha"] == 1 else None
 
 
-def _signed(factors: Tensor) -> Rescale:
-    return common_rescale(factors * factors.new_tensor([1.0, -1.0]))
-
-
 def _numbers(call: RealCall) -> OperandNumbers:
-    return operand_numbers(call, _signed)
+    factors = ratios_of(call)
+    return operand_numbers(call, common_rescale(factors * factors.new_tensor([1.0, -1.0])))
 
 
 SUB = OpSpec(

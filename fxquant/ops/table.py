@@ -4,8 +4,8 @@
     integer   q_y = table[q_x - q_min]
               table[i] = clamp(z_y + round(f(s_x·(q_min + i - z_x)) / s_y))
 
-A code has at most 8 bits, so the table has at most 256 entries. They are made in float64, once,
-each rounded once: nothing is approximated. The kernel only looks up.
+Codes of 8 bits have a table of 256 entries. They are made in float64, each rounded once: nothing is
+approximated. The kernel only looks up.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fxquant.intmath import common_rescale
-from fxquant.ops.operands import OperandNumbers, operand_numbers, sum_operands
+from fxquant.ops.operands import OperandNumbers, operand_numbers, ratios_of, sum_operands
 from fxquant.ops.spec import OpSpec, Output, RealCall, not_spelled
 
 
@@ -31,7 +31,8 @@ def _numbers(call: RealCall) -> OperandNumbers:
     scale = call.target.qparams.scale
     factors = [torch.as_tensor(w, device=scale.device) for w in call.options["factors"]]
     weights = torch.stack([w.detach().double().reshape(()) for w in factors])
-    return operand_numbers(call, lambda ratios: common_rescale(ratios * weights))
+    ratios = ratios_of(call)
+    return operand_numbers(call, common_rescale(ratios * weights))
 
 
 WEIGHTED_SUM = OpSpec(

@@ -80,6 +80,25 @@ def test_the_graph_follows_the_numbers(kind, start, examples):
             assert list(largest_differences(network, model, (X,), (False, True))) == [0.0, 0.0]
 
 
+@pytest.mark.parametrize(
+    "number", [lambda p: -p, lambda p: +p, lambda p: abs(p - 1.0), lambda p: 3.5 // p + 2.0 % p]
+)
+def test_what_is_computed_from_a_number_follows_it(number):
+    class Scaled(nn.Conv2d):
+        def __init__(self):
+            super().__init__(3, 3, 1)
+            self.p = 0.75
+
+        def forward(self, x):
+            return super().forward(x) * number(self.p) if self.training else super().forward(x)
+
+    model = Scaled()
+    gm = trace(copy.deepcopy(model))
+    for p in (0.75, 0.5):
+        model.p = gm.p = p
+        assert list(largest_differences(gm, model, (X,), (False, True))) == [0.0, 0.0]
+
+
 def test_prepared_and_converted():
     model = Net("opaque")
     prepared = fxquant.prepare_qat(model, X)
@@ -119,3 +138,44 @@ def test_ways_that_only_raise_are_no_obstacle():
 
     prepared = fxquant.prepare_qat(nn.Sequential(Checked()), X)
     assert [name for name, _ in prepared.fxquant.named_children()] == ["conv2d", "quantize_input_1"]
+
+
+@pytest.mark.parametrize(("a", "b"), [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0)])
+def test_a_comparison_inside_another_is_refused(a, b):
+    """What runs where both hold would else run where neither, or just one, is asked."""
+
+    class Nested(nn.Conv2d):
+        def __init__(self):
+            super().__init__(3, 3, 1)
+            self.a, self.b = a, b
+
+        def forward(self, x):
+            x = super().forward(x)
+            if self.training and self.a > 0.0:
+                x = x * 2.0
+                if self.b > 0.0:
+                    x = x + 1.0
+            return x
+
+    with pytest.raises(CaptureError, match=r"(?s)asks gt\(b, 0.0\).*What to do: make one"):
+        fxquant.prepare_qat(Nested())
+
+
+def test_a_comparison_inside_itself_is_none():
+    class Twice(nn.Conv2d):
+        def __init__(self):
+            super().__init__(3, 3, 1)
+            self.p = 0.5
+
+        def forward(self, x):
+            x = super().forward(x)
+            return self.scaled(x) if self.training and self.p > 0.0 else x
+
+        def scaled(self, x):
+            return x * self.p if self.p > 0.0 else x
+
+    model = Twice()
+    gm = trace(copy.deepcopy(model))
+    for model.p in (0.5, 0.0, 0.25):
+        gm.p = model.p
+        assert list(largest_differences(gm, model, (X,), (False, True))) == [0.0, 0.0]

@@ -12,7 +12,7 @@ import torch
 
 from fxquant.intmath import Target
 from fxquant.ops import op_named
-from fxquant.schemes import QuantScheme
+from fxquant.schemes import INT16, QuantScheme
 from tests import truth
 from tests.ops.calls import all_codes, integers, pairs, qparams, real_call
 
@@ -51,6 +51,12 @@ def test_what_is_divided_by_zero_is_an_end_of_the_range(low, high):
     assert ours.tolist() == [low, low, max(low, 2), high, high]
 
 
+def test_an_end_of_16_bits_is_as_far_as_it_is():
+    a, b, y = qparams(0.1, 128), qparams(0.1, 7), qparams(1e-4, -32768, INT16)
+    above, below = (torch.tensor(codes, dtype=torch.uint8) for codes in ([127, 128, 129], [7] * 3))
+    assert integers("div", (a, b), y, above, below).tolist() == [-32768, -32768, 32767]
+
+
 @pytest.mark.parametrize("y", [qparams(0.7123, 20), qparams(0.037, 131), qparams(2.17, -7, SIGNED)])
 @pytest.mark.parametrize("b", B)
 @pytest.mark.parametrize("a", A)
@@ -59,6 +65,22 @@ def test_differences_are_within_one_step_and_mostly_correct(a, b, y):
     wrong = abs(found("sub", a, b, y) - truth.difference(a, b, y))
     assert wrong.max() <= 1
     assert wrong.mean() <= 2e-4
+
+
+@pytest.mark.parametrize("n", [2, 8])
+def test_sums_of_shares_are_within_one_step_and_mostly_correct(n):
+    """Shares of 16 bits have factors of 2^-16 or so; their multipliers keep 19 to 21 bits."""
+    generator = torch.Generator().manual_seed(n)
+    x = [qparams(0.02 + 0.01 * i, 20 * i) for i in range(n)]
+    share, y = qparams(1 / 65535, -32768, INT16), qparams(0.03, 100)
+    codes = torch.randint(256, (n, 20000), generator=generator, dtype=torch.uint8)
+    real = torch.softmax(torch.randn(n, 20000, generator=generator), 0)
+    shares = ((real * 65535).round() - 32768).to(torch.int16)
+    ours = integers("sum_of_products", (*x, *(share,) * n), y, *codes, *shares).numpy()
+    expected = truth.sum_of_products(x, [share] * n, codes.numpy(), shares.numpy(), y)
+    wrong = abs(ours.astype(int) - expected)
+    assert wrong.max() <= 1
+    assert wrong.mean() <= 1e-4
 
 
 def test_by_hand():

@@ -47,6 +47,20 @@ def test_rewrites(function, after):
     assert shape(run(function, WeighTerms())[0]) == after
 
 
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda m, w, x, y: x * m.gain, "'gain' has more than one element"),
+        (lambda m, w, x, y: x[0, 0, 0, 0] * w[:1, :1], "'getitem_1' may have more dimensions than"),
+        (lambda m, w, x, y: x * y, None),
+    ],
+)
+def test_says_why_not(function, reason):
+    left = run(function, WeighTerms())[1][0].left_alone
+    assert [entry.node for entry in left] == ([] if reason is None else ["mul"])
+    assert all(entry.text.startswith(reason) for entry in left)
+
+
 _ONE = "weighted_sum"
 
 
