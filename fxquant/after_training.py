@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxquant.errors import ConfigError, UncalibratedError
 from fxquant.graph.sharing import parameter_reads, shared_parameter
@@ -38,6 +38,8 @@ def reestimate_batch_norm(prepared: fx.GraphModule, batches: Iterable[Any]) -> N
     nodes = [node.kwargs.get("batch_norm") for node, _ in sites(prepared)]
     found = [value_of(prepared, node) for node in nodes if isinstance(node, fx.Node)]
     norms = list(dict.fromkeys(found))  # one that is called twice once
+    if prepared.training:
+        norms = [norm for norm in norms if norm.training]  # the user froze the others
     before = [(norm, norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms]
     with _modes_kept(prepared), torch.no_grad():
         prepared.eval()
@@ -128,7 +130,10 @@ def _run(prepared: fx.GraphModule, batches: Iterable[Any]) -> None:
     takes = sum(node.op == "placeholder" for node in prepared.graph.nodes)
     count = 0
     for batch in batches:
-        prepared(*(batch[:takes] if isinstance(batch, (tuple, list)) else (batch,)))
+        inputs = batch[:takes] if isinstance(batch, (tuple, list)) else (batch,)
+        if any(isinstance(x, Tensor) and x.numel() == 0 for x in inputs):
+            raise ConfigError(f"batch {count} is empty: there is nothing to measure on it")
+        prepared(*inputs)
         count += 1
     if count == 0:
         raise ConfigError("there is no batch to measure on")

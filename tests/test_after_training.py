@@ -69,3 +69,20 @@ def test_wrong_use_loses_nothing(function):
         function(fxquant.prepare_qat(SPEC.build()), [SPEC.inputs()])
     with pytest.raises(StageError, match="takes what prepare_qat returned"):
         function(SPEC.build(), [SPEC.inputs()])
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_an_empty_batch_is_refused(function):
+    prepared = trained()
+    before = copy.deepcopy(prepared.state_dict())
+    with pytest.raises(ConfigError, match="batch 1 is empty"):
+        function(prepared, [SPEC.inputs(), SPEC.inputs()[:0]])
+    assert all(torch.equal(v, before[k]) for k, v in prepared.state_dict().items())
+
+
+def test_norms_that_the_user_froze_stay():
+    prepared = trained().train()
+    prepared.steps[1].eval()
+    before = prepared.steps[1].running_mean.clone()
+    fxquant.reestimate_batch_norm(prepared, [SPEC.inputs(8, 50)])
+    assert torch.equal(prepared.steps[1].running_mean, before)

@@ -25,7 +25,7 @@ def held(gm: fx.GraphModule) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in gm.graph.nodes:
         if node.op == "get_attr":
-            if isinstance(get_attribute(gm, str(node.target)), Tensor):
+            if isinstance(get_attribute(gm, str(node.target)), (Tensor, float)):
                 found.add(node)
         elif node.all_input_nodes and found.issuperset(node.all_input_nodes) and _is_pure(gm, node):
             found.add(node)
@@ -39,7 +39,7 @@ def _is_pure(gm: fx.GraphModule, node: fx.Node) -> bool:
     module = called_module(gm, node)
     if module is None or isinstance(module, TrainOnly):
         return False
-    plain = type(module).__module__.startswith("torch.nn.") and not any(module.buffers())
+    plain = type(module).__module__.startswith("torch.nn.") and next(module.buffers(), None) is None
     return plain or is_identity_in_eval(module)
 
 

@@ -12,13 +12,18 @@ Integers are not: they are layer counts and strides, which shape the graph itsel
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import fx, nn
 
+from fxquant.errors import CaptureError
 from fxquant.graph.place import set_example
+
+_CONSTANT = re.compile(r"_\w+_constant_?\d+")  # torch.fx keeps a tensor so that it met
+_OWN = frozenset(vars(nn.Module()))  # the tables, hooks and mode that every module has
 
 _COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
 _ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
@@ -125,12 +130,39 @@ def live_floats(model: nn.Module, decisions: Decisions) -> Iterator[None]:
                 live.source, live.decisions = None, decisions
                 before.append((vars(module), name, value))
                 vars(module)[name] = live
+    state = _written(model)
     try:
         yield
+        decisions.recording = False
+        _refuse_written(model, state)
     finally:
         decisions.recording = False
         for held, name, value in before:
             held[name] = value
+
+
+def _written(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """What the user's modules hold as plain attributes."""
+    return {
+        path: {k: v for k, v in vars(module).items() if k not in _OWN}
+        for path, module in model.named_modules()
+        if not type(module).__module__.startswith("torch.nn.")
+    }
+
+
+def _refuse_written(model: nn.Module, before: dict[str, dict[str, Any]]) -> None:
+    """A graph of the forward would not write them."""
+    for path, held in _written(model).items():
+        for name, value in held.items():
+            if _CONSTANT.fullmatch(name):
+                continue
+            if name not in before[path] or value is not before[path][name]:
+                where = f"of '{path}'" if path else "of the model"
+                raise CaptureError(
+                    f"the forward {where} sets its attribute '{name}', which a graph of it would "
+                    "not do.\nWhat to do: return the value, take it with a forward hook on a "
+                    "submodule, or keep that submodule in float (keep_float)."
+                )
 
 
 def replace_numbers(arguments: Any, function: Callable[[LiveFloat], Any]) -> Any:
@@ -147,6 +179,22 @@ def make_plain(graph: fx.Graph) -> None:
     """Bake the numbers into a graph: what eval() does ships as it is."""
     for node in graph.nodes:
         node.args, node.kwargs = plain(node.args), plain(node.kwargs)
+
+
+def read_beside_parameters(graph: fx.Graph) -> None:
+    """Read the numbers in what is computed from parameters alone, as a temperature of alphas."""
+    held: set[fx.Node] = set()
+    for node in list(graph.nodes):
+        inputs = node.all_input_nodes
+        if node.op == "get_attr":
+            held.add(node)
+        elif node.op != "output" and inputs and held.issuperset(inputs):
+            held.add(node)
+            with graph.inserting_before(node):
+                node.args, node.kwargs = (
+                    replace_numbers(part, lambda number: read_in(graph, number))
+                    for part in (node.args, node.kwargs)
+                )
 
 
 def read_in(graph: fx.Graph, number: LiveFloat) -> fx.Node:

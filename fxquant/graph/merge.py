@@ -202,6 +202,13 @@ def _join(
             }
     with gm.graph.inserting_before(reader):
         if condition is not None:
+            if _without_choices(gm, in_eval) is not in_eval:
+                raise CaptureError(
+                    f"what training does before {describe(reader)} is decided by two comparisons "
+                    "of numbers that may be set later, one after the other.\n"
+                    "What to do: make one comparison of the two, or put a submodule that both "
+                    "modes call between them."
+                )
             return call_site(gm, "choice", Choice(), (condition, in_eval, in_training))
         # in the mode of whoever gave the training's value
         source = next(iter(nodes_in((in_training, in_eval))), reader)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
+
+from fxquant.graph.tensors import tensors_tied
 
 _MODEL_CLASS = "_fxquant_model_class"
 
@@ -31,6 +33,12 @@ class Network(fx.GraphModule):
                 raise
         bind = getattr(type(of_model), "__get__", None)
         return of_model if bind is None else bind(of_model, self, type(self))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # what .to() and .cuda() are made of: alphas stay leaves, in buffers and lists alike
+        with tensors_tied(self):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Network:
         result = super().__deepcopy__(memo)

@@ -60,6 +60,28 @@ def _free_name(module: nn.Module, name: str) -> str:
 
 
 @contextmanager
+def tensors_tied(model: nn.Module) -> Iterator[None]:
+    """Let buffers that are replaced meanwhile stay leaves, and the lists follow them."""
+    before = [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    yield
+    moved: dict[int, Tensor] = {}
+    for module, name, old in before:
+        new = module._buffers[name]
+        if new is not None and new is not old:
+            leaf = new.detach().requires_grad_(old.requires_grad)
+            module._buffers[name] = moved[id(old)] = moved.get(id(old), leaf)
+    for module in model.modules():
+        for name, value in _plain(module).items():
+            if any(id(tensor) in moved for tensor in _tensors(value)):
+                setattr(module, name, _map_tensors(value, lambda t: moved.get(id(t), t)))
+
+
+@contextmanager
 def lists_replaced(model: nn.Module, function: Callable[[Tensor], Any]) -> Iterator[None]:
     """Let the lists, tuples and dicts of the user's modules hold `function` of each tensor."""
     before: list[tuple[dict[str, Any], str, Any]] = []

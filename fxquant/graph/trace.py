@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import inspect
 import keyword
+import linecache
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from traceback import walk_tb
@@ -35,7 +37,14 @@ from fxquant.graph.inplace import (
     overwriting_modules,
     refuse_overwriting_leaves,
 )
-from fxquant.graph.live import Decisions, LiveFloat, live_floats, make_plain, plain
+from fxquant.graph.live import (
+    Decisions,
+    LiveFloat,
+    live_floats,
+    make_plain,
+    plain,
+    read_beside_parameters,
+)
 from fxquant.graph.merge import merge, merge_where
 from fxquant.graph.modes import is_identity_in_eval
 from fxquant.graph.network import Network, network
@@ -95,6 +104,8 @@ def trace(
         _protect_inputs(graph, model)
     for module in overwriting:
         module.inplace = False  # type: ignore[assignment]
+    for graph in (in_eval, in_training, *(graph for graph, _, _ in others)):
+        read_beside_parameters(graph)
     make_plain(in_eval)
     trained, gm = network(model, in_training), network(model, in_eval)
     for graph, comparison, holds in others:
@@ -131,8 +142,10 @@ def _trace_training(
     for text in list(decisions.asked):
         try:
             other = traced(frozenset({text}))
-        except CaptureError:
-            continue  # that way only an error lies, or what no graph can do
+        except CaptureError as error:
+            if _raised_by_the_user(error.__cause__):
+                continue  # that way lies an error
+            raise
         if str(other) != str(natural):
             switched[text] = other
     most = len(natural.nodes)
@@ -147,7 +160,7 @@ def _trace_training(
     for text in switched:
         here = off ^ {text}
         for inner in traced_with(here)[1].asked.keys() - asked_first.asked.keys():
-            with suppress(CaptureError):  # as above
+            with suppress(CaptureError):
                 if str(traced(here ^ {inner})) != str(traced(here)):
                     inside.append(inner)
     if inside:
@@ -282,6 +295,16 @@ def _trace_mode(
     return graph
 
 
+def _raised_by_the_user(error: BaseException | None) -> bool:
+    """Whether it comes from a `raise` or an `assert` in the user's own code."""
+    frames = list(walk_tb(error.__traceback__)) if error is not None else []
+    if not frames:
+        return False
+    frame, line = frames[-1]
+    source = linecache.getline(frame.f_code.co_filename, line).strip()
+    return source.startswith(("raise", "assert"))
+
+
 def _called_by_forward(error: Exception) -> Callable[..., Any] | None:
     """The function of the user's, if one, that the innermost forward had called when it failed."""
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
@@ -371,6 +394,8 @@ class _Tracer(fx.Tracer):
     ) -> None:
         """All default, because unpickling a GraphModule makes its tracer without arguments."""
         super().__init__(autowrap_functions=functions)
+        # also where they are called as attributes of the module that defines them
+        self._autowrap_search.extend(sys.modules[f.__module__] for f in functions)
         self.decisions = Decisions() if decisions is None else decisions
         self.functions = functions
         self.inputs = list(example_inputs) if example_inputs is not None else []
@@ -406,6 +431,11 @@ class _Tracer(fx.Tracer):
         if name not in self.read:
             self.read[name] = self.create_proxy("get_attr", name, (), {})
         return self.read[name]
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, float) and type(a) not in (float, LiveFloat):
+            a = float(a)  # of numpy, whose repr is no number in Python code
+        return super().create_arg(a)
 
     def call_module(self, m: nn.Module, *args: Any, **kwargs: Any) -> Any:
         try:

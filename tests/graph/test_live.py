@@ -179,3 +179,98 @@ def test_a_comparison_inside_itself_is_none():
     for model.p in (0.5, 0.0, 0.25):
         gm.p = model.p
         assert list(largest_differences(gm, model, (X,), (False, True))) == [0.0, 0.0]
+
+
+class Numbers(nn.Module):
+    """Two numbers, and a training that asks for them as `function` does."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.conv, self.last = function, nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.p, self.r = 0.0, 0.0
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.last(self.function(self, y) if self.training else y)
+
+    def method(self, y):
+        return y * torch.empty(y.shape[0], 1, 1, 1).bernoulli_(0.5)
+
+
+def in_a_row(m, y):
+    if m.p > 0.0:
+        y = y * 3.0
+    if m.r > 0.0:
+        y = y + 1.0
+    return y
+
+
+def nested(m, y):
+    if m.p > 0.0:
+        y = y * 3.0 if m.r > 0.5 else y * 2.0
+    return y
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (in_a_row, "decided by two comparisons of numbers"),
+        (nested, "only where another comparison holds"),
+        (lambda m, y: m.method(y) if m.p > 0.0 else y, "cannot capture .* in train"),
+    ],
+)
+def test_what_cannot_follow_is_refused(function, message):
+    with pytest.raises(CaptureError, match=rf"(?s){message}.*What to do"):
+        fxquant.prepare_qat(Numbers(function), X)
+
+
+def test_a_temperature_of_alphas_is_live_in_both_modes():
+    class Tempered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.alphas, self.tau = nn.Conv2d(3, 3, 1), torch.randn(2), 1.0
+
+        def forward(self, x):
+            w = torch.softmax(self.alphas / self.tau, -1)
+            return w[0] * x + w[1] * self.conv(x)
+
+    model = Tempered()
+    prepared = fxquant.prepare_qat(model, X)
+    for one in (model, prepared):
+        one.tau = 0.1
+    torch.testing.assert_close(prepared.eval()(X), model(X))
+    laws.settle(prepared, X)
+    quantized = fxquant.convert(prepared)
+    assert torch.equal(quantized(X), prepared(X))
+    prepared.tau = 9.0
+    assert not torch.equal(quantized(X), prepared(X))
+
+
+@pytest.mark.parametrize("write", ["new", "count", "kept"])
+def test_a_forward_that_sets_attributes_is_refused(write):
+    class Writes(nn.Conv2d):
+        def __init__(self):
+            super().__init__(3, 3, 1)
+            self.count, self.kept = 1000, None
+
+        def forward(self, x):
+            y = super().forward(x)
+            setattr(self, write, self.count + 1 if write == "count" else y)
+            return y
+
+    with pytest.raises(CaptureError, match=f"sets its attribute '{write}'"):
+        fxquant.prepare_qat(nn.Sequential(Writes()), X)
+
+
+def test_floats_of_numpy_are_numbers():
+    numpy = pytest.importorskip("numpy")
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = numpy.float64(0.5)
+
+        def forward(self, x):
+            return x * self.scale
+
+    assert torch.equal(fxquant.prepare_qat(Scaled(), X).eval()(X), X * 0.5)

@@ -107,3 +107,19 @@ def test_constants_stay_out_of_the_state_dict_and_can_be_set():
     assert not [name for name in prepared.state_dict() if "mask" in name and "fxquant" not in name]
     prepared.mask = torch.ones(3, 1, 1)
     torch.testing.assert_close(prepared.eval()(X), 2 * X)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_they_are_leaves_also_in_another_dtype(kind):
+    prepared = fxquant.prepare_qat(Alphas(kind), X).double()
+    alpha, x = prepared.own(), X.double()
+    for _ in range(2):
+        prepared.train()(x).sum().backward()
+    assert alpha.is_leaf
+    assert alpha.dtype is torch.float64
+    assert alpha.grad.abs().sum() > 0
+    copied = copy.deepcopy(prepared).eval()
+    with torch.no_grad():
+        before = copied(x)
+        copied.own().copy_(torch.tensor([3.0, -3.0]))
+        assert not torch.equal(copied(x), before)
