@@ -7,6 +7,7 @@ the second name of a module or parameter that has two.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -51,6 +52,9 @@ class Network(fx.GraphModule):
 
     def __reduce__(self) -> tuple[Callable[..., Network], tuple[Any, ...]]:
         rebuild, arguments = super().__reduce__()
+        model_class = arguments[0].get(_MODEL_CLASS)
+        if model_class is not None and not _can_be_imported(model_class):
+            del arguments[0][_MODEL_CLASS]  # a pickle names classes, and no name leads to this one
         return _unpickle, (rebuild, arguments, type(self).__name__)
 
 
@@ -63,6 +67,13 @@ def network(model: nn.Module, graph: fx.Graph) -> Network:
     gm._version = model._version  # what load_state_dict may ask for
     gm.training = model.training
     return gm
+
+
+def _can_be_imported(model_class: type) -> bool:
+    found: Any = sys.modules.get(model_class.__module__)
+    for name in model_class.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is model_class
 
 
 def _class_attribute(model_class: type | None, name: str) -> Any:

@@ -1,0 +1,55 @@
+"""What a network keeps of the class of its model."""
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import fxquant
+
+X = torch.randn(2, 3, 4, 4)
+
+
+class Searched(nn.Conv2d):
+    kind = "searched"
+
+    def __init__(self):
+        super().__init__(3, 3, 1)
+        self.calls = []
+
+    def arch_parameters(self):
+        return [self.weight]
+
+    @property
+    def size(self):
+        return self.weight.numel()
+
+    @staticmethod
+    def twice(x):
+        return 2 * x
+
+    def forward(self, x):
+        return super().forward(x) + 1.0
+
+
+def test_methods_properties_and_class_attributes_are_the_models_own():
+    prepared = fxquant.prepare_qat(Searched(), X)
+    for network in (prepared, pickle.loads(pickle.dumps(prepared))):
+        assert network.arch_parameters()[0] is network.weight
+        assert network.size == 9
+        assert network.kind == "searched"
+        assert network.twice(3) == 6
+        with pytest.raises(AttributeError, match="no attribute 'other'"):
+            _ = network.other
+
+
+def test_a_class_that_no_name_leads_to_is_left_out_of_a_pickle():
+    class Local(Searched):
+        pass
+
+    prepared = fxquant.prepare_qat(Local(), X)
+    assert prepared.size == 9
+    loaded = pickle.loads(pickle.dumps(prepared))
+    assert torch.equal(loaded.eval()(X), prepared.eval()(X))
+    assert not hasattr(loaded, "size")
