@@ -466,9 +466,16 @@ BUGS = (
     Bug(
         "observers move in eval()",
         "fxquant/observers/base.py",
-        "if self.training and x.numel() > 0:",
-        "if x.numel() > 0:",
+        "if self.training:",
+        "if True:",
         ("tests/test_reference.py::test_nothing_moves_in_eval",),
+    ),
+    Bug(
+        "each rank has a range of its own",
+        "fxquant/observers/base.py",
+        "dist.all_reduce(ends, dist.ReduceOp.MAX)",
+        "pass",
+        ("tests/edge_cases/test_ranges.py::test_case_56_ranks_agree",),
     ),
     Bug(
         "eval() lets its input quantizers follow the data",

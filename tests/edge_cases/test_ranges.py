@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -200,6 +201,46 @@ def test_case_54_ties_in_a_network():
     assert torch.equal(prepared(ties), trained)
     assert torch.equal(trained, torch.floor(ties + 0.5))
     assert torch.equal(fxquant.convert(prepared)(ties), trained)
+
+
+# what each of two ranks reads, step by step
+UNEVEN = (
+    (INPUT, INPUT[:1] * 3),
+    (INPUT[:0], INPUT + 1),
+    (INPUT * 2, INPUT * float("nan")),
+    (INPUT[:0], INPUT * float("inf")),  # neither says anything
+    (INPUT[:1] - 1, INPUT),
+)
+
+
+def _train_a_rank(rank, folder):
+    """What one process does: ranges of its own batches, agreed upon, left in a file."""
+    torch.set_num_threads(1)
+    meeting = f"file://{folder}/meeting"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    torch.manual_seed(0)
+    prepared = fxquant.prepare_qat(two_convs()).train()
+    for batches in UNEVEN:
+        prepared(batches[rank])
+    torch.save(prepared.state_dict(), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def two_convs():
+    return Net(lambda s, x: s.b(s.a(x).relu()), a=conv(), b=conv())
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
+def test_case_56_ranks_agree(tmp_path):
+    """Kept: ranks agree on every range, batches of odd sizes, empty ones and NaN included."""
+    torch.multiprocessing.spawn(_train_a_rank, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    entrance = MovingAverage()  # one process that sees the batches of both ranks that say anything
+    for batches in UNEVEN:
+        entrance(torch.cat([x for x in batches if x.isfinite().all()]))
+    for end, expected in entrance.state_dict().items():
+        assert torch.equal(first[f"fxquant.quantize_x.output.observer.{end}"], expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
