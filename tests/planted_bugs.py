@@ -471,6 +471,27 @@ BUGS = (
         ("tests/test_reference.py::test_nothing_moves_in_eval",),
     ),
     Bug(
+        "a learned step may change sign",
+        "fxquant/fake_quant/learned_step.py",
+        "self.step.detach().abs().clamp(SMALLEST_SCALE, largest)",
+        "self.step.detach()",
+        ("tests/edge_cases/test_ranges.py::test_case_55_wild_steps",),
+    ),
+    Bug(
+        "a learned step forgets what rounding takes",
+        "fxquant/fake_quant/learned_step.py",
+        "slope = torch.where(inside, codes - ratio, codes)",
+        "slope = torch.where(inside, codes, codes)",
+        ("tests/test_fake_quant.py::test_the_gradient_of_a_learned_step",),
+    ),
+    Bug(
+        "a learned step goes on following the data",
+        "fxquant/fake_quant/learned_step.py",
+        "if not self.ready:\n",
+        "if True:\n",
+        ("tests/test_fake_quant.py::test_a_loaded_step_goes_on_and_an_unready_one_starts_anew",),
+    ),
+    Bug(
         "each rank has a range of its own",
         "fxquant/observers/base.py",
         "dist.all_reduce(ends, dist.ReduceOp.MAX)",
