@@ -37,7 +37,7 @@ class Observer(nn.Module, ABC):
 
     def _extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Of one batch; (+inf, -inf) where it is empty or holds NaN or infinity."""
-        nothing = self.low.new_tensor(float("inf"), device=x.device)
+        nothing = self.low.new_full((), float("inf"), device=x.device)
         if x.numel() == 0:
             return nothing, -nothing
         low, high = (end.to(self.low.dtype) for end in torch.aminmax(x))
