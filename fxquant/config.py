@@ -15,6 +15,10 @@ class QuantConfig:
 
     activation   the integers of activations
     weight       the integers of weights; symmetric
+    step         "observed": the scales of activations follow the ranges seen in training;
+                 "learned": they start from the first batch's range and are parameters, `step`,
+                 that the loss trains (weight decay would shrink them); a range that is known
+                 beforehand, such as a sigmoid's, stays
     batch_norm   "train": batch norms stay live, train on, and are folded into the integers of
                  eval(); "fold": they are folded into the weights before training
     freeze_after batch norms that stay live use the statistics of each batch for so many steps
@@ -35,6 +39,7 @@ class QuantConfig:
 
     activation: QuantScheme = UINT8
     weight: QuantScheme = INT8_WEIGHT
+    step: Literal["observed", "learned"] = "observed"
     batch_norm: Literal["train", "fold"] = "train"
     freeze_after: int | None = None
     equalize: bool = False
@@ -54,6 +59,8 @@ class QuantConfig:
             raise ConfigError(f"weights need a symmetric scheme, got {self.weight!r}")
         if self.activation.per_channel:
             raise ConfigError("activations have one scale per tensor, got per_channel=True")
+        if self.step not in ("observed", "learned"):
+            raise ConfigError(f"step is 'observed' or 'learned', got {self.step!r}")
         if self.batch_norm not in ("train", "fold"):
             raise ConfigError(f"batch_norm is 'train' or 'fold', got {self.batch_norm!r}")
         if self.freeze_after is not None:

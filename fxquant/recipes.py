@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fxquant.config import QuantConfig
+from fxquant.fake_quant import LearnedStep, ObservedStep
 from fxquant.passes import (
     AbsorbHighBias,
     Canonicalize,
@@ -19,6 +20,8 @@ from fxquant.passes import (
     WeighTerms,
 )
 from fxquant.pipeline import Pass, Recipe
+
+STEPS = {"observed": ObservedStep, "learned": LearnedStep}
 
 
 def prepare_recipe(config: QuantConfig, float_leaves: frozenset[str]) -> Recipe:
@@ -43,7 +46,7 @@ def prepare_recipe(config: QuantConfig, float_leaves: frozenset[str]) -> Recipe:
             InsertObservers(float_leaves),  # after fuse: nothing is observed inside a site
             *equalize,  # after fold: it compares the weights as they will be used
             *absorb,  # after equalize, which makes biases high
-            InsertFakeQuant(config.activation, config.weight),
+            InsertFakeQuant(config.activation, config.weight, STEPS[config.step]),
             *correct,  # last: it asks what rounding does to the weights
         ),
     )

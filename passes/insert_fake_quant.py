@@ -6,17 +6,19 @@
 Each site also learns the quantizers of the values it reads: in eval() it computes in their
 integers. A value that keeps its input's range shares its input's quantizer. Shares that weigh
 other values (a softmax that only products read) get 16 bits: with 8, a tenth to a fifth of the
-sums would move.
+sums would move. A range that is known beforehand is never learned.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import fx
 
-from fxquant.fake_quant import ActivationFakeQuant, WeightFakeQuant
+from fxquant.fake_quant import ActivationFakeQuant, ObservedStep, WeightFakeQuant
 from fxquant.graph.edit import called_module
-from fxquant.observers import Observer
+from fxquant.observers import Fixed, Observer
 from fxquant.ops.flow import grids, inputs_of, layer_channels, quantizer_of, site_of, sites
 from fxquant.ops.move import is_move
 from fxquant.ops.mul import MUL
@@ -36,10 +38,16 @@ class InsertFakeQuant(Pass):
     gives = Stage.FAKE_QUANT
     keeps = Keeps.NOTHING
 
-    def __init__(self, activation: QuantScheme = UINT8, weight: QuantScheme = INT8_WEIGHT) -> None:
-        """The schemes of activations and of weights."""
+    def __init__(
+        self,
+        activation: QuantScheme = UINT8,
+        weight: QuantScheme = INT8_WEIGHT,
+        step: Callable[[QuantScheme, Observer], ActivationFakeQuant] = ObservedStep,
+    ) -> None:
+        """The schemes of activations and of weights, and what quantizes an activation."""
         self.activation = activation
         self.weight = weight
+        self.step = step
 
     def edit(self, gm: fx.GraphModule, log: Log) -> None:
         """Wrap the observers, quantize the weights, then tell each site what it reads."""
@@ -50,7 +58,8 @@ class InsertFakeQuant(Pass):
                 continue
             if isinstance(module.output, Observer):
                 scheme = INT16 if _weighs_others(gm, node) else self.activation
-                quantizer = ActivationFakeQuant(scheme, module.output)
+                step = ObservedStep if isinstance(module.output, Fixed) else self.step
+                quantizer = step(scheme, module.output)
                 # in a float64 network real numbers are float64 on both sides of the integers
                 module.output = (quantizer.double() if double else quantizer).train(module.training)
                 log.change(node, f"output in {scheme}")

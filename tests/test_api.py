@@ -49,6 +49,7 @@ def test_an_override_that_matches_nothing_names_near_misses():
     ("settings", "message"),
     [
         ({"batch_norm": "freeze"}, "batch_norm is 'train' or 'fold'"),
+        ({"step": "fixed"}, "step is 'observed' or 'learned', got 'fixed'"),
         ({"equalize": True}, "needs batch_norm='fold'"),
         ({"keep_float": "head"}, "a tuple of paths"),
         ({"weight": fxquant.QuantScheme(symmetric=False)}, "weights need a symmetric scheme"),

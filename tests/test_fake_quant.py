@@ -1,12 +1,21 @@
 """Fake-quants: values and gradients, against torch's own where that has the same formula."""
 
+import copy
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fxquant.fake_quant import ActivationFakeQuant, WeightFakeQuant, fake_quantize, round_to_grid
-from fxquant.observers import MovingAverage
-from fxquant.schemes import INT8_WEIGHT, UINT8, Channels, QParams, range_to_qparams
+from fxquant.fake_quant import (
+    LearnedStep,
+    ObservedStep,
+    WeightFakeQuant,
+    fake_quantize,
+    round_to_grid,
+)
+from fxquant.observers import MinMax, MovingAverage
+from fxquant.schemes import INT8_WEIGHT, UINT8, Channels, QParams, QuantScheme, range_to_qparams
 
 
 @settings(deadline=None)
@@ -50,7 +59,7 @@ def test_a_weight_is_on_the_grid_that_eval_uses():
 
 
 def test_parameters_follow_the_data_in_train_and_stand_still_in_eval():
-    quant = ActivationFakeQuant(UINT8, MovingAverage())
+    quant = ObservedStep(UINT8, MovingAverage())
     assert not quant.ready
     quant(torch.tensor([-1.0, 3.0]))
     expected = range_to_qparams(torch.tensor(-1.0), torch.tensor(3.0), UINT8)
@@ -60,3 +69,129 @@ def test_parameters_follow_the_data_in_train_and_stand_still_in_eval():
     quant.eval()(torch.tensor([-100.0, 100.0]))
     assert torch.equal(quant.qparams.scale, expected.scale)
     assert set(quant.state_dict()) == {"scale", "zero_point", "observer.low", "observer.high"}
+
+
+INT4 = QuantScheme(bits=4)
+
+
+def learned(scheme=UINT8, low=-1.0, high=3.0):
+    """A learned step that has seen that range."""
+    quant = LearnedStep(scheme, MovingAverage())
+    quant(torch.tensor([low, high]))
+    return quant
+
+
+def test_a_learned_step_starts_from_the_first_batch_and_then_is_the_optimizers():
+    quant = LearnedStep(UINT8, MovingAverage())
+    assert not quant.ready
+    for x in (torch.tensor([float("nan"), 1.0]), torch.ones(0)):  # they say nothing
+        quant(x)
+    assert not quant.ready
+    quant(torch.tensor([-1.0, 3.0]))
+    expected = range_to_qparams(torch.tensor(-1.0), torch.tensor(3.0), UINT8)
+    assert quant.ready
+    before = copy.deepcopy(quant.state_dict())
+    assert set(before) == {"step", "zero_point", "observer.low", "observer.high"}
+    quant(torch.tensor([-100.0, 100.0]))
+    quant.eval()(torch.tensor([-100.0, 100.0]))
+    assert all(torch.equal(before[name], value) for name, value in quant.state_dict().items())
+    assert torch.equal(quant.qparams.scale, expected.scale)
+    assert torch.equal(quant.qparams.zero_point, expected.zero_point)
+    assert (quant.scale.dtype, quant.zero_point.dtype) == (torch.float32, torch.int32)
+    assert not quant.scale.requires_grad
+
+
+def test_a_learned_step_starts_where_its_observer_has_been():
+    observer = MinMax()
+    observer(torch.tensor([-1.0, 3.0]))
+    quant = LearnedStep(UINT8, observer)
+    assert quant.ready
+    assert torch.equal(quant.scale, learned().scale)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_gradient_of_a_learned_step(sign):
+    """Step 0.5, codes -8 to 7, n = 5: x / s = 1.25, -0.5, 7.375, 12, -50.
+
+    codes       1, 0 (half-up), 7, 7 (clamped), -8 (clamped)
+    slopes  -0.25,         0.5, -0.375,     7,       -8
+    ds      (-0.25·1 + 0.5·2 - 0.375·3 + 7·4 - 8·5) / √(5·7) = -12.375 / √35
+    """
+    quant = learned(INT4, -3.5, 3.5)
+    assert float(quant.scale) == 0.5
+    with torch.no_grad():
+        quant.step.mul_(sign)  # the scale is |step|: its gradient turns around with it
+    x = torch.tensor([0.625, -0.25, 3.6875, 6.0, -25.0], requires_grad=True)
+    y = quant(x)
+    assert y.tolist() == [0.5, 0.0, 3.5, 3.5, -4.0]
+    assert torch.equal(y, fake_quantize(x, quant.qparams))
+    dy = torch.arange(1.0, 6.0)
+    y.backward(dy)
+    assert x.grad.tolist() == [1.0, 2.0, 3.0, 0.0, 0.0]
+    torch.testing.assert_close(quant.step.grad, torch.tensor(sign * -12.375 / 35**0.5))
+
+
+def test_clamping_is_around_the_zero_point():
+    """[-1, 3] in uint8: z = 64, so codes reach from -64 to 191 steps of 4/255."""
+    quant = learned()
+    quant(torch.tensor([-9.0, 9.0])).sum().backward()
+    torch.testing.assert_close(quant.step.grad, torch.tensor((191 - 64) / (2 * 255) ** 0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_a_learned_step_takes_any_float(dtype):
+    quant = learned()
+    x = torch.tensor([-0.5, 0.3, 9.0], dtype=dtype, requires_grad=True)
+    y = quant(x)
+    y.sum().backward()
+    assert y.dtype is x.grad.dtype is dtype
+    assert quant.step.grad.dtype is torch.float32
+    assert quant.step.grad.isfinite()
+
+
+def test_an_empty_batch_gives_a_learned_step_no_gradient():
+    quant = learned()
+    quant(torch.ones(0, requires_grad=True)).sum().backward()
+    assert quant.step.grad == 0
+
+
+@pytest.mark.parametrize("scheme", [UINT8, INT4, QuantScheme(bits=16, symmetric=False)], ids=str)
+@pytest.mark.parametrize("step", [0.0, -0.0, -0.3, 1e-45, -1e38, 3e38, float("inf"), -float("inf")])
+def test_no_optimizer_step_makes_a_scale_useless(scheme, step):
+    quant = learned(scheme)
+    with torch.no_grad():
+        quant.step.fill_(step)
+    assert 0 < float(quant.scale) < float("inf")
+    assert 1 / float(quant.scale) < float("inf")
+    x = torch.tensor([-1e38, -1.0, 0.0, 1.0, 1e38], requires_grad=True)
+    for mode in (True, False):
+        y = quant.train(mode)(x)
+        assert y.isfinite().all()
+    y.sum().backward()
+    assert x.grad.isfinite().all()
+    assert quant.step.grad.isfinite()
+
+
+def test_a_wild_optimizer_turns_no_scale_around():
+    quant = learned()
+    optimizer = torch.optim.SGD(quant.parameters(), lr=1e3)
+    for _ in range(5):
+        optimizer.zero_grad()
+        quant(torch.tensor([-2.0, 0.4, 5.0])).square().sum().backward()
+        optimizer.step()
+        assert 0 < float(quant.scale) < float("inf")
+
+
+def test_a_loaded_step_goes_on_and_an_unready_one_starts_anew():
+    trained, fresh = learned(), LearnedStep(UINT8, MovingAverage())
+    with torch.no_grad():
+        trained.step.mul_(0.5)
+    unready = copy.deepcopy(fresh.state_dict())
+    fresh.load_state_dict(trained.state_dict())
+    assert fresh.ready
+    fresh(torch.tensor([-100.0, 100.0]))
+    assert torch.equal(fresh.scale, trained.scale)
+    fresh.load_state_dict(unready)
+    assert not fresh.ready
+    fresh(torch.tensor([-1.0, 3.0]))
+    assert torch.equal(fresh.scale, learned().scale)

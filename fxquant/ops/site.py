@@ -78,7 +78,7 @@ class CallSite(Site):
             return quantized
         if self.op.output is Output.INPUT and self.sources:
             # not clamped: eval() never leaves the input's range, but dropout scales values up
-            return round_to_grid(y, self.sources[0].scale)
+            return round_to_grid(y, self.sources[0].qparams.scale)
         return y
 
     def _on_integers(self, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> Tensor:

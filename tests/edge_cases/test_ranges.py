@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
 import fxquant
 from fxquant import QuantScheme
 from fxquant.errors import UncalibratedError
-from fxquant.fake_quant import fake_quantize
+from fxquant.fake_quant import LearnedStep, fake_quantize
 from fxquant.intmath import divide_half_up, requantize, rescale_of, shift_half_up
 from fxquant.observers import MinMax, MovingAverage
 from fxquant.ops.flow import sites
@@ -200,6 +201,98 @@ def test_case_54_ties_in_a_network():
     assert torch.equal(prepared(ties), trained)
     assert torch.equal(trained, torch.floor(ties + 0.5))
     assert torch.equal(fxquant.convert(prepared)(ties), trained)
+
+
+LEARNED = {name: replace(c, step="learned") for name, c in laws.CONFIGS.items()}
+
+
+def test_case_55_learned_step():
+    """Kept: learned scales start from the first batch's range, and are parameters before it."""
+    model = Net(lambda s, x: s.b(s.a(x).relu()).sigmoid(), a=conv(), b=conv())
+    for prepared, _ in kept(model, INPUT, configs=LEARNED).values():
+        steps = [name for name, _ in prepared.named_parameters() if name.endswith(".step")]
+        assert len(steps) == 3  # the input, a and b; a sigmoid's range is known
+        q = prepared.fxquant.quantize_x.output
+        first = range_to_qparams(INPUT.min(), INPUT.max(), UINT8)
+        assert torch.equal(q.scale, first.scale)
+        assert torch.equal(q.zero_point, first.zero_point)
+
+
+@pytest.mark.parametrize("rate", [0.1, 10.0, 1e4])
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+@pytest.mark.parametrize("config", LEARNED.values(), ids=LEARNED)
+def test_case_55_wild_steps(config, optimizer, rate):
+    """Kept: no step of an optimizer, however large, makes a scale 0, negative or infinite."""
+    prepared = fxquant.prepare_qat(net(), config=config).train()
+    trainer = optimizer(prepared.parameters(), lr=rate)  # before there is data
+    quantizers = [m for m in prepared.modules() if isinstance(m, LearnedStep)]
+    for step in range(4):
+        trainer.zero_grad()
+        prepared(INPUT).tanh().square().mean().backward()
+        before = [float(quantizer.scale) for quantizer in quantizers]
+        trainer.step()
+        after = [float(quantizer.scale) for quantizer in quantizers]
+        assert all(0 < scale < float("inf") for scale in after)
+        assert step > 0 or before != after  # they do learn
+    quantized = fxquant.convert(prepared.eval())
+    laws.assert_equal(quantized(INPUT), prepared(INPUT))
+    fresh = fxquant.prepare_qat(net(), config=config)
+    fresh.load_state_dict(prepared.state_dict())
+    laws.assert_equal(fresh.eval()(INPUT), prepared(INPUT))
+
+
+def test_case_55_zero_gradient_count():
+    """Kept: as many values get a zero gradient as are clipped, those and no others."""
+    quantizer = LearnedStep(UINT8, MovingAverage())
+    quantizer(INPUT)
+    with torch.no_grad():
+        quantizer.step.mul_(0.5)
+    x = (INPUT * 2).requires_grad_()
+    quantizer(x).sum().backward()
+    codes = round_half_up(x.detach() / quantizer.scale) + quantizer.zero_point
+    clipped = (codes < UINT8.qmin) | (codes > UINT8.qmax)
+    assert 0 < int(clipped.sum()) < x.numel()
+    assert torch.equal(x.grad == 0, clipped)
+
+
+# what each of two ranks reads, step by step
+UNEVEN = (
+    (INPUT, INPUT[:1] * 3),
+    (INPUT[:0], INPUT + 1),
+    (INPUT * 2, INPUT * float("nan")),
+    (INPUT[:0], INPUT * float("inf")),  # neither says anything
+    (INPUT[:1] - 1, INPUT),
+)
+
+
+def _train_a_rank(rank, folder):
+    """What one process does: ranges of its own batches, agreed upon, left in a file."""
+    torch.set_num_threads(1)
+    meeting = f"file://{folder}/meeting"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    torch.manual_seed(0)
+    prepared = fxquant.prepare_qat(two_convs()).train()
+    for batches in UNEVEN:
+        prepared(batches[rank])
+    torch.save(prepared.state_dict(), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def two_convs():
+    return Net(lambda s, x: s.b(s.a(x).relu()), a=conv(), b=conv())
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
+def test_case_56_ranks_agree(tmp_path):
+    """Kept: ranks agree on every range, batches of odd sizes, empty ones and NaN included."""
+    torch.multiprocessing.spawn(_train_a_rank, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    entrance = MovingAverage()  # one process that sees the batches of both ranks that say anything
+    for batches in UNEVEN:
+        entrance(torch.cat([x for x in batches if x.isfinite().all()]))
+    for end, expected in entrance.state_dict().items():
+        assert torch.equal(first[f"fxquant.quantize_x.output.observer.{end}"], expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
