@@ -104,6 +104,7 @@ RECORDS = [
     "tests/ops/test_laws.py::test_exact_operators_stay_on_the_grid",
 ]
 ALONE = "tests/ops/test_laws.py::test_a_number_alone_keeps_its_integer_type"
+TABLES = ["tests/ops/test_tables.py", *SPELLINGS, *networks("functions")]
 WINDOWS = "tests/ops/test_windows.py"
 WHOLE = ["tests/test_api.py", "tests/test_odd_networks.py"]
 MANY = networks("convs transposed separable readers joined constants moves means linears")
@@ -185,6 +186,46 @@ TESTS: dict[str, list[str]] = {
         "tests/ops/test_verify.py", *networks("moves constants"), *WHOLE,
     ],
     "fxquant/ops/zero.py": [*SPELLINGS, ALONE, *networks("constants"), *RECORDS, *laws("zero")],
+    "fxquant/ops/affine.py": ["tests/ops/test_arithmetic.py", *SPELLINGS, *networks("arithmetic")],
+    "fxquant/ops/div.py": [
+        "tests/ops/test_arithmetic.py", *SPELLINGS, *networks("arithmetic"), *laws("div"),
+    ],
+    "fxquant/ops/elu.py": [*TABLES, *laws("elu")],
+    "fxquant/ops/exp.py": [*TABLES, *laws("exp")],
+    "fxquant/ops/freeze.py": ["tests/passes/test_freeze_batch_norm.py"],
+    "fxquant/ops/gelu.py": [*TABLES, *laws("gelu")],
+    "fxquant/ops/hardsigmoid.py": [*TABLES, *laws("hardsigmoid")],
+    "fxquant/ops/hardswish.py": [*TABLES, *laws("hardswish")],
+    "fxquant/ops/leaky_relu.py": [*TABLES, *laws("leaky_relu")],
+    "fxquant/ops/matmul.py": [
+        "tests/ops/test_matmul.py", *SPELLINGS, *networks("attention"), *laws("matmul"),
+    ],
+    "fxquant/ops/mul.py": [
+        "tests/ops/test_arithmetic.py", *SPELLINGS, *networks("arithmetic"), *laws("mul"),
+    ],
+    "fxquant/ops/new_zeros.py": [*SPELLINGS, *networks("mixed"), *laws("new_zeros")],
+    "fxquant/ops/operands.py": [
+        "tests/test_intmath.py", "tests/ops/test_arithmetic.py", *networks("readers mixed gated"),
+    ],
+    "fxquant/ops/parameters.py": [
+        "tests/passes/test_fold_bn.py", "tests/passes/test_absorb_high_bias.py", *WHOLE,
+    ],
+    "fxquant/ops/sigmoid.py": [*TABLES, *laws("sigmoid")],
+    "fxquant/ops/silu.py": [*TABLES, *laws("silu")],
+    "fxquant/ops/softmax.py": [
+        "tests/ops/test_softmax.py", *SPELLINGS, *networks("attention"), *laws("softmax"),
+    ],
+    "fxquant/ops/sub.py": [
+        "tests/ops/test_arithmetic.py", *SPELLINGS, *networks("arithmetic"), *laws("sub"),
+    ],
+    "fxquant/ops/sum_of_products.py": [
+        "tests/passes/test_join_products.py", *networks("gated"), *laws("sum_of_products"),
+    ],
+    "fxquant/ops/table.py": [*TABLES, *laws("silu", "leaky_relu")],
+    "fxquant/ops/tanh.py": [*TABLES, *laws("tanh")],
+    "fxquant/ops/weighted_sum.py": [
+        "tests/passes/test_weigh_terms.py", *networks("mixed"), *laws("weighted_sum"),
+    ],
     "passes/canonicalize.py": [*SPELLINGS, *WHOLE, *pass_laws("canonicalize")],
     "passes/equalize_cross_layer.py": [
         "tests/passes/test_equalize_cross_layer.py",
@@ -214,6 +255,11 @@ TESTS: dict[str, list[str]] = {
         "tests/passes/test_lower_to_integer.py", *networks("moves constants readers"), *WHOLE,
         *pass_laws("lower_to_integer"),
     ],
+    "passes/absorb_high_bias.py": ["tests/passes/test_absorb_high_bias.py"],
+    "passes/correct_bias.py": ["tests/passes/test_correct_bias.py"],
+    "passes/freeze_batch_norm.py": ["tests/passes/test_freeze_batch_norm.py"],
+    "passes/join_products.py": ["tests/passes/test_join_products.py", *networks("gated")],
+    "passes/weigh_terms.py": ["tests/passes/test_weigh_terms.py", *networks("mixed")],
 }
 
 
