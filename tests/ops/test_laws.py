@@ -210,3 +210,24 @@ def test_homogeneous_operators_let_a_positive_factor_through(name):
     function, x = make(), torch.randn(shape)
     c = torch.tensor([0.25, 1.0, 2.0, 8.0]).reshape(1, -1, 1, 1)
     laws.assert_equal(function(c * x), c * function(x))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_until_it_has_seen_data_it_is_the_float_operator(name):
+    """Every option included: an approximate GELU is not the exact one."""
+    make, shapes = EXAMPLES[name]
+    module, inputs = make().eval(), [draw(shape) for shape in shapes]
+    whole = nn.Sequential(module) if len(inputs) == 1 else module
+    prepared = fxquant.prepare_qat(whole, inputs).eval()
+    torch.testing.assert_close(prepared(*inputs), module(*inputs))
+
+
+CURVED = ("elu", "exp", "gelu", "hardsigmoid", "hardswish", "sigmoid", "silu", "tanh")
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op.name in CURVED], ids=lambda op: op.name)
+def test_curved_operators_let_no_factor_through(op):
+    make, [shape] = EXAMPLES[op.name]
+    function, x = make(), torch.randn(shape)
+    assert not op.homogeneous
+    assert not torch.allclose(function(2.0 * x), 2.0 * function(x), atol=1e-3)
