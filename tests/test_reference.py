@@ -272,8 +272,8 @@ class Gated(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.gate = nn.Linear(3, 2)
-        self.ops = nn.ModuleList([nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()])
+        self.gate = nn.Linear(3, 3)
+        self.ops = nn.ModuleList([nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 1, 1)])
 
     def forward(self, x: Tensor) -> Tensor:
         w = torch.softmax(self.gate(x.mean((2, 3))), 1)[:, :, None, None, None]
