@@ -66,7 +66,11 @@ PASSED, NOT_COLLECTED = 0, 2  # exit codes of pytest
 
 def laws(*names: str) -> list[str]:
     """The laws of those operators."""
-    tests = ("test_eval_is_what_convert_gives", "test_integers_follow_the_real_operator")
+    tests = (
+        "test_eval_is_what_convert_gives",
+        "test_integers_follow_the_real_operator",
+        "test_until_it_has_seen_data_it_is_the_float_operator",
+    )
     return [f"tests/ops/test_laws.py::{test}[{name}]" for test in tests for name in names]
 
 
@@ -104,7 +108,11 @@ RECORDS = [
     "tests/ops/test_laws.py::test_exact_operators_stay_on_the_grid",
 ]
 ALONE = "tests/ops/test_laws.py::test_a_number_alone_keeps_its_integer_type"
-TABLES = ["tests/ops/test_tables.py", *SPELLINGS, *networks("functions")]
+TABLES = [
+    "tests/ops/test_tables.py",
+    "tests/ops/test_laws.py::test_curved_operators_let_no_factor_through",
+    *SPELLINGS, *networks("functions"),
+]
 WINDOWS = "tests/ops/test_windows.py"
 WHOLE = ["tests/test_api.py", "tests/test_odd_networks.py"]
 MANY = networks("convs transposed separable readers joined constants moves means linears")
@@ -224,7 +232,7 @@ TESTS: dict[str, list[str]] = {
     "fxquant/ops/table.py": [*TABLES, *laws("silu", "leaky_relu")],
     "fxquant/ops/tanh.py": [*TABLES, *laws("tanh")],
     "fxquant/ops/weighted_sum.py": [
-        "tests/passes/test_weigh_terms.py", *networks("mixed"), *laws("weighted_sum"),
+        *RECORDS, "tests/passes/test_weigh_terms.py", *networks("mixed"), *laws("weighted_sum"),
     ],
     "passes/canonicalize.py": [*SPELLINGS, *WHOLE, *pass_laws("canonicalize")],
     "passes/equalize_cross_layer.py": [

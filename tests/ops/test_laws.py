@@ -191,6 +191,7 @@ def test_records_agree_with_themselves(op):
     assert op.folds == (op.weight_axis is not None)
     assert op.output is Output.OWN or not op.folds  # a layer has a range of its own
     assert op.output is Output.OWN or op.range is None
+    assert not op.homogeneous or len(EXAMPLES[op.name][1]) == 1
 
 
 def test_exact_operators_stay_on_the_grid():

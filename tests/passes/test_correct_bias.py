@@ -22,13 +22,14 @@ class Net(nn.Module):
         self.a, self.bn_a = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
         self.b, self.bn_b = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
         self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(16, 5)
+        self.flatten = nn.Flatten()
         for bn in (self.bn_a, self.bn_b):
             nn.init.normal_(bn.weight)
             nn.init.normal_(bn.bias)
 
     def forward(self, x):
         a, b = torch.relu(self.bn_a(self.a(x))), nn.functional.relu6(self.bn_b(self.b(x)))
-        return self.head(torch.flatten(self.pool(torch.cat([a, b], 1)), 1))
+        return self.head(self.flatten(self.pool(torch.cat([a, b], 1))))
 
 
 def settled_net():

@@ -49,7 +49,7 @@ def test_the_count_is_in_the_state_dict():
 
 def test_evaluating_does_not_count():
     prepared = fxquant.prepare_qat(SPEC.build(), config=fxquant.QuantConfig(freeze_after=1))
-    prepared.eval()(SPEC.inputs())
+    prepared(SPEC.inputs())  # in eval(), as the model was
     before = statistics(prepared)
     prepared.train()(SPEC.inputs())
     assert any(not torch.equal(v, before[k]) for k, v in statistics(prepared).items())
