@@ -224,7 +224,7 @@ TESTS: dict[str, list[str]] = {
         "tests/ops/test_softmax.py", *SPELLINGS, *networks("attention"), *laws("softmax"),
     ],
     "fxquant/ops/sub.py": [
-        "tests/ops/test_arithmetic.py", *SPELLINGS, *networks("arithmetic"), *laws("sub"),
+        *RECORDS, "tests/ops/test_arithmetic.py", *SPELLINGS, *networks("arithmetic"), *laws("sub"),
     ],
     "fxquant/ops/sum_of_products.py": [
         "tests/passes/test_join_products.py", *networks("gated"), *laws("sum_of_products"),

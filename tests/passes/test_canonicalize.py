@@ -163,6 +163,8 @@ def test_rewrites(name, call):
 
 
 LEFT_ALONE = [
+    lambda m, x: x.new_zeros((2, 2), dtype=torch.float64),  # not of the dtype of x
+    lambda m, x: x.new_zeros((2, 2), requires_grad=False),
     lambda m, x: x + x.size(0),  # numbers that only the graph knows
     lambda m, x: x * x.shape[1],
     lambda m, x: x.shape[1] - x,
