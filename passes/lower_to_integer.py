@@ -9,6 +9,8 @@ training does is dropped; calls that move elements stay as they are, now moving 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx, nn
 
@@ -22,7 +24,7 @@ from fxquant.graph.edit import (
     map_nodes,
     replace_site,
 )
-from fxquant.graph.held import held, held_value
+from fxquant.graph.held import held_values
 from fxquant.graph.merge import Switch
 from fxquant.graph.modes import is_identity_in_eval
 from fxquant.graph.place import copy_place, describe, example_of, place_of
@@ -55,7 +57,8 @@ class LowerToInteger(Pass):
         quantizers = {node: quantizer_of(gm, grid) for node, grid in grids(gm).items()}
         _refuse_uncalibrated(quantizers)
         _add_exits(gm, quantizers)
-        constants = held(gm)
+        with torch.no_grad():
+            constants = held_values(gm)
         for node in list(gm.graph.nodes):
             module = called_module(gm, node)
             if isinstance(module, InputQuantizer):
@@ -114,12 +117,11 @@ def _lower_entrance(
     gm: fx.GraphModule,
     node: fx.Node,
     quantizer: ActivationFakeQuant,
-    constants: set[fx.Node],
+    constants: dict[fx.Node, Any],
 ) -> None:
     value = inputs_of(node)[0]
     if value in constants:  # of the network: its integers are constants too
-        with torch.no_grad():
-            codes = quantize(held_value(gm, value), quantizer.qparams)
+        codes = quantize(constants[value], quantizer.qparams)
         with gm.graph.inserting_before(node):
             erase(node, constant_site(gm, f"{value.name}_codes", codes))
     else:
@@ -127,14 +129,12 @@ def _lower_entrance(
 
 
 def _lower_site(
-    gm: fx.GraphModule, node: fx.Node, site: CallSite, constants: set[fx.Node]
+    gm: fx.GraphModule, node: fx.Node, site: CallSite, constants: dict[fx.Node, Any]
 ) -> None:
     def known(part: fx.Node) -> object:
-        # a number that the graph computes from shapes stays a node
-        return held_value(gm, part) if part.op == "get_attr" or part in constants else part
+        return constants.get(part, part)  # a number that the graph computes from shapes stays
 
-    with torch.no_grad():
-        options = {name: map_nodes(value, known) for name, value in node.kwargs.items()}
+    options = {name: map_nodes(value, known) for name, value in node.kwargs.items()}
     _refuse_nonfinite(node, options)
     with torch.no_grad():
         numbers, settings = site.numbers_and_settings(options)

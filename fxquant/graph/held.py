@@ -52,11 +52,19 @@ def _is_random(target: Any) -> bool:
     return draws or target in _RANDOM
 
 
-def held_value(gm: fx.GraphModule, node: fx.Node) -> Any:
-    """What a held node gives, or whatever a get_attr node reads."""
-    if node.op == "get_attr":
-        return get_attribute(gm, str(node.target))
-    args, kwargs = map_nodes((node.args, node.kwargs), lambda part: held_value(gm, part))
+def held_values(gm: fx.GraphModule) -> dict[fx.Node, Any]:
+    """What every held node gives, and whatever the other get_attr nodes read; each computed once."""
+    found, values = held(gm), dict[fx.Node, Any]()
+    for node in gm.graph.nodes:
+        if node.op == "get_attr":
+            values[node] = get_attribute(gm, str(node.target))
+        elif node in found:
+            args, kwargs = map_nodes((node.args, node.kwargs), values.__getitem__)
+            values[node] = _call(gm, node, args, kwargs)
+    return values
+
+
+def _call(gm: fx.GraphModule, node: fx.Node, args: Any, kwargs: Any) -> Any:
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     function = called_module(gm, node) if node.op == "call_module" else node.target

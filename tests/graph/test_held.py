@@ -46,3 +46,18 @@ def test_a_random_weight_is_refused():
     """The integers would have another constant in them than eval() has drawn."""
     with pytest.raises(UnsupportedOperatorError, match="multinomial"):
         fxquant.prepare_qat(Net(lambda a: torch.multinomial(a, 1)))
+
+
+def test_a_shared_part_is_computed_once():
+    """`w + w`, sixty times over: 2^60 sums if every reader computed its operands anew."""
+
+    def doubled(alpha):
+        for _ in range(60):
+            alpha = (alpha + alpha) / 2
+        return alpha
+
+    net = Net(doubled)
+    prepared = fxquant.prepare_qat(net)
+    x = torch.randn(2, 4)
+    prepared.train()(x)
+    assert torch.equal(fxquant.convert(prepared)(x), prepared.eval()(x))
