@@ -65,7 +65,13 @@ def common_rescale(factors: Tensor, most: int = 30) -> Rescale:
     to fit 32 bits: 21 bits for two operands, 19 for eight. The shift is at `most` 30; a sum of
     longer numbers, whose factors are smaller, has 64 bits and may shift further.
     """
-    bits = 22 - max(len(factors) - 1, 1).bit_length()
+    return short_rescale(factors, 22 - max(len(factors) - 1, 1).bit_length(), most)
+
+
+def short_rescale(factors: Tensor, bits: int, most: int) -> Rescale:
+    """Multipliers of at most `bits` bits, of float64 factors of any shape and signs, over one
+    common shift of at most `most` (0-dim).
+    """
     _, exponent = torch.frexp(factors.abs().max())
     shift = (bits - exponent).clamp(0, most)
     top = 2**bits - 1
@@ -83,14 +89,13 @@ def divide_half_up(total: Tensor, divisor: Tensor) -> Tensor:
     return torch.div(2 * total + divisor, 2 * divisor, rounding_mode="floor")
 
 
-def mean_half_up(mean: Tensor, count: Tensor) -> Tensor:
-    """The mean of `count` integers, rounded half-up, from `mean`, their sum divided in float64.
-    `count` is int64 and broadcasts; int64 out.
+def sum_of_mean(mean: Tensor, count: Tensor) -> Tensor:
+    """The sum of `count` integers, int64, from their mean in float64; `count` broadcasts.
 
-    |sum| < 2^32, so mean·count lies within a few 2^-20 of it, also where torch divides once per
+    Below 2^40 mean·count lies within a few 2^-12 of it, also where torch divides once per
     dimension: rounding gives the sum back.
     """
-    return divide_half_up(exact_integer(mean * count), count)
+    return exact_integer(mean * count)
 
 
 def requantize(

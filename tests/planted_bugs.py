@@ -78,8 +78,8 @@ BUGS = (
     Bug(
         "multipliers of a sum one bit too long",
         "fxquant/intmath.py",
-        "bits = 22 - max(len(factors) - 1, 1).bit_length()",
-        "bits = 24 - max(len(factors) - 1, 1).bit_length()",
+        "short_rescale(factors, 22 - max(len(factors) - 1, 1).bit_length(), most)",
+        "short_rescale(factors, 24 - max(len(factors) - 1, 1).bit_length(), most)",
         ("tests/test_intmath.py::test_a_sum_of_rescaled_codes_fits_32_bits",),
     ),
     Bug(

@@ -139,6 +139,15 @@ def mean_half_up(total: Codes, count: Codes) -> Codes:
     return (2 * total + count) // (2 * count)
 
 
+def average(n: Buffers, total: Codes, count: Codes) -> Codes:
+    """`z + floor(total·m/(count·2^S) + 1/2)` as one floor division, proved to have 63 bits."""
+    assert largest(total) * largest(n["multiplier"]) < 2**62
+    product, divisor = total * n["multiplier"], np.asarray(count) << n["shift"]
+    worst = 2 * largest(product) + largest(divisor)
+    assert worst < 2**63, f"a mean may reach {worst}, beyond 63 bits"
+    return limit((2 * product + divisor) // (2 * divisor), n)
+
+
 def along_channels(values: Codes, dims: int) -> Codes:
     """A number per channel, to broadcast against [N, C, ...] of `dims` axes."""
     return values.reshape(1, -1, *[1] * (dims - 2))
@@ -369,7 +378,7 @@ def avg_pool(
     n: Buffers, q: Codes, *, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool,
     count_include_pad: bool, divisor_override: int | None = None, dims: int,
 ) -> Codes:
-    """The mean of each window, rounded half-up.
+    """The mean of each window.
 
     A window's divisor is counted, not computed: it is the sum over the same window of an image
     that is 1 where elements count, and 0 elsewhere.
@@ -382,7 +391,7 @@ def avg_pool(
     ]
     steps = [range(k) for k in kernel]
     elements = tuple(range(-dims, 0))
-    total = gather(q, starts, steps, int(n["zero"])).sum(elements) - n["zero"] * math.prod(kernel)
+    total = gather(q - n["zero"], starts, steps, 0).sum(elements)
     counted = np.ones(q.shape[-dims:], dtype=np.int64)
     counted = np.pad(counted, [(p, p) for p in padding], constant_values=int(count_include_pad))
     shifted = [
@@ -395,7 +404,7 @@ def avg_pool(
 
 
 def adaptive_avg_pool(n: Buffers, q: Codes, *, output_size: Any, dims: int) -> Codes:
-    """The mean of each cell, rounded half-up, cell by cell.
+    """The mean of each cell, cell by cell.
 
     Cell i of n over a length L reaches from ⌊i·L/n⌋ to ⌈(i+1)·L/n⌉.
     """
@@ -414,16 +423,19 @@ def adaptive_avg_pool(n: Buffers, q: Codes, *, output_size: Any, dims: int) -> C
 
 
 def mean(n: Buffers, q: Codes, dim: Any, keepdim: bool = False) -> Codes:
-    """The mean over `dim`, rounded half-up."""
     axes = tuple(dim) if isinstance(dim, (tuple, list)) else dim
     return mean_over(n, q, axes, keepdim)
 
 
+def total_of(n: Buffers, q: Codes, dim: Any, keepdim: bool = False) -> Codes:
+    """The sum over `dim`."""
+    axes = tuple(dim) if isinstance(dim, (tuple, list)) else dim
+    return average(n, (q - n["x_zero"]).sum(axes, keepdims=keepdim), np.asarray(1))
+
+
 def mean_over(n: Buffers, q: Codes, axes: Any, keepdims: bool = False) -> Codes:
-    """`z + floor(Σ(q - z)/c + 1/2)`."""
-    total = (q - n["zero"]).sum(axes, keepdims=keepdims)
-    count = np.asarray(q.size // max(total.size, 1))
-    return n["zero"] + mean_half_up(total, count)
+    total = (q - n["x_zero"]).sum(axes, keepdims=keepdims)
+    return average(n, total, np.asarray(q.size // max(total.size, 1)))
 
 
 def zero(n: Buffers, q: Codes) -> Codes:
@@ -547,6 +559,7 @@ KERNELS: dict[str, Callable[..., Codes]] = {
     **_in_dims(avg_pool, "avg_pool"),
     **_in_dims(adaptive_avg_pool, "adaptive_avg_pool"),
     "mean": mean,
+    "sum": total_of,
     "zero": zero,
     "pad": pad,
     "pad_value": pad_value,

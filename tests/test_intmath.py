@@ -22,10 +22,10 @@ from fxquant.intmath import (
     common_rescale,
     divide_half_up,
     layer_numbers,
-    mean_half_up,
     requantize,
     rescale_of,
     shift_half_up,
+    sum_of_mean,
 )
 from fxquant.ops import op_named
 from fxquant.schemes import INT8_WEIGHT, UINT8, Channels, QParams, weight_scale
@@ -215,13 +215,15 @@ def test_divide_half_up(total: int, divisor: int):
 )
 @example((1, 23), 5, False)  # 104/23 · 23 is a little less than 104 in float64
 @example((1, 23), -5, True)
-def test_the_mean_of_two_axes_is_half_up(count: tuple[int, int], quotient: int, late: bool):
+def test_the_mean_of_two_axes_gives_the_sum_back(
+    count: tuple[int, int], quotient: int, late: bool
+):
     """Sums on either side of where the mean is rounded up; torch divides once per axis."""
     first, second = count
     n = first * second
-    total = -(-(2 * quotient - 1) * n // 2)  # the least one that gives `quotient`
-    mean = torch.tensor(float(total - late), dtype=torch.float64) / first / second
-    assert int(mean_half_up(mean, torch.tensor(n))) == quotient - late
+    total = -(-(2 * quotient - 1) * n // 2) - late
+    mean = torch.tensor(float(total), dtype=torch.float64) / first / second
+    assert int(sum_of_mean(mean, torch.tensor(n))) == total
 
 
 # ------------------------------------------------------------------------ bounds

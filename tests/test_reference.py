@@ -217,6 +217,9 @@ class Means(nn.Module):
             F.adaptive_avg_pool2d(x, (None, 4)),
             F.adaptive_avg_pool2d(x, (5, 2)),
             x.mean((2, 3)),
+            x.sum((2, 3)),
+            torch.sum(x, 1, keepdim=True),
+            x.sum(),
             torch.mean(x, 1, keepdim=True),
             x.mean(),
         )

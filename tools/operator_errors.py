@@ -45,7 +45,7 @@ steps. What is lost by rounding the inputs is not in these figures: they are wha
 arithmetic adds to it.
 """
 EXACT = """\
-Moves, ReLU, max pooling and zeros round nothing; average pools and means divide exactly;
+Moves, ReLU, max pooling and zeros round nothing; average pools divide exactly;
 convolutions, linear layers and matrix products add exactly and round once, with a multiplier of 31
 bits, as products do below.
 """

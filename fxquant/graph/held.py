@@ -53,7 +53,7 @@ def _is_random(target: Any) -> bool:
 
 
 def held_values(gm: fx.GraphModule) -> dict[fx.Node, Any]:
-    """What every held node gives, and whatever the other get_attr nodes read; each computed once."""
+    """What every held node gives, computed once, and whatever other get_attr nodes read."""
     found, values = held(gm), dict[fx.Node, Any]()
     for node in gm.graph.nodes:
         if node.op == "get_attr":

@@ -38,6 +38,7 @@ from fxquant.ops.silu import SILU
 from fxquant.ops.softmax import SOFTMAX
 from fxquant.ops.spec import OpSpec
 from fxquant.ops.sub import SUB
+from fxquant.ops.sum import SUM
 from fxquant.ops.sum_of_products import SUM_OF_PRODUCTS
 from fxquant.ops.tanh import TANH
 from fxquant.ops.weighted_sum import WEIGHTED_SUM
@@ -70,6 +71,7 @@ OPS: tuple[OpSpec, ...] = (
     ADAPTIVE_AVG_POOL2D,
     ADAPTIVE_AVG_POOL3D,
     MEAN,
+    SUM,
     ZERO,
     NEW_ZEROS,
     PAD,

@@ -1,13 +1,14 @@
-"""Adaptive average pooling. The output keeps its input's range: no multiplier.
+"""Adaptive average pooling: the mean of each cell, as `ops/average.py` computes it.
 
     real      y = (Σ over the cell of x) / c
-    integer   q_y = z + floor((2·Σ(q_x - z) + c) / (2c))        round half-up of the mean
+    integer   q_y = clamp(z_y + round((s_x/s_y)·Σ(q_x - z_x) / c))
 
 Cell i of n over a length L reaches from floor(i·L/n) to ceil((i+1)·L/n); c is its size.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,15 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.intmath import centered, mean_half_up, per_channel
-from fxquant.ops.spec import (
-    OpSpec,
-    Output,
-    ZeroPoint,
-    module_options,
-    signature_reader,
-    zero_point,
-)
+from fxquant.intmath import centered, per_channel, sum_of_mean
+from fxquant.ops.average import AverageNumbers, average_numbers, finish_average
+from fxquant.ops.spec import OpSpec, Output, module_options, signature_reader
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:
@@ -54,15 +49,19 @@ def _record(
         return module_options(module, "output_size")
 
     def kernel(
-        n: ZeroPoint, dtype: torch.dtype, codes: Tensor, output_size: Any
+        n: AverageNumbers, dtype: torch.dtype, codes: Tensor, output_size: Any
     ) -> Tensor:
-        mean = function(centered(codes, n.zero, torch.float64), output_size)
+        mean = function(centered(codes, n.x_zero, torch.float64), output_size)
         size = torch.ones((1,) * dims, dtype=torch.int64)
         for i in range(dims):
             cells = cell_sizes(codes.shape[i - dims], mean.shape[i - dims])
             size = size * per_channel(cells, i, dims)
         size = size.to(codes.device)
-        return (mean_half_up(mean, size) + n.zero).to(dtype)
+        elements = math.prod(
+            -(-length // cells) + 1
+            for length, cells in zip(codes.shape[-dims:], mean.shape[-dims:], strict=True)
+        )
+        return finish_average(sum_of_mean(mean, size), elements, size, n, dtype)
 
     return OpSpec(
         name=function.__name__,
@@ -71,11 +70,11 @@ def _record(
         methods=(),
         modules={module: options},
         read=signature_reader(function),
-        output=Output.INPUT,
+        output=Output.OWN,
         range=None,
         homogeneous=False,
         weight_axis=None,
-        numbers=zero_point,
+        numbers=average_numbers,
         kernel=kernel,
     )
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.intmath import centered, mean_half_up, per_channel
+from fxquant.intmath import centered, divide_half_up, per_channel, sum_of_mean
 from fxquant.ops.spec import (
     Call,
     OpSpec,
@@ -112,7 +112,7 @@ def _record(
         x = centered(codes, n.zero, torch.float64)
         mean = function(x, **settings)
         divisor = _divisor(x, mean, dims, settings).to(x.device)
-        return (mean_half_up(mean, divisor) + n.zero).to(dtype)
+        return (divide_half_up(sum_of_mean(mean, divisor), divisor) + n.zero).to(dtype)
 
     return OpSpec(
         name=function.__name__,

@@ -1,7 +1,7 @@
-"""Mean over dimensions, such as the last two of [N, C, H, W]. The output keeps the range.
+"""Mean over dimensions, such as the last two of [N, C, H, W], as `ops/average.py` computes it.
 
     real      y = (Σ x) / c
-    integer   q_y = z + floor((2·Σ(q_x - z) + c) / (2c))        round half-up of the mean
+    integer   q_y = clamp(z_y + round((s_x/s_y)·Σ(q_x - z_x) / c))
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxquant.intmath import divide_half_up
-from fxquant.ops.spec import OpSpec, Output, ZeroPoint, signature_reader, zero_point
+from fxquant.ops.average import AverageNumbers, average_numbers, finish_average
+from fxquant.ops.spec import OpSpec, Output, signature_reader
 
 
 def mean(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
@@ -32,11 +32,11 @@ def spaces(dim: Any, rank: int | None) -> set[int] | None:
 
 
 def _kernel(
-    n: ZeroPoint, dtype: torch.dtype, codes: Tensor, dim: Any, keepdim: bool
+    n: AverageNumbers, dtype: torch.dtype, codes: Tensor, dim: Any, keepdim: bool
 ) -> Tensor:
-    total = torch.sum(codes.to(torch.int64) - n.zero, dim, keepdim)
-    count = torch.tensor(codes.numel() // max(total.numel(), 1), device=codes.device)
-    return (divide_half_up(total, count) + n.zero).to(dtype)
+    total = torch.sum(codes.to(torch.int64) - n.x_zero, dim, keepdim)
+    count = codes.numel() // max(total.numel(), 1)
+    return finish_average(total, count, torch.tensor(count, device=codes.device), n, dtype)
 
 
 MEAN = OpSpec(
@@ -46,10 +46,10 @@ MEAN = OpSpec(
     methods=("mean",),
     modules={},
     read=signature_reader(mean),
-    output=Output.INPUT,
+    output=Output.OWN,
     range=None,
     homogeneous=False,
     weight_axis=None,
-    numbers=zero_point,
+    numbers=average_numbers,
     kernel=_kernel,
 )

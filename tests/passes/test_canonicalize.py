@@ -75,6 +75,8 @@ SPELLINGS = [
     ("avg_pool2d", lambda m, x: F.avg_pool2d(x, 2, count_include_pad=False)),
     ("adaptive_avg_pool2d", lambda m, x: F.adaptive_avg_pool2d(x, (1, 1))),
     ("mean", lambda m, x: x.mean([2, 3])),
+    ("sum", lambda m, x: x.sum()),
+    ("sum", lambda m, x: torch.sum(x, dim=(1, -1), keepdim=True)),
     ("mean", lambda m, x: torch.mean(x, dim=(2, 3), keepdim=True)),
     ("zero", lambda m, x: x.mul(0.0)),
     ("zero", lambda m, x: 0 * x),
@@ -178,6 +180,7 @@ LEFT_ALONE = [
     lambda m, x: torch.add(x, 1, alpha=2),
     lambda m, x: x + 1j,
     lambda m, x: torch.add(x, x, alpha=2),
+    lambda m, x: x.sum(1, dtype=torch.float64),
     lambda m, x: F.conv2d(x, x[:, :, :1, :1]),  # a weight that the network computes
     lambda m, x: F.conv2d(x, m.weight, m.bias.view(-1)),  # and a bias
     lambda m, x: F.max_pool2d(x, 2, return_indices=True),
