@@ -9,14 +9,17 @@ Integer-Arithmetic-Only Inference", equation 1.
 
 from __future__ import annotations
 
+import math
+import struct
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from fxquant.errors import ConfigError
 
+_FLOAT32 = struct.Struct("f")
 SMALLEST_SCALE = float(torch.finfo(torch.float32).tiny)  # so that 1 / scale stays finite
 
 
@@ -83,6 +86,18 @@ class QParams(NamedTuple):
     scheme: QuantScheme
 
 
+def in_memory_order(x: Tensor) -> Tensor:
+    """A view with the axes behind the first in the order in which they lie in memory, so that
+    channels_last tensors are read as they lie.
+    """
+    return x.permute(0, *sorted(range(1, x.dim()), key=x.stride, reverse=True))
+
+
+def on_host(x: Tensor) -> bool:
+    """Whether numbers can be had of tensors without waiting for a device or ending a graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def round_half_up(x: Tensor) -> Tensor:
     """Round to the nearest integer, ties towards plus infinity. Any float dtype, same out."""
     return torch.floor(x + 0.5)
@@ -91,23 +106,42 @@ def round_half_up(x: Tensor) -> Tensor:
 def range_to_qparams(low: Tensor, high: Tensor, scheme: QuantScheme) -> QParams:
     """Scale and zero point for real values in [low, high], two tensors of one shape.
 
+        s = (high - low) / (qmax - qmin)        z = qmin + round(-low / s)
+
+    or, symmetric, `s = max(-low, high) / qmax` and z = 0; in float64, the scale rounded to float32.
     The range is widened to hold 0, because padding and ReLU need it exact. A range that is
     only the point 0 gets scale 1: every scale is positive and finite.
     """
-    low = low.to(torch.float32).clamp(max=0.0)
-    high = high.to(torch.float32).clamp(min=0.0)
-    if scheme.symmetric:
-        scale = torch.maximum(-low, high) / scheme.qmax
-        zero_point = torch.zeros_like(scale)
-    else:
-        # halved before they meet, so that a range of all of float32 stays finite
-        steps = scheme.qmax - scheme.qmin
-        scale = high / steps - low / steps
-        # at most qmax, because low reaches no further than `steps` times the scale
-        zero_point = scheme.qmin + round_half_up(-low / scale.clamp(min=SMALLEST_SCALE))
-    point = torch.maximum(-low, high) == 0.0
-    scale = torch.where(point, torch.ones_like(scale), scale.clamp(min=SMALLEST_SCALE))
+    low, high = low.double().clamp(max=0.0), high.double().clamp(min=0.0)
+    span, steps = _span_and_steps(low, high, torch.maximum(-low, high), scheme)
+    scale = torch.where(span == 0.0, 1.0, (span / steps).clamp(min=SMALLEST_SCALE)).float()
+    zero_point = torch.zeros_like(scale)
+    if not scheme.symmetric:
+        zero_point = scheme.qmin + round_half_up(-low / scale.double())
     return QParams(scale, zero_point.to(torch.int32), scheme)
+
+
+def range_to_numbers(low: float, high: float, scheme: QuantScheme) -> tuple[float, int]:
+    """The scale and the zero point of `range_to_qparams`, for one range whose ends are numbers."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    span, steps = _span_and_steps(low, high, max(-low, high), scheme)
+    if span == 0.0:
+        return 1.0, 0 if scheme.symmetric else scheme.qmin
+    (scale,) = _FLOAT32.unpack(_FLOAT32.pack(max(span / steps, SMALLEST_SCALE)))
+    zero_point = 0 if scheme.symmetric else scheme.qmin + math.floor(-low / scale + 0.5)
+    return scale, zero_point
+
+
+Number = TypeVar("Number", float, Tensor)
+
+
+def _span_and_steps(
+    low: Number, high: Number, largest: Number, scheme: QuantScheme
+) -> tuple[Number, int]:
+    """What a range that holds 0 spans, and in how many steps."""
+    if scheme.symmetric:
+        return largest, scheme.qmax
+    return high - low, scheme.qmax - scheme.qmin
 
 
 class Channels(NamedTuple):
@@ -125,6 +159,13 @@ class Channels(NamedTuple):
         by_group = weight.reshape(self.groups, -1, *weight.shape[1:]).movedim(1 + self.axis, 1)
         return by_group.flatten(2).flatten(0, 1)
 
+    def largest(self, weight: Tensor) -> Tensor:
+        """The largest absolute value of each channel: [C]."""
+        if self.axis == 0:
+            rows = in_memory_order(weight).flatten(1)
+            return torch.maximum(rows.amax(1), -rows.amin(1))
+        return self.rows(weight).abs().amax(1)
+
     def spread(self, values: Tensor, weight: Tensor) -> Tensor:
         """A number per channel, [C], shaped to broadcast against `weight`."""
         shape = [1] * (weight.dim() + 1)
@@ -139,7 +180,7 @@ def weight_scale(weight: Tensor, scheme: QuantScheme, channels: Channels) -> Ten
     `max|w| / qmax`, so that no weight is ever clipped. A channel of zeros gets the smallest
     scale rather than 1: its bias alone decides the scale (see `intmath.layer_numbers`).
     """
-    largest = channels.rows(weight.detach().to(torch.float32)).abs().amax(1)
+    largest = channels.largest(weight.detach().to(torch.float32))
     if not scheme.per_channel:
         largest = largest.max().expand_as(largest)
     return (largest / scheme.qmax).clamp(min=SMALLEST_SCALE)

@@ -120,8 +120,8 @@ BUGS = (
     Bug(
         "weight scales along the wrong axis",
         "fxquant/schemes.py",
-        "largest = channels.rows(weight",
-        "largest = channels._replace(axis=1 - channels.axis).rows(weight",
+        "largest = channels.largest(weight",
+        "largest = channels._replace(axis=1 - channels.axis).largest(weight",
         ("tests/test_schemes.py::test_weight_scales_by_hand",),
     ),
     Bug(

@@ -1,9 +1,12 @@
 """Fake-quants: values and gradients, against torch's own where that has the same formula."""
 
 import copy
+import math
+from unittest.mock import patch
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +16,7 @@ from fxquant.fake_quant import (
     WeightFakeQuant,
     fake_quantize,
     round_to_grid,
+    straight_through,
 )
 from fxquant.observers import MinMax, MovingAverage
 from fxquant.schemes import INT8_WEIGHT, UINT8, Channels, QParams, QuantScheme, range_to_qparams
@@ -195,3 +199,27 @@ def test_a_loaded_step_goes_on_and_an_unready_one_starts_anew():
     assert not fresh.ready
     fresh(torch.tensor([-1.0, 3.0]))
     assert torch.equal(fresh.scale, learned().scale)
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 1000), st.floats(0.01, 10), st.integers(0, 255),
+    st.sampled_from([(-math.inf, math.inf), (0.0, math.inf), (0.0, 6.0), (-1.5, 0.7)]),
+)
+def test_limits_are_those_of_an_activation_before_it(seed, scale, zero_point, limits):
+    """With numbers, as on the CPU, and with tensors, as elsewhere: values and gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(200, generator=generator) * 200 * scale
+    x[:4] = torch.tensor([0.0, 6.0, -1.5, 0.7])  # where the activations' own gradients end
+    q = QParams(torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32), UINT8)
+    one, two, three = (x.clone().requires_grad_() for _ in range(3))
+    plain = limits == (-math.inf, math.inf)
+    apart = fake_quantize(one if plain else F.hardtanh(one, *limits), q)
+    together = fake_quantize(two, q, *limits)
+    with patch.object(straight_through, "on_host", lambda x: False):
+        elsewhere = fake_quantize(three, q, *limits)
+    for y in (apart, together, elsewhere):
+        y.backward(torch.arange(len(x)).float())
+    for y, source in ((together, two), (elsewhere, three)):
+        assert torch.equal(y, apart)
+        assert torch.equal(source.grad, one.grad)

@@ -1,12 +1,15 @@
 """Observers: what they make of batches, and what they refuse to learn from."""
 
+import math
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fxquant.errors import ConfigError
-from fxquant.observers import Fixed, MinMax, MovingAverage
+from fxquant.observers import Fixed, MinMax, MovingAverage, base
 
 values = st.floats(-1e6, 1e6, width=32)
 batches = st.lists(st.lists(values, min_size=1, max_size=5), min_size=1, max_size=4)
@@ -72,3 +75,19 @@ def test_a_momentum_checks_itself():
 def test_a_fixed_range_checks_itself(ends):
     with pytest.raises(ConfigError, match="finite and not empty"):
         Fixed(*ends)
+
+
+@given(batches, st.sampled_from([(-math.inf, math.inf), (0.0, math.inf), (-1.0, 0.5)]))
+def test_limits_and_ways_to_compute_agree(data, limits):
+    """Limited values are watched, not the values as they come; without waiting for a device too."""
+    for kind in (MinMax, MovingAverage, lambda: Fixed(-1.0, 2.0)):
+        limited, apart, elsewhere = kind(), kind(), kind()
+        for batch in data:
+            x = torch.tensor(batch)
+            limited.watch(x, *limits)
+            apart(x.clamp(*limits))
+            with patch.object(base, "on_host", lambda x: False):
+                elsewhere.watch(x, *limits)
+        for other in (apart, elsewhere):
+            torch.testing.assert_close(limited.low, other.low)
+            torch.testing.assert_close(limited.high, other.high)

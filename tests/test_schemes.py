@@ -15,6 +15,7 @@ from fxquant import QuantScheme
 from fxquant.errors import ConfigError
 from fxquant.schemes import (
     INT8_WEIGHT,
+    INT16,
     SMALLEST_SCALE,
     UINT8,
     Channels,
@@ -22,6 +23,7 @@ from fxquant.schemes import (
     code_of,
     dequantize,
     quantize,
+    range_to_numbers,
     range_to_qparams,
     round_half_up,
     weight_scale,
@@ -272,3 +274,15 @@ def test_weight_scales_by_hand():
     assert weight_scale(weight, INT8_WEIGHT, columns).tolist() == pytest.approx([8 / 127, 4 / 127])
     assert weight_scale(weight, QuantScheme(), Channels()).tolist() == pytest.approx([8 / 127] * 2)
     assert weight_scale(torch.zeros(1, 4), INT8_WEIGHT, Channels()).tolist() == [SMALLEST_SCALE]
+
+
+@given(
+    st.floats(-(2.0**127), 2.0**127, width=32), st.floats(-(2.0**127), 2.0**127, width=32),
+    st.sampled_from([UINT8, INT16, QuantScheme(bits=4), QuantScheme(bits=2, symmetric=False)]),
+)
+@example(0.0, 0.0, UINT8)
+@example(-1e-45, 1e-45, QuantScheme(bits=8))
+def test_numbers_are_those_of_the_tensors(one, other, scheme):
+    low, high = min(one, other), max(one, other)
+    q = range_to_qparams(torch.tensor(low), torch.tensor(high), scheme)
+    assert range_to_numbers(low, high, scheme) == (q.scale.item(), q.zero_point.item())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -27,8 +28,8 @@ class ActivationFakeQuant(nn.Module, ABC):
         self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32))
 
     @abstractmethod
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` on the grid; same shape and dtype."""
+    def forward(self, x: Tensor, least: float = -math.inf, most: float = math.inf) -> Tensor:
+        """`x`, limited to [least, most] as by a hardtanh, on the grid; same shape and dtype."""
 
     @property
     @abstractmethod

@@ -13,6 +13,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.fake_quant.activation import ActivationFakeQuant
@@ -36,8 +37,10 @@ class LearnedStep(ActivationFakeQuant):
         if observer.seen:
             self._start()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` on the grid; same shape and dtype."""
+    def forward(self, x: Tensor, least: float = -math.inf, most: float = math.inf) -> Tensor:
+        """`x`, limited, on the grid; same shape and dtype."""
+        if (least, most) != (-math.inf, math.inf):
+            x = F.hardtanh(x, least, most)
         if self.training and not self._started:
             if not self.ready:
                 self.observer(x)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from fxquant.fake_quant.activation import ActivationFakeQuant
 from fxquant.fake_quant.straight_through import fake_quantize
 from fxquant.observers import Observer
-from fxquant.schemes import QParams, QuantScheme, range_to_qparams
+from fxquant.schemes import QParams, QuantScheme, on_host, range_to_numbers, range_to_qparams
 
 
 class ObservedStep(ActivationFakeQuant):
@@ -22,17 +24,23 @@ class ObservedStep(ActivationFakeQuant):
         if observer.seen:
             self._follow_observer()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` on the grid; same shape and dtype. In training the range follows `x` first."""
+    def forward(self, x: Tensor, least: float = -math.inf, most: float = math.inf) -> Tensor:
+        """`x`, limited, on the grid. In training the range follows what `x` is then, first."""
         if self.training:
-            self.observer(x)
+            self.observer.watch(x, least, most)
             self._follow_observer()
-        return fake_quantize(x, self.qparams)
+        return fake_quantize(x, self.qparams, least, most)
 
     def _follow_observer(self) -> None:
-        q = range_to_qparams(self.observer.low, self.observer.high, self.scheme)
-        self.scale.copy_(q.scale)
-        self.zero_point.copy_(q.zero_point)
+        low, high = self.observer.low, self.observer.high
+        if on_host(low):
+            scale, zero_point = range_to_numbers(low.item(), high.item(), self.scheme)
+            self.scale.fill_(scale)
+            self.zero_point.fill_(zero_point)
+        else:
+            q = range_to_qparams(low, high, self.scheme)
+            self.scale.copy_(q.scale)
+            self.zero_point.copy_(q.zero_point)
 
     @property
     def qparams(self) -> QParams:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fxquant.errors import ConfigError
 from fxquant.observers.base import Observer
+from fxquant.schemes import Number
 
 
 class Fixed(Observer):
@@ -20,10 +21,18 @@ class Fixed(Observer):
             raise ConfigError(f"a fixed range is finite and not empty, got {low:g} to {high:g}")
         self.range = (low, high)
 
-    def update(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    def first(self, batch: tuple[Number, Number]) -> tuple[Number, Number]:
         """The fixed range, whatever the batch's extremes."""
-        fixed_low, fixed_high = self.range
-        return torch.full_like(low, fixed_low), torch.full_like(high, fixed_high)
+        return self.next(batch, batch)
+
+    def next(
+        self, before: tuple[Number, Number], batch: tuple[Number, Number]
+    ) -> tuple[Number, Number]:
+        """The fixed range still."""
+        low, high = self.range
+        if isinstance(batch[0], Tensor):
+            return torch.full_like(batch[0], low), torch.full_like(batch[1], high)
+        return low, high
 
     def extra_repr(self) -> str:
         """The range, for print(model)."""

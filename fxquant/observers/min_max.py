@@ -6,11 +6,17 @@ import torch
 from torch import Tensor
 
 from fxquant.observers.base import Observer
+from fxquant.schemes import Number
 
 
 class MinMax(Observer):
     """The smallest and the largest value ever seen."""
 
-    def update(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    def next(
+        self, before: tuple[Number, Number], batch: tuple[Number, Number]
+    ) -> tuple[Number, Number]:
         """Widen the range to the batch's extremes."""
-        return torch.minimum(self.low, low), torch.maximum(self.high, high)
+        (low, high), (batch_low, batch_high) = before, batch
+        if isinstance(low, Tensor):
+            return torch.minimum(low, batch_low), torch.maximum(high, batch_high)
+        return min(low, batch_low), max(high, batch_high)

@@ -5,11 +5,9 @@ The first batch sets the range. Source: Jacob et al. 2018, section 3.1.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from fxquant.errors import ConfigError
 from fxquant.observers.base import Observer
+from fxquant.schemes import Number
 
 
 class MovingAverage(Observer):
@@ -21,13 +19,10 @@ class MovingAverage(Observer):
             raise ConfigError(f"momentum must lie in (0, 1], got {momentum}")
         self.momentum = momentum
 
-    def update(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    def next(
+        self, before: tuple[Number, Number], batch: tuple[Number, Number]
+    ) -> tuple[Number, Number]:
         """Move the range towards the batch's extremes."""
-        first = self.low > self.high
-        new_low = torch.where(first, low, torch.lerp(self.low, low, self.momentum))
-        new_high = torch.where(first, high, torch.lerp(self.high, high, self.momentum))
-        return new_low, new_high
-
-    def extra_repr(self) -> str:
-        """The momentum, for print(model)."""
-        return f"momentum={self.momentum}"
+        (low, high), (batch_low, batch_high) = before, batch
+        m = self.momentum
+        return low + m * (batch_low - low), high + m * (batch_high - high)

@@ -60,18 +60,25 @@ class CallSite(Site):
             return self._on_integers(inputs, options)
 
     def _real(self, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> Tensor:
+        y = self._before_activation(inputs, options)
+        return y if self.activation is None else self.activation(y, self.clamp_divisor)
+
+    def _before_activation(self, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> Tensor:
         if self.freeze is not None:
             options = options | {"batch_norm": partial(self.freeze, options["batch_norm"])}
         behind = options.get("batch_norm") if self.op.folds else None
         taken = {k: v for k, v in options.items() if behind is None or k != "batch_norm"}
         y = self.op.function(*inputs, **taken)
-        if behind is not None:
-            y = behind(y)
-        return y if self.activation is None else self.activation(y, self.clamp_divisor)
+        return y if behind is None else behind(y)
 
     def _fake_quantized(self, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> Tensor:
         if self.weight_quant is not None:
             options = options | {"weight": self.weight_quant(options["weight"])}
+        limits = self._limits
+        if limits is not None and isinstance(self.output, ActivationFakeQuant):
+            # one pass for the two
+            limited: Tensor = self.output(self._before_activation(inputs, options), *limits)
+            return limited
         y = self._real(inputs, options)
         if self.output is not None:
             quantized: Tensor = self.output(y)
@@ -87,6 +94,14 @@ class CallSite(Site):
         numbers, settings = self.numbers_and_settings(options)
         q = self.target.qparams
         return dequantize(self.op.kernel(numbers, q.scheme.dtype, *codes, **settings), q)
+
+    @property
+    def _limits(self) -> tuple[float, float] | None:
+        """Those of the activation, if a fake-quant can take it over."""
+        clamp = self.activation
+        if clamp is None or not clamp.stops_gradients or self.clamp_divisor is not None:
+            return None
+        return clamp.low, clamp.high
 
     @property
     def quantizer(self) -> ActivationFakeQuant | None:

@@ -41,7 +41,7 @@ class Clamp:
             return torch.relu(x)
         if divisor is not None:
             return torch.clamp(x, self.low / divisor, self.high / divisor)
-        if math.isfinite(self.low) and math.isfinite(self.high):
+        if self.stops_gradients:
             return F.hardtanh(x, self.low, self.high)
         return x.clamp(self.low, self.high)
 
@@ -49,6 +49,11 @@ class Clamp:
     def lets_factors_through(self) -> bool:
         """Whether clamp(s·x) = s·clamp(x) for every s > 0."""
         return (self.low, self.high) == (0.0, math.inf)
+
+    @property
+    def stops_gradients(self) -> bool:
+        """Whether its gradient is 0 at its limits, as that of ReLU and hardtanh is."""
+        return self.lets_factors_through or (math.isfinite(self.low) and math.isfinite(self.high))
 
     def __str__(self) -> str:
         names = {(0.0, math.inf): "relu", (0.0, 6.0): "relu6"}

@@ -1,0 +1,291 @@
+"""Every classification network of torchvision, from float to integers: docs/zoo.md.
+
+    python benchmarks/zoo.py                       what results/zoo.json lacks, then the page
+    python benchmarks/zoo.py --models resnet18     only these, anew
+    python benchmarks/zoo.py --one resnet18        one, in this process, as a line of JSON
+
+Each network runs in a process of its own, with random weights, on random images of the smallest
+size that it takes. Its batch norms are settled on such images, every range is the extremes of
+eight batches seen in eval(), all in 8 bits unless the default says otherwise. Then, on images that
+neither has seen:
+
+    int8    dB from the float network's logits down to the error of the integer network
+    input   the same for the float network itself when noise of -40 dB is added to its input,
+            which is about what rounding an image to 8 bits does: what of the error is the network's
+
+and the elements that differ between eval() of the prepared network and the converted one, before
+and after a training step; and the nodes that give floats between quantize and dequantize.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models import get_model_builder, list_models
+
+import fxquant
+from fxquant.fake_quant import ActivationFakeQuant
+from fxquant.graph.edit import Site, called_module
+from fxquant.observers import MinMax, MovingAverage
+from fxquant.ops.integer import Dequantize
+
+T = TypeVar("T")
+RESULTS = Path(__file__).parent / "results" / "zoo.json"
+PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
+SIZES = (32, 48, 64, 75, 96, 112, 128, 160, 192, 224)  # of square images, smallest first
+BATCHES, BATCH, TEST = 8, 4, 8
+HEAD = """\
+# torchvision's classification networks in integers
+
+Made by `python benchmarks/zoo.py`. Random weights, random images of the smallest size that each
+network takes, settled batch norms, the extremes of 8 batches as ranges, 8 bits.
+
+- *in float*: operators between quantize and dequantize that are not integers
+- *differ*: the elements in which eval() of the prepared network and the converted one differ,
+  before and after a training step
+- *int8*: how far the integer network's error lies below the float network's logits, on images that
+  neither has seen
+- *input*: the same for the float network itself, with noise 40 dB below its input, which is about
+  what rounding the images to 8 bits does. An untrained network with settled batch norms amplifies
+  whatever comes in: where *input* is low, so is *int8*, whatever the integers do.
+"""
+NOISE = 40.0  # dB below the input
+
+
+def names() -> list[str]:
+    """All of torchvision's classification networks."""
+    return list_models(module=torchvision.models)
+
+
+# --- one network ----------------------------------------------------------------------------------
+
+
+def settings(name: str) -> tuple[dict[str, Any], int]:
+    """How to build the network for the smallest images that it takes, and their size.
+
+    Some are told the size when they are built, under one name or another: they are asked.
+    """
+    for size in SIZES:
+        for options in ({}, {"image_size": size}, {"input_size": (size, size)}):
+            try:
+                with torch.device("meta"):
+                    net = get_model_builder(name)(weights=None, **options)
+                    net.train()(torch.empty(2, 3, size, size))
+            except Exception:  # not this size, or not told so: whatever the network raises
+                continue
+            return options, size
+    raise SystemExit(f"{name} takes no images of {SIZES}")
+
+
+def settle_batch_norms(net: nn.Module, batches: list[Tensor]) -> None:
+    """Make running statistics the plain averages over `batches`; leaves `net` in eval()."""
+    net.eval()
+    for module in net.modules():
+        if isinstance(module, _BatchNorm):
+            module.reset_running_stats()
+            module.momentum = None  # torch's word for a plain average
+            module.train()
+    with torch.no_grad():
+        for x in batches:
+            net(x)
+    net.eval()
+
+
+def calibrate(prepared: fx.GraphModule, batches: list[Tensor]) -> None:
+    """Make every observed range the extremes of `batches`, seen without drop path and dropout."""
+    prepared.eval()
+    for module in prepared.modules():
+        if isinstance(module, ActivationFakeQuant):
+            if isinstance(module.observer, MovingAverage):
+                module.observer = MinMax()
+            module.train()
+        elif isinstance(module, Site) and not hasattr(module, "in_training"):
+            module.training = True  # not its children: batch norms keep their statistics
+    with torch.no_grad():
+        for x in batches:
+            prepared(x)
+    prepared.eval()
+
+
+def in_float(quantized: fx.GraphModule, x: Tensor) -> list[str]:
+    """The nodes between quantize and dequantize that give floating-point tensors."""
+    found = []
+
+    class Watch(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            result = super().run_node(n)
+            inside = n.op not in ("placeholder", "output")
+            is_float = isinstance(result, Tensor) and result.is_floating_point()
+            if inside and is_float and not isinstance(called_module(quantized, n), Dequantize):
+                found.append(n.name)
+            return result
+
+    Watch(quantized).run(x)
+    return found
+
+
+def timed(call: Callable[[], T]) -> tuple[float, T]:
+    """Seconds of one call, and its result."""
+    start = time.perf_counter()
+    result = call()
+    return time.perf_counter() - start, result
+
+
+def decibels(signal: Tensor, other: Tensor) -> float:
+    """How far the difference lies below the signal."""
+    error = (other.double() - signal.double()).square().sum()
+    return math.inf if error == 0 else float(10 * (signal.double().square().sum() / error).log10())
+
+
+def training_step(prepared: fx.GraphModule, x: Tensor) -> list[str]:
+    """One step of SGD; the parameters that no gradient reached, or none that is finite."""
+    outputs = prepared.train()(x)
+    logits = [outputs] if isinstance(outputs, Tensor) else [o for o in outputs if o is not None]
+    labels = torch.arange(len(x))
+    sum(F.cross_entropy(y, labels) for y in logits).backward()  # type: ignore[union-attr]
+    torch.optim.SGD(prepared.parameters(), lr=1e-4).step()
+    return [
+        name
+        for name, p in prepared.named_parameters()
+        if p.grad is None or not bool(torch.isfinite(p.grad).all())
+    ]
+
+
+def mismatches(prepared: fx.GraphModule, quantized: fx.GraphModule, x: Tensor) -> int:
+    """How many output elements differ, in batches of several sizes."""
+    with torch.no_grad():
+        return sum(
+            int((quantized(part) != prepared.eval()(part)).sum()) for part in (x, x[:1], x[1:4])
+        )
+
+
+def measure(name: str) -> dict[str, Any]:
+    """The row of one network."""
+    torch.manual_seed(0)
+    options, size = settings(name)
+    net = get_model_builder(name)(weights=None, **options)
+    batches = [torch.randn(BATCH, 3, size, size) for _ in range(BATCHES)]
+    x = torch.randn(TEST, 3, size, size)
+    settle_batch_norms(net, batches)
+    prepare, prepared = timed(partial(fxquant.prepare_qat, net, x[:2]))
+    calibrate(prepared, batches)
+    convert, quantized = timed(lambda: fxquant.convert(prepared))
+    with torch.no_grad():
+        real, noisy = net(x), net(x + 10 ** (-NOISE / 20) * torch.randn_like(x))
+    del net
+    row = {
+        "network": name,
+        "size": size,
+        "nodes": len(prepared.graph.nodes),
+        "prepare_seconds": round(prepare, 2),
+        "convert_seconds": round(convert, 2),
+        "float": in_float(quantized, x[:1]),
+        "decibels": round(decibels(real, quantized(x)), 1),
+        "input_decibels": round(decibels(real, noisy), 1),
+        "mismatches": mismatches(prepared, quantized, x),
+    }
+    del quantized
+    row["without_gradient"] = training_step(prepared, x[:BATCH])
+    row["mismatches_after_a_step"] = mismatches(prepared, fxquant.convert(prepared), x)
+    return row
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+
+def in_own_process(name: str) -> dict[str, Any]:
+    """The row of one network, or why there is none."""
+    command = [sys.executable, __file__, "--one", name]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        last = [line for line in done.stderr.strip().splitlines() if line.strip()][-3:]
+        return {"network": name, "error": " ".join(last) or f"ended with {done.returncode}"}
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def missing(wanted: list[str], rows: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """The networks to run, with a progress bar."""
+    from rich.progress import track
+
+    todo = [name for name in wanted if name not in rows or "error" in rows[name]]
+    for name in track(todo, description="networks"):
+        print(name, flush=True)
+        yield name
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """docs/zoo.md."""
+    good = [row for row in rows if "error" not in row]
+    whole = [
+        row
+        for row in good
+        if not (row["float"] or row["mismatches"] or row["mismatches_after_a_step"])
+    ]
+    lines = [
+        *HEAD.splitlines(),
+        "",
+        f"**{len(whole)} of {len(rows)}** are integers throughout and differ nowhere; median "
+        f"**{statistics.median(row['decibels'] for row in good):.1f} dB** "
+        f"(input: {statistics.median(row['input_decibels'] for row in good):.1f} dB).",
+        "",
+        "| network | image | nodes | prepare | convert | in float | differ | int8 | input |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if "error" in row:
+            lines.append(f"| {row['network']} | | | | | {row['error']} | | | |")
+            continue
+        differ = f"{row['mismatches']}, {row['mismatches_after_a_step']}"
+        lines.append(
+            f"| {row['network']} | {row['size']} | {row['nodes']} | "
+            f"{row['prepare_seconds']:.1f} s | {row['convert_seconds']:.1f} s | "
+            f"{len(row['float'])} | {differ} | "
+            f"{row['decibels']:.1f} dB | {row['input_decibels']:.1f} dB |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run what is missing, keep each row as it comes, write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--models", nargs="+", help="only these, and anew")
+    parser.add_argument("--one", help="this network in this process")
+    arguments = parser.parse_args()
+    if arguments.one:
+        torch.set_num_threads(1)
+        print(json.dumps(measure(arguments.one)))
+        return
+    rows = {}
+    if RESULTS.exists():
+        rows = {row["network"]: row for row in json.loads(RESULTS.read_text())}
+    for name in arguments.models or ():
+        rows.pop(name, None)
+    for name in missing(arguments.models or names(), rows):
+        rows[name] = in_own_process(name)
+        print(json.dumps(rows[name]), flush=True)
+        kept = [rows[n] for n in names() if n in rows]
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+    PAGE.write_text(page([rows[n] for n in names() if n in rows]))
+
+
+if __name__ == "__main__":
+    main()
