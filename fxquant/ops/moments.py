@@ -170,8 +170,8 @@ def _units(
 ) -> Units:
     """u/√V in the memory of u, where V is made of v and count²·eps: `join` says how."""
     # M·N² in 62 bits, for an M of 31: what is left out of M·N, if N > 2^15, is beyond its 37th bit
-    room = max(2 * count.bit_length() - 31, 0)
-    epsilon, fraction = ((n.epsilon * count) >> room) * count, n.fraction - room
+    room = max(2 * (count - 1).bit_length() - 31, 0)
+    epsilon, fraction = ((n.epsilon * count) >> room) * count, n.fraction - room  # not below 0
     above = shift_by(v, -2 * n.gain) + (epsilon >> fraction) + 1
     _, exponent = torch.frexp(above.double())  # V·4^-g < 2^exponent
     h = (62 - exponent.to(torch.int64)) >> 1

@@ -208,6 +208,30 @@ def test_the_longest_rows_do_not_overflow(scheme, columns):
     assert over_rows("normalize", x, small, all_).unique().tolist() == [160]
 
 
+@pytest.mark.parametrize("part", [1e-9, 0.3, 0.7, 1.0, 1.4, 5.0])
+@pytest.mark.parametrize(("scheme", "columns"), [(UINT8, 2**16 + 3), (INT16, 2**15)])
+@pytest.mark.parametrize("name", MOMENTS)
+def test_long_rows_beside_an_eps_as_large_as_codes(name, scheme, columns, part):
+    """`part` of R²/2 squared steps, where V begins to be divided; a second row has no variance
+    to speak of.
+    """
+    x, y = qparams(0.01, scheme.qmin + 7, scheme), qparams(0.02, 128)
+    codes, eps = random_rows(1, columns, scheme), part * 4**scheme.bits / 2 * 1e-4
+    codes = torch.cat([codes, codes % 2 + scheme.qmin + 7])
+    eps = eps**0.5 if name == "normalize" else eps
+    y = qparams(float(y.scale) / columns**0.5, 128) if name == "normalize" else y
+    error = (over_rows(name, x, y, codes, eps) - real_rows(name, x, y, codes, eps)).abs()
+    assert error.max() <= 1
+    assert (error > 0).sum() <= 3
+
+
+def test_codes_that_share_memory():
+    codes = random_rows(1, 40, UINT8)
+    expected = over_rows("layer_norm", X, Y, codes)
+    assert torch.equal(over_rows("layer_norm", X, Y, codes.expand(3, 40)), expected.expand(3, 40))
+    assert torch.equal(codes, random_rows(1, 40, UINT8))
+
+
 @pytest.mark.parametrize(("dtype", "most"), [(torch.uint8, 2**23), (torch.int16, 2**15)])
 @pytest.mark.parametrize("name", MOMENTS)
 def test_longer_rows_are_refused(name, dtype, most):
