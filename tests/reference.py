@@ -343,7 +343,7 @@ def relu(n: Buffers, q: Codes, inplace: bool = False) -> Codes:
     return np.where(q < n["zero"], n["zero"], q)
 
 
-def clamp(n: Buffers, q: Codes, low: float, high: float) -> Codes:
+def clamp(n: Buffers, q: Codes) -> Codes:
     """Between the codes of the two limits."""
     return np.where(q < n["low"], n["low"], np.where(q > n["high"], n["high"], q))
 
@@ -431,12 +431,12 @@ def zero(n: Buffers, q: Codes) -> Codes:
     return np.full_like(q, n["zero"])
 
 
-def pad(n: Buffers, q: Codes, pad: Sequence[int], mode: str, value: float | None) -> Codes:
+def pad(n: Buffers, q: Codes, pad: Sequence[int], mode: str) -> Codes:
     """The code of 0 around."""
     return surround(q, pad, n["zero"])
 
 
-def pad_value(n: Buffers, q: Codes, pad: Sequence[int], mode: str, value: float) -> Codes:
+def pad_value(n: Buffers, q: Codes, pad: Sequence[int], mode: str) -> Codes:
     """All on the output's grid, the constant around; an activation clamps both."""
     inner = limit(rescale(q - n["x_zero"], n["multiplier"], n["shift"]), n)
     return surround(inner, pad, np.clip(n["fill"], n["low"], n["high"]))
@@ -454,7 +454,7 @@ def surround(q: Codes, pad: Sequence[int], fill: Codes) -> Codes:
     return np.pad(q[keep], widths, constant_values=int(fill))
 
 
-def look_up(n: Buffers, q: Codes, **settings: Any) -> Codes:
+def look_up(n: Buffers, q: Codes) -> Codes:
     """Element by element, the table as a dictionary from code to code."""
     lowest, results = int(n["lowest"]), n["table"].tolist()
     table = dict(zip(range(lowest, lowest + len(results)), results, strict=True))
@@ -507,7 +507,7 @@ def matmul(n: Buffers, a: Codes, b: Codes) -> Codes:
     return limit(rescale(total, n["multiplier"], n["shift"]), n)
 
 
-def affine(n: Buffers, q: Codes, factor: float, offset: float) -> Codes:
+def affine(n: Buffers, q: Codes) -> Codes:
     """`q·m + (offset - z·m)` and half a step, floored: one rounding."""
     m, shift = int(n["multiplier"]), int(n["shift"])
     constant = int(n["offset"]) - int(n["x_zero"]) * m + (1 << shift >> 1)

@@ -110,9 +110,7 @@ def _numbers(call: RealCall) -> AffineNumbers:
     )
 
 
-def _kernel(
-    n: AffineNumbers, dtype: torch.dtype, codes: Tensor, factor: float, offset: float
-) -> Tensor:
+def _kernel(n: AffineNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
     product = (codes.to(torch.int64) - n.x_zero) * n.multiplier + n.offset
     return torch.clamp(shift_half_up(product, n.shift) + n.y_zero, n.low, n.high).to(dtype)
 
@@ -133,6 +131,7 @@ def _record(
         weight_axis=None,
         numbers=_numbers,
         kernel=_kernel,
+        real=("factor", "offset"),
     )
 
 

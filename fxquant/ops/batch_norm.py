@@ -85,4 +85,5 @@ BATCH_NORM = OpSpec(
     weight_axis=None,
     numbers=_numbers,
     kernel=_kernel,
+    real=("batch_norm",),
 )

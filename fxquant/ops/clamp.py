@@ -78,7 +78,7 @@ def _numbers(call: RealCall) -> ClampNumbers:
     return ClampNumbers(low, high)
 
 
-def _kernel(n: ClampNumbers, dtype: torch.dtype, codes: Tensor, low: float, high: float) -> Tensor:
+def _kernel(n: ClampNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
     return torch.clamp(codes, n.low.to(dtype), n.high.to(dtype))
 
 
@@ -107,6 +107,7 @@ def _record(
         weight_axis=None,
         numbers=_numbers,
         kernel=_kernel,
+        real=("low", "high"),
     )
 
 

@@ -37,4 +37,5 @@ ELU = OpSpec(
     weight_axis=None,
     numbers=table_numbers(elu),
     kernel=look_up,
+    real=("alpha",),
 )

@@ -38,4 +38,5 @@ GELU = OpSpec(
     weight_axis=None,
     numbers=table_numbers(gelu),
     kernel=look_up,
+    real=("approximate",),
 )

@@ -17,6 +17,8 @@ from fxquant import intmath
 from fxquant.intmath import LayerNumbers, carrier, centered, finish_layer, without_autocast
 from fxquant.ops.spec import RealCall
 
+LAYER_REAL = ("weight", "bias", "batch_norm")
+
 
 def layer_numbers(call: RealCall) -> LayerNumbers:
     """Every integer of a layer."""

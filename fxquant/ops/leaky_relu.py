@@ -37,4 +37,5 @@ LEAKY_RELU = OpSpec(
     weight_axis=None,
     numbers=table_numbers(leaky_relu),
     kernel=look_up,
+    real=("negative_slope",),
 )

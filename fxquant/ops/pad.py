@@ -73,9 +73,7 @@ def _options(module: Any) -> dict[str, Any]:
     return {"pad": module.padding, "mode": "constant", "value": getattr(module, "value", 0.0)}
 
 
-def _pad_zero(
-    n: ZeroPoint, dtype: torch.dtype, codes: Tensor, pad: Any, mode: str, value: float | None
-) -> Tensor:
+def _pad_zero(n: ZeroPoint, dtype: torch.dtype, codes: Tensor, pad: Any, mode: str) -> Tensor:
     return F.pad(codes, pad, mode, int(n.zero))
 
 
@@ -88,7 +86,7 @@ def _value_numbers(call: RealCall) -> PadValueNumbers:
 
 
 def _pad_value(
-    n: PadValueNumbers, dtype: torch.dtype, codes: Tensor, pad: Any, mode: str, value: float
+    n: PadValueNumbers, dtype: torch.dtype, codes: Tensor, pad: Any, mode: str
 ) -> Tensor:
     centred = codes.to(torch.int64) - n.x_zero
     rescale = Rescale(n.multiplier, n.shift)
@@ -116,6 +114,7 @@ PAD = OpSpec(
     weight_axis=None,
     numbers=zero_point,
     kernel=_pad_zero,
+    real=("value",),
 )
 
 PAD_VALUE = OpSpec(
@@ -135,4 +134,5 @@ PAD_VALUE = OpSpec(
     weight_axis=None,
     numbers=_value_numbers,
     kernel=_pad_value,
+    real=("value",),
 )

@@ -24,9 +24,6 @@ from fxquant.ops.freeze import FreezeAfter
 from fxquant.ops.spec import Affine, Clamp, OpSpec, Output, RealCall, Weights
 from fxquant.schemes import Channels, QParams, code_of, dequantize, quantize
 
-# options that are real numbers: they are in an operator's integers, and its kernel takes the rest
-_REAL = ("weight", "bias", "batch_norm", "factors")
-
 
 class CallSite(Site):
     """One operator call: `site(*inputs, **options)` as `op.function` takes them.
@@ -137,7 +134,7 @@ class CallSite(Site):
             weights = weights if affine is None else _fold(weights, affine)
         sources = tuple(source.qparams for source in self.sources)
         numbers = self.op.numbers(RealCall(sources, self.target, weights, affine, options))
-        return numbers, {k: v for k, v in options.items() if k not in _REAL}
+        return numbers, {k: v for k, v in options.items() if k not in self.op.real}
 
     def extra_repr(self) -> str:
         """The operator and its activation, for print(model)."""

@@ -98,7 +98,7 @@ class RealCall(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class OpSpec:
-    """Everything known of one operator. Leaving a field out is an error at import.
+    """Everything known of one operator. Leaving out a field without a default is an error at import.
 
     name          what graphs and messages call it
     function      its float meaning: `function(*inputs, **options)`
@@ -113,6 +113,7 @@ class OpSpec:
     weight_axis   the axis of its weight's output channels; None if it has no weight
     numbers       every integer it computes with, as a NamedTuple of tensors
     kernel        `kernel(numbers, dtype, *codes, **options)`: integer tensors in and out
+    real          the options that end in the numbers: the kernel takes the others
     """
 
     name: str
@@ -127,6 +128,7 @@ class OpSpec:
     weight_axis: int | None
     numbers: Callable[[RealCall], tuple[Tensor, ...]]
     kernel: Callable[..., Tensor]
+    real: tuple[str, ...] = ()
 
     @property
     def folds(self) -> bool:

@@ -48,5 +48,6 @@ WEIGHTED_SUM = OpSpec(
     weight_axis=None,
     numbers=_numbers,
     kernel=sum_operands,
+    real=("factors",),
 )
 """Spelled as products and sums, of which the passes weigh_terms and join_adds make it."""

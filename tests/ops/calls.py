@@ -42,5 +42,5 @@ def integers(
     """The codes that the operator of that name gives."""
     op = op_named(name)
     numbers = op.numbers(real_call(inputs, output, options))
-    settings = {k: v for k, v in options.items() if k != "factors"}  # they are in the numbers
+    settings = {k: v for k, v in options.items() if k not in op.real}  # they are in the numbers
     return op.kernel(numbers, output.scheme.dtype, *codes, **settings)

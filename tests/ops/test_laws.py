@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxquant
+from fxquant.graph.edit import called_module
 from fxquant.ops import OPS
 from fxquant.ops.flow import sites
 from fxquant.ops.integer import IntegerOp
@@ -192,6 +193,17 @@ def test_records_agree_with_themselves(op):
     assert op.output is Output.OWN or not op.folds  # a layer has a range of its own
     assert op.output is Output.OWN or op.range is None
     assert not op.homogeneous or len(EXAMPLES[op.name][1]) == 1
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_no_real_number_is_left_beside_the_integers(name):
+    """All that is real about a call is in its numbers; its kernel takes what is left."""
+    *_, quantized = quantized_example(name, 0)
+    for node in quantized.graph.nodes:
+        module = called_module(quantized, node)
+        if isinstance(module, IntegerOp):
+            settings = laws.flat(dict(node.kwargs))
+            assert not any(isinstance(value, (float, torch.Tensor)) for value in settings)
 
 
 def test_exact_operators_stay_on_the_grid():
