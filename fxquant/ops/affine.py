@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.intmath import rescale_of, shift_half_up
+from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.spec import Call, OpSpec, Output, Reader, RealCall
 
 DOES_NOTHING = {"factor": 1.0, "offset": 0.0}
@@ -115,6 +116,12 @@ def _kernel(n: AffineNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
     return torch.clamp(shift_half_up(product, n.shift) + n.y_zero, n.low, n.high).to(dtype)
 
 
+def _accumulator(call: IntegerCall) -> Accumulator:
+    n: AffineNumbers = call.numbers
+    product = reach(call.inputs[0].scheme, n.x_zero) * abs(int(n.multiplier))
+    return Accumulator((product + abs(int(n.offset)),), 2, bits=64)
+
+
 def _record(
     name: str, functions: tuple[Any, ...], methods: tuple[str, ...], read: Reader, homogeneous: bool
 ) -> OpSpec:
@@ -131,6 +138,7 @@ def _record(
         weight_axis=None,
         numbers=_numbers,
         kernel=_kernel,
+        accumulator=_accumulator,
         real=("factor", "offset"),
     )
 

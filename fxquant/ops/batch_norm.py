@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.intmath import per_channel, rescale_of, shift_half_up
+from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.spec import OpSpec, Output, Parameter, RealCall, not_spelled
 
 _OFFSET_LIMIT = 2.0**62  # so that the sum stays inside int64
@@ -67,6 +68,12 @@ def _kernel(n: BatchNormNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
     return torch.clamp(y, n.low, n.high).to(dtype)
 
 
+def _accumulator(call: IntegerCall) -> Accumulator:
+    n: BatchNormNumbers = call.numbers
+    product = reach(call.inputs[0].scheme, n.x_zero) * n.multiplier.abs()
+    return Accumulator(tuple((product + n.offset.abs()).tolist()), 2, bits=64)
+
+
 BATCH_NORM = OpSpec(
     name="batch_norm",
     function=batch_norm,
@@ -85,5 +92,6 @@ BATCH_NORM = OpSpec(
     weight_axis=None,
     numbers=_numbers,
     kernel=_kernel,
+    accumulator=_accumulator,
     real=("batch_norm",),
 )

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import (
     Call,
     Clamp,
@@ -107,6 +108,7 @@ def _record(
         weight_axis=None,
         numbers=_numbers,
         kernel=_kernel,
+        accumulator=adds_nothing,
         real=("low", "high"),
     )
 

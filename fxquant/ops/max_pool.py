@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import (
     Call,
     OpSpec,
@@ -90,6 +91,7 @@ def _record(
         weight_axis=None,
         numbers=numbers,
         kernel=kernel,
+        accumulator=adds_nothing,
     )
 
 

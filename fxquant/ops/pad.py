@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.intmath import Rescale, requantize, rescale_of
+from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import (
     Call,
     OpSpec,
@@ -114,6 +115,7 @@ PAD = OpSpec(
     weight_axis=None,
     numbers=zero_point,
     kernel=_pad_zero,
+    accumulator=adds_nothing,
     real=("value",),
 )
 
@@ -134,5 +136,6 @@ PAD_VALUE = OpSpec(
     weight_axis=None,
     numbers=_value_numbers,
     kernel=_pad_value,
+    accumulator=adds_nothing,
     real=("value",),
 )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fxquant.fake_quant import ActivationFakeQuant, WeightFakeQuant, round_to_grid
 from fxquant.graph.edit import Site
-from fxquant.intmath import Target
+from fxquant.intmath import ACCUMULATOR_BITS, Target
 from fxquant.observers import Observer
 from fxquant.ops.freeze import FreezeAfter
 from fxquant.ops.spec import Affine, Clamp, OpSpec, Output, RealCall, Weights
@@ -46,6 +46,7 @@ class CallSite(Site):
         self.output: Observer | ActivationFakeQuant | None = None
         # a tuple, hence not registered: each quantizer belongs to the site that it follows
         self.sources: tuple[ActivationFakeQuant, ...] = ()
+        self.accumulator_bits = ACCUMULATOR_BITS
 
     def forward(self, *inputs: Tensor, **options: Any) -> Tensor:
         """The operator's output: same shape in both modes."""
@@ -133,7 +134,8 @@ class CallSite(Site):
             weights = Weights(weight, bias, quant.scale(weight), quant.scheme, quant.channels)
             weights = weights if affine is None else _fold(weights, affine)
         sources = tuple(source.qparams for source in self.sources)
-        numbers = self.op.numbers(RealCall(sources, self.target, weights, affine, options))
+        bits = self.accumulator_bits
+        numbers = self.op.numbers(RealCall(sources, self.target, weights, affine, options, bits))
         return numbers, {k: v for k, v in options.items() if k not in self.op.real}
 
     def extra_repr(self) -> str:

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxquant.intmath import Target
+from fxquant.intmath import ACCUMULATOR_BITS, Target
+from fxquant.ops.accumulator import Accumulator, IntegerCall
 from fxquant.schemes import Channels, QParams, QuantScheme
 
 
@@ -94,11 +95,12 @@ class RealCall(NamedTuple):
     weights: Weights | None  # of a layer, a batch norm folded in
     affine: Affine | None  # of a batch norm
     options: Mapping[str, Any]
+    accumulator_bits: int = ACCUMULATOR_BITS
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpSpec:
-    """Everything known of one operator. Leaving out a field without a default is an error at import.
+    """Everything known of one operator. Leaving out a field that has no default fails at import.
 
     name          what graphs and messages call it
     function      its float meaning: `function(*inputs, **options)`
@@ -113,6 +115,8 @@ class OpSpec:
     weight_axis   the axis of its weight's output channels; None if it has no weight
     numbers       every integer it computes with, as a NamedTuple of tensors
     kernel        `kernel(numbers, dtype, *codes, **options)`: integer tensors in and out
+    accumulator   what it sums before it rounds, at most; None as a result where that is nothing,
+                  and as a field where nobody has said: then nothing is proved
     real          the options that end in the numbers: the kernel takes the others
     """
 
@@ -128,6 +132,7 @@ class OpSpec:
     weight_axis: int | None
     numbers: Callable[[RealCall], tuple[Tensor, ...]]
     kernel: Callable[..., Tensor]
+    accumulator: Callable[[IntegerCall], Accumulator | None] | None = None
     real: tuple[str, ...] = ()
 
     @property
