@@ -145,7 +145,7 @@ def _lower_site(
     if accumulator is not None:
         prove(accumulator, describe(node), place_of(node).module)
     replace_site(gm, node, module)
-    node.kwargs = settings
+    node.kwargs = settings | {name: node.kwargs[name] for name in site.op.indices}
 
 
 def _shape(value: fx.Node) -> tuple[int, ...] | None:

@@ -103,6 +103,61 @@ BUGS = (
         "return scheme.qmax - int(zero_point)",
         ("tests/test_audit.py::test_the_reach_of_a_code_is_that_of_its_far_side",),
     ),
+    # ---------------------------------------------------------------- resizing, rows, slopes
+    Bug(
+        "weights of a resize are cut off, not rounded",
+        "fxquant/ops/interpolate.py",
+        "math.floor(share * 2**bits + Fraction(1, 2))",
+        "math.floor(share * 2**bits)",
+        ("tests/test_reference.py::test_some_weights_of_a_resize_are_not_exact",),
+    ),
+    Bug(
+        "a resize takes a factor for the sizes that it leads to",
+        "fxquant/ops/interpolate.py",
+        "(new, 1 / Fraction(factor))",
+        "(new, Fraction(lengths[0], new))",
+        ("tests/ops/test_interpolate.py::test_places_are_those_of_torch",),
+    ),
+    Bug(
+        "a resize rounds along each dimension",
+        "fxquant/ops/interpolate.py",
+        "        total = total.index_select(axis, first) * (2**bits - weight) + above\n",
+        "        total = total.index_select(axis, first) * (2**bits - weight) + above\n"
+        "        total = ((total + 2 ** (bits - 1)) >> bits) << (bits if axis == 2 else 0)\n"
+        "        total = total << bits if axis == 3 else total\n",
+        ("tests/ops/test_interpolate.py::"
+         "test_within_a_step_of_the_fraction_and_mostly_its_rounding",),
+    ),
+    Bug(
+        "the second neighbour lies beyond the edge",
+        "fxquant/ops/interpolate.py",
+        "[min(i + 1, length - 1) for i in first]",
+        "[min(i + 1, length) for i in first]",
+        ("tests/ops/test_interpolate.py::"
+         "test_weights_of_a_place_add_up_and_stay_between_the_neighbours",),
+    ),
+    Bug(
+        "a slope for the codes above zero",
+        "fxquant/ops/prelu.py",
+        "torch.where(centred > 0, above, below)",
+        "torch.where(centred < 0, above, below)",
+        ("tests/ops/test_prelu.py::test_by_hand",),
+    ),
+    Bug(
+        "indices are computed by quantized operators",
+        "passes/canonicalize.py",
+        " or node in index_nodes:",
+        ":",
+        ("tests/ops/test_embedding.py::"
+         "test_the_table_is_a_constant_and_nothing_quantizes_indices",),
+    ),
+    Bug(
+        "a convolution pads with copies in the order of its dimensions",
+        "fxquant/ops/conv.py",
+        "for pair in reversed(widths) for width in pair]",
+        "for pair in widths for width in pair]",
+        ("tests/ops/test_copies.py::test_a_convolution_is_the_one_behind_such_padding",),
+    ),
     Bug(
         "multipliers of 15 bits",
         "fxquant/intmath.py",

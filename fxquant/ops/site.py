@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxquant.fake_quant import ActivationFakeQuant, WeightFakeQuant, round_to_grid
 from fxquant.graph.edit import Site
@@ -160,7 +160,7 @@ class InputQuantizer(Site):
         return dequantize(quantize(x, self.output.qparams), self.output.qparams)
 
 
-def batch_norm_affine(batch_norm: nn.Module) -> Affine:
+def batch_norm_affine(batch_norm: object) -> Affine:
     """A batch norm in eval() as `y = factor · x + offset`.
 
         factor = γ / √(σ² + ε)        offset = β - μ · factor

@@ -84,7 +84,9 @@ class Affine(NamedTuple):
     offset: Tensor
 
 
-Reader = Callable[[tuple[Any, ...], Mapping[str, Any]], Call | None]
+Spelling = Callable[[tuple[Any, ...], Mapping[str, Any]], Call | None]
+Reader = Callable[[tuple[Any, ...], Mapping[str, Any]], Call | str | None]
+Options = Callable[[Any], Call | dict[str, Any] | str | None]
 
 
 class RealCall(NamedTuple):
@@ -106,9 +108,10 @@ class OpSpec:
     function      its float meaning: `function(*inputs, **options)`
     functions     the functions that spell it in user code
     methods       the Tensor methods that spell it
-    modules       module type -> the options that such a module stands for, or None where
-                  this module has no integer form; parameters are named by their attribute
-    read          the canonical call of a function or method call's arguments, or None
+    modules       module type -> the options that such a module stands for, or the whole call;
+                  parameters are named by their attribute
+    read          the canonical call of a function or method call's arguments
+                  (both: None where it is no such call, or a sentence that says why not)
     output        which range its output has
     range         the range of its output where that is known beforehand, else None
     homogeneous   whether it works on each element alone and f(c·x) = c·f(x) for every c > 0
@@ -117,6 +120,7 @@ class OpSpec:
     kernel        `kernel(numbers, dtype, *codes, **options)`: integer tensors in and out
     accumulator   what it sums before it rounds, at most; None as a result where that is nothing,
                   and as a field where nobody has said: then nothing is proved
+    indices       the options that are integer tensors of the network: they say what to pick
     real          the options that end in the numbers: the kernel takes the others
     """
 
@@ -124,7 +128,7 @@ class OpSpec:
     function: Callable[..., Tensor]
     functions: tuple[Callable[..., Any], ...]
     methods: tuple[str, ...]
-    modules: Mapping[type[nn.Module], Callable[[Any], dict[str, Any] | None]]
+    modules: Mapping[type[nn.Module], Options]
     read: Reader
     output: Output
     range: tuple[float, float] | None
@@ -133,6 +137,7 @@ class OpSpec:
     numbers: Callable[[RealCall], tuple[Tensor, ...]]
     kernel: Callable[..., Tensor]
     accumulator: Callable[[IntegerCall], Accumulator | None] | None = None
+    indices: tuple[str, ...] = ()
     real: tuple[str, ...] = ()
 
     @property
@@ -173,7 +178,13 @@ class Parameter(NamedTuple):
     name: str
 
 
-def signature_reader(function: Callable[..., Any], inputs: int = 1) -> Reader:
+class Argument(NamedTuple):
+    """In a module's call: stands for what the module is called with, by number."""
+
+    number: int
+
+
+def signature_reader(function: Callable[..., Any], inputs: int = 1) -> Spelling:
     """Read a call by the signature of `function`, whose first `inputs` are activations."""
     signature = inspect.signature(function)
     names = list(signature.parameters)[:inputs]

@@ -38,6 +38,32 @@ def settled(bn):
     return bn
 
 
+class FixedNorm(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.bn = settled(nn.BatchNorm2d(channels))
+
+    def forward(self, x):
+        mean, var = self.bn.running_mean, self.bn.running_var
+        return F.batch_norm(x, mean, var, self.bn.weight, self.bn.bias, eps=self.bn.eps)
+
+
+def slopes(prelu):
+    nn.init.normal_(prelu.weight)
+    return prelu
+
+
+class Rows(nn.Module):
+    """Of a table that is handed in."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.register_buffer("indices", torch.randint(rows, (2, 7)))
+
+    def forward(self, table):
+        return F.embedding(self.indices, table)
+
+
 class Weighted(nn.Module):
     """A sum weighted by softmax(alphas), one operand as it is, one weight negative."""
 
@@ -60,6 +86,7 @@ EXAMPLES = {
     "conv_transpose3d": (lambda: nn.ConvTranspose3d(4, 2, 2, dilation=2), [(1, 4, 3, 3, 3)]),
     "linear": (lambda: nn.Linear(6, 5), [(2, 3, 6)]),
     "batch_norm": (lambda: settled(nn.BatchNorm2d(4)), [IMAGE]),
+    "fixed_batch_norm": (lambda: FixedNorm(4), [IMAGE]),
     "relu": (nn.ReLU, [IMAGE]),
     "relu6": (nn.ReLU6, [IMAGE]),
     "hardtanh": (lambda: nn.Hardtanh(-0.3, 1.1), [IMAGE]),
@@ -80,6 +107,14 @@ EXAMPLES = {
     "adaptive_avg_pool1d": (lambda: nn.AdaptiveAvgPool1d(4), [(2, 4, 9)]),
     "adaptive_avg_pool2d": (lambda: nn.AdaptiveAvgPool2d((3, None)), [IMAGE]),
     "adaptive_avg_pool3d": (lambda: nn.AdaptiveAvgPool3d(3), [(1, 4, 4, 4, 4)]),
+    "adaptive_max_pool1d": (lambda: nn.AdaptiveMaxPool1d(4), [(2, 4, 9)]),
+    "adaptive_max_pool2d": (lambda: nn.AdaptiveMaxPool2d((3, None)), [IMAGE]),
+    "adaptive_max_pool3d": (lambda: nn.AdaptiveMaxPool3d(3), [(1, 4, 4, 4, 4)]),
+    "interpolate_nearest": (lambda: nn.UpsamplingNearest2d(size=(9, 4)), [IMAGE]),
+    "interpolate_linear": (
+        lambda: Call(lambda x: F.interpolate(x, (11, 9), mode="bilinear")), [IMAGE],
+    ),
+    "embedding": (lambda: Rows(5), [(5, 3)]),
     "mean": (lambda: Call(lambda x: x.mean((2, 3))), [IMAGE]),
     "new_zeros": (
         lambda: Call(lambda x: x.new_zeros((x.shape[0], 2), dtype=x.dtype, device=x.device)),
@@ -95,6 +130,7 @@ EXAMPLES = {
     "hardsigmoid": (nn.Hardsigmoid, [IMAGE]),
     "hardswish": (nn.Hardswish, [IMAGE]),
     "elu": (lambda: nn.ELU(0.7), [IMAGE]),
+    "prelu": (lambda: slopes(nn.PReLU(4)), [IMAGE]),
     "leaky_relu": (lambda: nn.LeakyReLU(0.2), [IMAGE]),
     "softmax": (lambda: nn.Softmax(1), [IMAGE]),
     "mul": (lambda: Call(lambda x, y: x * y), [IMAGE, (2, 4, 1, 1)]),
@@ -106,6 +142,7 @@ EXAMPLES = {
     "div_number": (lambda: Call(lambda x: x / 3), [IMAGE]),
     "neg": (lambda: Call(lambda x: -x), [IMAGE]),
     "matmul": (lambda: Call(torch.matmul), [(2, 3, 5, 6), (3, 6, 4)]),
+    "pad_copies": (lambda: nn.ReflectionPad2d((1, 2, 0, 3)), [IMAGE]),
     "pad_value": (lambda: nn.ConstantPad2d((1, 0, 2, 0), 9.5), [IMAGE]),
 }
 
