@@ -2,6 +2,7 @@
 
 from fxquant.after_training import correct_bias, reestimate_batch_norm
 from fxquant.api import convert, prepare_qat
+from fxquant.audit import Audit, audit
 from fxquant.config import QuantConfig
 from fxquant.draw import to_networkx, visualize
 from fxquant.errors import FxQuantError
@@ -11,9 +12,11 @@ from fxquant.schemes import QuantScheme
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "Audit",
     "FxQuantError",
     "QuantConfig",
     "QuantScheme",
+    "audit",
     "convert",
     "correct_bias",
     "explain",

@@ -82,7 +82,7 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
     Raises:
         StageError: `prepared` did not come from prepare_qat.
         UncalibratedError: it has not seen data in train() yet; names the first such value.
-        AccumulatorError: a sum may leave 32 bits; names the channel.
+        AccumulatorError: a sum may leave its accumulator; names the channel.
         NonFiniteError: a parameter is NaN or infinite.
     """
     need_prepared(prepared, "convert")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fxquant.errors import ConfigError
+from fxquant.intmath import ACCUMULATOR_BITS
 from fxquant.schemes import INT8_WEIGHT, UINT8, QuantScheme
 
 
@@ -15,6 +16,10 @@ class QuantConfig:
 
     activation   the integers of activations
     weight       the integers of weights; symmetric
+    accumulator_bits
+                 what the sums of layers and of matrix products must fit, sign included, 16 to 32:
+                 convert refuses those that are not proved to, whatever the input; a bias may take
+                 half of it
     step         "observed": the scales of activations follow the ranges seen in training;
                  "learned": they start from the first batch's range and are parameters, `step`,
                  that the loss trains (weight decay would shrink them); a range that is known
@@ -39,6 +44,7 @@ class QuantConfig:
 
     activation: QuantScheme = UINT8
     weight: QuantScheme = INT8_WEIGHT
+    accumulator_bits: int = ACCUMULATOR_BITS
     step: Literal["observed", "learned"] = "observed"
     batch_norm: Literal["train", "fold"] = "train"
     freeze_after: int | None = None
@@ -59,6 +65,8 @@ class QuantConfig:
             raise ConfigError(f"weights need a symmetric scheme, got {self.weight!r}")
         if self.activation.per_channel:
             raise ConfigError("activations have one scale per tensor, got per_channel=True")
+        if type(self.accumulator_bits) is not int or not 16 <= self.accumulator_bits <= 32:
+            raise ConfigError(f"accumulator_bits is 16 to 32, got {self.accumulator_bits!r}")
         if self.step not in ("observed", "learned"):
             raise ConfigError(f"step is 'observed' or 'learned', got {self.step!r}")
         if self.batch_norm not in ("train", "fold"):

@@ -26,7 +26,7 @@ from fxquant.ops import spelled_as
 from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
 from fxquant.ops.move import is_move
 from fxquant.ops.site import CallSite, InputQuantizer
-from fxquant.ops.spec import Output
+from fxquant.ops.spec import Call, Output
 from fxquant.pipeline import Stage, stage_of
 from fxquant.schemes import QParams, QuantScheme
 
@@ -238,7 +238,8 @@ def _kind(gm: fx.GraphModule, node: fx.Node) -> str:
     if node.op in ("placeholder", "output"):
         return "input" if node.op == "placeholder" else "output"
     if node.op in ("call_function", "call_method"):
-        spelled = (op for op in spelled_as(node.target) if op.read(node.args, node.kwargs))
+        calls = ((op, op.read(node.args, node.kwargs)) for op in spelled_as(node.target))
+        spelled = (op for op, call in calls if isinstance(call, Call))
         op = next(spelled, None)
         return op.name if op is not None else _name(node.target)
     if node.op == "get_attr":

@@ -40,7 +40,7 @@ class NonFiniteError(FxQuantError):
 
 
 class AccumulatorError(FxQuantError):
-    """A sum that could leave the 32 bits of its accumulator."""
+    """A sum that could leave the bits of its accumulator."""
 
 
 class MissingExtraError(FxQuantError, ImportError):

@@ -19,9 +19,15 @@ from fxquant.schemes import SMALLEST_SCALE, Channels, QParams, QuantScheme, roun
 
 MULTIPLIER_BITS = 31
 MAX_SHIFT = 44  # up to here float64 evaluates the formula exactly too
-ACCUMULATOR_LIMIT = 2**31  # sums stay below, in absolute value
-BIAS_LIMIT = 2**30  # half of the accumulator; the products have the other half
+ACCUMULATOR_BITS = 32  # of a sum, unless fewer are asked for
 FLOAT32_EXACT = 2**24  # sums of integers below this are exact in float32, in any order
+
+
+def accumulator_limit(bits: int) -> int:
+    """Sums in so many bits stay below, in absolute value. A bias stays within half of it: the
+    products have the other half.
+    """
+    return 1 << (bits - 1)
 
 
 class Rescale(NamedTuple):
@@ -154,22 +160,25 @@ def layer_numbers(
     channels: Channels,
     x: QParams,
     target: Target,
+    accumulator_bits: int = ACCUMULATOR_BITS,
 ) -> LayerNumbers:
     """All integers of a layer from its real weight, bias and weight scale (float32 [C]).
 
         w_q = round(w / s_w)    b_q = round(b / (s_x·s_w))    m·2^-S = s_x·s_w / s_y
 
-    A bias that would not fit 2^30 at its scale (a channel with tiny weights) enlarges the
-    scale of its channel until it fits; the weights then shrink, as they should beside it.
+    A bias that would not fit half of the accumulator, 2^30 in 32 bits, at its scale (a channel
+    with tiny weights) enlarges the scale of its channel until it fits; the weights then shrink,
+    as they should beside it.
     """
+    bias_limit = accumulator_limit(accumulator_bits) // 2
     s_x = x.scale.double()
     b = (torch.zeros_like(scale) if bias is None else bias).double()
-    s_w = torch.maximum(scale.double(), b.abs() / (s_x * BIAS_LIMIT))
+    s_w = torch.maximum(scale.double(), b.abs() / (s_x * bias_limit))
     s_w = s_w.clamp(SMALLEST_SCALE, torch.finfo(torch.float32).max).float()
     codes = round_half_up(weight.float() / channels.spread(s_w, weight))
     codes = codes.clamp(scheme.qmin, scheme.qmax)
     s_acc = s_x * s_w.double()
-    b_codes = round_half_up(b / s_acc).clamp(-BIAS_LIMIT, BIAS_LIMIT)
+    b_codes = round_half_up(b / s_acc).clamp(-bias_limit, bias_limit)
     rescale = rescale_of(s_acc / target.qparams.scale.double())
     return LayerNumbers(
         weight=codes.to(scheme.dtype),

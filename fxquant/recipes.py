@@ -46,7 +46,9 @@ def prepare_recipe(config: QuantConfig, float_leaves: frozenset[str]) -> Recipe:
             InsertObservers(float_leaves),  # after fuse: nothing is observed inside a site
             *equalize,  # after fold: it compares the weights as they will be used
             *absorb,  # after equalize, which makes biases high
-            InsertFakeQuant(config.activation, config.weight, STEPS[config.step]),
+            InsertFakeQuant(
+                config.activation, config.weight, STEPS[config.step], config.accumulator_bits
+            ),
             *correct,  # last: it asks what rounding does to the weights
         ),
     )

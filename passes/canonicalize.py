@@ -20,11 +20,11 @@ from fxquant.graph.edit import call_site, called_module, erase, get_attribute, n
 from fxquant.graph.held import held
 from fxquant.graph.modes import is_dropout_switched_off
 from fxquant.graph.place import copy_place
-from fxquant.graph.values import scalars
+from fxquant.graph.values import indices, scalars
 from fxquant.ops import spelled_as
 from fxquant.ops.affine import DOES_NOTHING
 from fxquant.ops.site import CallSite
-from fxquant.ops.spec import Call, OpSpec, Parameter
+from fxquant.ops.spec import Argument, Call, OpSpec, Parameter
 from fxquant.pipeline import Log, Pass, Stage
 
 
@@ -42,15 +42,19 @@ class Canonicalize(Pass):
     def edit(self, gm: fx.GraphModule, log: Log) -> None:
         """Visit every node once, in order."""
         scalar_nodes, held_nodes = scalars(gm.graph), held(gm)
+        index_nodes = indices(gm.graph)
         for node in list(gm.graph.nodes):
             kept = node.op == "call_module" and node.target in self.float_leaves
-            if kept or node in scalar_nodes or node in held_nodes:
+            if kept or node in scalar_nodes or node in held_nodes or node in index_nodes:
                 continue
             if is_dropout_switched_off(node):
                 log.change(node, "does nothing, removed")
                 erase(node, node.all_input_nodes[0])
                 continue
             found = _read(gm, node)
+            if isinstance(found, str):
+                log.leave(node, found)
+                continue
             if found is None or not scalar_nodes.isdisjoint(found[1].inputs):
                 continue
             op, call = found
@@ -58,7 +62,8 @@ class Canonicalize(Pass):
                 log.change(node, "does nothing, removed")
                 erase(node, call.inputs[0])
                 continue
-            if not all(_is_held(gm, value, scalar_nodes) for value in call.options.values()):
+            settings = [v for name, v in call.options.items() if name not in op.indices]
+            if not all(_is_held(gm, value, scalar_nodes) for value in settings):
                 continue
             if op.weight_axis is not None and call.options["weight"] is None:
                 continue
@@ -66,26 +71,43 @@ class Canonicalize(Pass):
             log.change(site, f"written as {op.name}")
 
 
-def _read(gm: fx.GraphModule, node: fx.Node) -> tuple[OpSpec, Call] | None:
-    """The operator that `node` spells, and the call in its canonical form."""
-    module = called_module(gm, node)
-    if module is not None:
-        for op in spelled_as(type(module)):
-            options = op.modules[type(module)](module)
-            if options is not None:
-                return op, Call((*node.args, *node.kwargs.values()), options)
-    elif node.op in ("call_function", "call_method"):
-        for op in spelled_as(node.target):
+def _read(gm: fx.GraphModule, node: fx.Node) -> tuple[OpSpec, Call] | str | None:
+    """The operator that `node` spells, and the call in its canonical form; or why it has no integer
+    form, where an operator can tell.
+    """
+    module, why_not = called_module(gm, node), None
+    spelling = type(module) if module is not None else node.target
+    if module is None and node.op not in ("call_function", "call_method"):
+        return None
+    for op in spelled_as(spelling):
+        if module is None:
             call = op.read(node.args, node.kwargs)
-            if call is not None:
-                return op, call
-    return None
+        else:
+            call = _call_of_module(node, op.modules[type(module)](module))
+        if isinstance(call, Call):
+            return op, call
+        why_not = why_not or call
+    return why_not
+
+
+def _call_of_module(
+    node: fx.Node, options: Call | dict[str, Any] | str | None
+) -> Call | str | None:
+    given = (*node.args, *node.kwargs.values())
+    if isinstance(options, dict):
+        return Call(given, options)
+    if not isinstance(options, Call):
+        return options
+    inputs, settings = options
+    named = {k: given[v.number] if isinstance(v, Argument) else v for k, v in settings.items()}
+    return Call(inputs, named)
 
 
 def _replace(gm: fx.GraphModule, node: fx.Node, op: OpSpec, call: Call) -> fx.Node:
     with gm.graph.inserting_before(node):
+        inputs = tuple(_argument(gm, node, value) for value in call.inputs)
         options = {name: _argument(gm, node, value) for name, value in call.options.items()}
-        site = call_site(gm, node.name, CallSite(op), call.inputs, options)
+        site = call_site(gm, node.name, CallSite(op), inputs, options)
     copy_place(node, site)
     name = node.name
     erase(node, site)

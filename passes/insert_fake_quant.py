@@ -18,6 +18,7 @@ from torch import fx
 
 from fxquant.fake_quant import ActivationFakeQuant, ObservedStep, WeightFakeQuant
 from fxquant.graph.edit import called_module
+from fxquant.intmath import ACCUMULATOR_BITS
 from fxquant.observers import Fixed, Observer
 from fxquant.ops.flow import grids, inputs_of, layer_channels, quantizer_of, site_of, sites
 from fxquant.ops.move import is_move
@@ -43,11 +44,15 @@ class InsertFakeQuant(Pass):
         activation: QuantScheme = UINT8,
         weight: QuantScheme = INT8_WEIGHT,
         step: Callable[[QuantScheme, Observer], ActivationFakeQuant] = ObservedStep,
+        accumulator_bits: int = ACCUMULATOR_BITS,
     ) -> None:
-        """The schemes of activations and of weights, and what quantizes an activation."""
+        """The schemes of activations and of weights, what quantizes an activation, and the bits
+        that sums may have.
+        """
         self.activation = activation
         self.weight = weight
         self.step = step
+        self.accumulator_bits = accumulator_bits
 
     def edit(self, gm: fx.GraphModule, log: Log) -> None:
         """Wrap the observers, quantize the weights, then tell each site what it reads."""
@@ -70,6 +75,7 @@ class InsertFakeQuant(Pass):
         grid = grids(gm)
         for node, site in sites(gm):
             site.sources = tuple(quantizer_of(gm, grid[value]) for value in inputs_of(node))
+            site.accumulator_bits = self.accumulator_bits
 
 
 def _weighs_others(gm: fx.GraphModule, node: fx.Node) -> bool:

@@ -19,13 +19,13 @@ from fxquant.graph.edit import call_site, called_module
 from fxquant.graph.held import held
 from fxquant.graph.merge import TrainOnly, item
 from fxquant.graph.place import copy_place, describe, place_of
-from fxquant.graph.values import assertions, scalars
+from fxquant.graph.values import assertions, indices, scalars
 from fxquant.observers import Fixed, MovingAverage, Observer
 from fxquant.ops.flow import inputs_of, integer_values, sites
 from fxquant.ops.move import is_move
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.spec import Output
-from fxquant.pipeline import Log, Pass, Stage
+from fxquant.pipeline import Log, Pass, Stage, history
 
 
 class InsertObservers(Pass):
@@ -60,7 +60,7 @@ class InsertObservers(Pass):
                 node.replace_input_with(value, entrances[value])
 
     def _refuse_unsupported(self, gm: fx.GraphModule) -> None:
-        others = scalars(gm.graph) | assertions(gm.graph) | held(gm)
+        others = scalars(gm.graph) | indices(gm.graph) | assertions(gm.graph) | held(gm)
         unknown = [
             node
             for node in gm.graph.nodes
@@ -68,7 +68,9 @@ class InsertObservers(Pass):
         ]
         if not unknown:
             return
-        lines = "\n".join(f"  {describe(node)}" for node in unknown[:10])
+        left_alone = (entry for record in history(gm) for entry in record.left_alone)
+        why = {entry.node: f": {entry.text}" for entry in left_alone}
+        lines = "\n".join(f"  {describe(node)}{why.get(node.name, '')}" for node in unknown[:10])
         more = f"\n  and {len(unknown) - 10} more" if len(unknown) > 10 else ""
         path = place_of(unknown[0]).module
         way_out = (

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.errors import AccumulatorError, NonFiniteError, UncalibratedError
+from fxquant.errors import NonFiniteError, UncalibratedError
 from fxquant.fake_quant import ActivationFakeQuant
 from fxquant.graph.edit import (
     call_site,
@@ -29,10 +29,9 @@ from fxquant.graph.merge import Switch
 from fxquant.graph.modes import is_identity_in_eval
 from fxquant.graph.place import copy_place, describe, example_of, place_of
 from fxquant.graph.values import assertions, scalars
-from fxquant.intmath import ACCUMULATOR_LIMIT, LayerNumbers
+from fxquant.ops.accumulator import Operand, prove
 from fxquant.ops.flow import grids, inputs_of, quantizer_of
-from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
-from fxquant.ops.matmul import MatmulNumbers, prove_fits
+from fxquant.ops.integer import Dequantize, Facts, IntegerOp, Quantize
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.verify import verify_fake_quant
 from fxquant.pipeline import Keeps, Log, Pass, Stage
@@ -138,14 +137,20 @@ def _lower_site(
     _refuse_nonfinite(node, options)
     with torch.no_grad():
         numbers, settings = site.numbers_and_settings(options)
-    if isinstance(numbers, LayerNumbers):
-        _prove_accumulator(node, numbers)
-    factor = example_of(inputs_of(node)[0])
-    if isinstance(numbers, MatmulNumbers) and isinstance(factor, Tensor):
-        prove_fits(numbers, factor.shape[-1], describe(node))
-    scheme = site.target.qparams.scheme
-    replace_site(gm, node, IntegerOp(site.op, numbers, scheme, site.extra_repr()))
-    node.kwargs = settings
+    q, sources = site.target.qparams, zip(site.sources, inputs_of(node), strict=True)
+    inputs = tuple(Operand(source.scheme, _shape(value)) for source, value in sources)
+    facts = Facts(float(q.scale), int(q.zero_point), inputs, site.accumulator_bits)
+    module = IntegerOp(site.op, numbers, q.scheme, site.extra_repr(), facts)
+    accumulator = module.accumulator(settings)
+    if accumulator is not None:
+        prove(accumulator, describe(node), place_of(node).module)
+    replace_site(gm, node, module)
+    node.kwargs = settings | {name: node.kwargs[name] for name in site.op.indices}
+
+
+def _shape(value: fx.Node) -> tuple[int, ...] | None:
+    example = example_of(value)
+    return tuple(example.shape) if isinstance(example, Tensor) else None
 
 
 def _refuse_nonfinite(node: fx.Node, options: dict[str, object]) -> None:
@@ -158,15 +163,3 @@ def _refuse_nonfinite(node: fx.Node, options: dict[str, object]) -> None:
                     f"the {name} of {describe(node)} holds NaN or infinity.\n"
                     "What to do: the training has diverged; go back to an earlier checkpoint."
                 )
-
-
-def _prove_accumulator(node: fx.Node, numbers: LayerNumbers) -> None:
-    worst = numbers.bound + numbers.bias.abs()
-    channel = int(worst.argmax())
-    if int(worst[channel]) >= ACCUMULATOR_LIMIT:
-        raise AccumulatorError(
-            f"channel {channel} of {describe(node)} may reach {int(worst[channel])}, beyond the "
-            f"32 bits of its accumulator.\n"
-            f"What to do: keep this layer in float, QuantConfig(keep_float="
-            f"('{place_of(node).module}',)), or split its inputs."
-        )

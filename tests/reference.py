@@ -229,7 +229,8 @@ def linear(n: Buffers, q: Codes) -> Codes:
 
 
 def convolution(
-    n: Buffers, q: Codes, *, stride: Any, padding: Any, dilation: Any, groups: int
+    n: Buffers, q: Codes, *, stride: Any, padding: Any, dilation: Any, groups: int,
+    padding_mode: str | None = None,
 ) -> Codes:
     """[N, C, *spatial] to [N, O, *windows]: each group's windows times its own weights."""
     weight = n["weight"]
@@ -237,6 +238,9 @@ def convolution(
     dilation, stride = per_axis(dilation, dims), per_axis(stride, dims)
     span = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
     before, after = conv_padding(padding, span)
+    if padding_mode is not None:
+        widths = [(0, 0), (0, 0), *zip(before, after, strict=True)]
+        q, before, after = np.pad(q, widths, COPIES[padding_mode]), [0] * dims, [0] * dims
     starts = [
         range(-before[a], q.shape[2 + a] + after[a] - span[a], stride[a]) for a in range(dims)
     ]
@@ -252,6 +256,10 @@ def convolution(
     products = products.transpose(1, 0, 2).reshape(N, *size, outputs)
     total = products - n["x_zero"] * weight.reshape(outputs, -1).sum(1)
     return np.moveaxis(layer(n, total), -1, 1)
+
+
+# what numpy calls the ways in which torch pads with copies
+COPIES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
 def conv_padding(padding: Any, span: list[int]) -> tuple[list[int], list[int]]:
@@ -353,7 +361,7 @@ def relu(n: Buffers, q: Codes, inplace: bool = False) -> Codes:
     return np.where(q < n["zero"], n["zero"], q)
 
 
-def clamp(n: Buffers, q: Codes, low: float, high: float) -> Codes:
+def clamp(n: Buffers, q: Codes) -> Codes:
     """Between the codes of the two limits."""
     return np.where(q < n["low"], n["low"], np.where(q > n["high"], n["high"], q))
 
@@ -439,20 +447,113 @@ def mean_over(n: Buffers, q: Codes, axes: Any, keepdims: bool = False) -> Codes:
     return average(n, total, np.asarray(q.size // max(total.size, 1)))
 
 
+def adaptive_max_pool(n: Buffers, q: Codes, *, output_size: Any, dims: int) -> Codes:
+    """The largest code of each cell, which reaches from ⌊i·L/n⌋ to ⌈(i+1)·L/n⌉."""
+    lengths, wanted = q.shape[-dims:], per_axis(output_size, dims)
+    sizes = [L if size is None else size for L, size in zip(lengths, wanted, strict=True)]
+    for axis, (L, size) in enumerate(zip(lengths, sizes, strict=True), start=-dims):
+        cells = [range(i * L // size, math.ceil((i + 1) * L / size)) for i in range(size)]
+        q = np.stack([np.take(q, cell, axis).max(axis) for cell in cells], axis)
+    return q
+
+
 def zero(n: Buffers, q: Codes) -> Codes:
     """The code of 0 everywhere."""
     return np.full_like(q, n["zero"])
 
 
-def pad(n: Buffers, q: Codes, pad: Sequence[int], mode: str, value: float | None) -> Codes:
+def pad(n: Buffers, q: Codes, pad: Sequence[int], mode: str) -> Codes:
     """The code of 0 around."""
     return surround(q, pad, n["zero"])
 
 
-def pad_value(n: Buffers, q: Codes, pad: Sequence[int], mode: str, value: float) -> Codes:
+def pad_value(n: Buffers, q: Codes, pad: Sequence[int], mode: str) -> Codes:
     """All on the output's grid, the constant around; an activation clamps both."""
     inner = limit(rescale(q - n["x_zero"], n["multiplier"], n["shift"]), n)
     return surround(inner, pad, np.clip(n["fill"], n["low"], n["high"]))
+
+
+def pad_copies(n: Buffers, q: Codes, pad: Sequence[int], mode: str) -> Codes:
+    """Other elements of its own around."""
+    pairs = list(zip(pad[::2], pad[1::2], strict=True))[::-1]
+    return np.pad(q, [(0, 0)] * (q.ndim - len(pairs)) + pairs, COPIES[mode])
+
+
+def resized(
+    lengths: Sequence[int], size: Any, scale_factor: Any, recompute: bool | None
+) -> list[tuple[int, Fraction]]:
+    """The new length of each axis, and how many old places one new place is."""
+    if scale_factor is None:
+        sizes = per_axis(size, len(lengths))
+        return [(new, Fraction(L, new)) for L, new in zip(lengths, sizes, strict=True)]
+    factors = [Fraction(f) for f in per_axis(scale_factor, len(lengths))]
+    sizes = tuple(math.floor(L * f) for L, f in zip(lengths, factors, strict=True))
+    if recompute:
+        return resized(lengths, sizes, None, None)
+    return [(new, 1 / f) for new, f in zip(sizes, factors, strict=True)]
+
+
+def interpolate_nearest(
+    n: Buffers, q: Codes, size: Any, scale_factor: Any, mode: str, align_corners: None,
+    recompute_scale_factor: bool | None,
+) -> Codes:
+    """Axis by axis; torch multiplies by a float32, whose error may move a place: so do we."""
+    half = np.float32(0.5 if mode == "nearest-exact" else 0)
+    axes = resized(q.shape[2:], size, scale_factor, recompute_scale_factor)
+    for axis, (new, step) in enumerate(axes, start=2):
+        places = np.floor((np.arange(new, dtype=np.float32) + half) * np.float32(float(step)))
+        q = np.take(q, np.minimum(places.astype(np.int64), q.shape[axis] - 1), axis)
+    return q
+
+
+def interpolate_linear(
+    n: Buffers, q: Codes, size: Any, scale_factor: Any, mode: str, align_corners: bool | None,
+    recompute_scale_factor: bool | None,
+) -> Codes:
+    """A matrix of weights for each axis, whose rows add up to 2^k; `Σ w·q`, one rounding.
+
+    The zero point needs no part in it: the weights of a place add up to the divisor.
+    """
+    axes = resized(q.shape[2:], size, scale_factor, recompute_scale_factor)
+    bits = int(n["fraction"])
+    for axis, (new, step) in enumerate(axes, start=2):
+        length = q.shape[axis]
+        weights = np.zeros((new, length), np.int64)
+        for i in range(new):
+            if align_corners:
+                place = Fraction(i * (length - 1), new - 1) if new > 1 else Fraction(0)
+            else:
+                place = max((i + Fraction(1, 2)) * step - Fraction(1, 2), Fraction(0))
+            place = min(place, Fraction(length - 1))
+            share = math.floor((place % 1) * 2**bits + Fraction(1, 2))
+            weights[i, math.floor(place)] += 2**bits - share
+            weights[i, min(math.floor(place) + 1, length - 1)] += share
+        q = np.moveaxis(np.tensordot(weights, q, (1, axis)), 0, axis)
+    assert largest(q) < 2**63 // 2
+    return rescale(q, np.int64(1), np.int64(bits * len(axes)))
+
+
+def embedding(
+    n: Buffers, q: Codes, indices: Codes, padding_idx: int | None, scale_grad_by_freq: bool
+) -> Codes:
+    """Row by row."""
+    rows = [q[i] for i in indices.flatten().tolist()]
+    return np.stack(rows).reshape(*indices.shape, q.shape[1])
+
+
+def prelu(n: Buffers, q: Codes) -> Codes:
+    """Python's integers, channel by channel: one multiplier above zero, another below."""
+    y = np.empty_like(q)
+    channels = range(q.shape[1]) if n["multiplier"].shape[1] > 1 else [0]
+    for c in channels:
+        part = (slice(None), slice(c, c + 1) if len(channels) > 1 else slice(None))
+        pairs = [(int(n["multiplier"][row, c]), int(n["shift"][row, c])) for row in (0, 1)]
+        steps = []
+        for code in (q[part] - n["x_zero"]).flatten().tolist():
+            m, shift = pairs[code < 0]
+            steps.append(min(max((code * m + (1 << shift >> 1)) >> shift, -1000), 1000))
+        y[part] = np.array(steps, np.int64).reshape(q[part].shape)
+    return limit(y, n)
 
 
 def surround(q: Codes, pad: Sequence[int], fill: Codes) -> Codes:
@@ -467,7 +568,7 @@ def surround(q: Codes, pad: Sequence[int], fill: Codes) -> Codes:
     return np.pad(q[keep], widths, constant_values=int(fill))
 
 
-def look_up(n: Buffers, q: Codes, **settings: Any) -> Codes:
+def look_up(n: Buffers, q: Codes) -> Codes:
     """Element by element, the table as a dictionary from code to code."""
     lowest, results = int(n["lowest"]), n["table"].tolist()
     table = dict(zip(range(lowest, lowest + len(results)), results, strict=True))
@@ -609,7 +710,7 @@ def matmul(n: Buffers, a: Codes, b: Codes) -> Codes:
     return limit(rescale(total, n["multiplier"], n["shift"]), n)
 
 
-def affine(n: Buffers, q: Codes, factor: float, offset: float) -> Codes:
+def affine(n: Buffers, q: Codes) -> Codes:
     """`q·m + (offset - z·m)` and half a step, floored: one rounding."""
     m, shift = int(n["multiplier"]), int(n["shift"])
     constant = int(n["offset"]) - int(n["x_zero"]) * m + (1 << shift >> 1)
@@ -636,6 +737,7 @@ KERNELS: dict[str, Callable[..., Codes]] = {
     "conv_transpose3d": transposed_convolution,
     "linear": linear,
     "batch_norm": batch_norm,
+    "fixed_batch_norm": batch_norm,
     "relu": relu,
     "relu6": clamp,
     "hardtanh": clamp,
@@ -647,12 +749,18 @@ KERNELS: dict[str, Callable[..., Codes]] = {
     "cat": cat,
     **_in_dims(max_pool, "max_pool"),
     **_in_dims(avg_pool, "avg_pool"),
+    **_in_dims(adaptive_max_pool, "adaptive_max_pool"),
     **_in_dims(adaptive_avg_pool, "adaptive_avg_pool"),
     "mean": mean,
     "sum": total_of,
     "zero": zero,
     "pad": pad,
     "pad_value": pad_value,
+    "pad_copies": pad_copies,
+    "interpolate_nearest": interpolate_nearest,
+    "interpolate_linear": interpolate_linear,
+    "embedding": embedding,
+    "prelu": prelu,
     "exp": look_up,
     "sigmoid": look_up,
     "tanh": look_up,
@@ -715,6 +823,12 @@ def _pixel_shuffle(x: Codes, r: int) -> Codes:
     return parts.reshape(N, C // r**2, H * r, W * r)
 
 
+def _pixel_unshuffle(x: Codes, r: int) -> Codes:
+    N, C, H, W = x.shape
+    parts = x.reshape(N, C, H // r, r, W // r, r).transpose(0, 1, 3, 5, 2, 4)
+    return parts.reshape(N, C * r**2, H // r, W // r)
+
+
 def _size(x: Codes, dim: int | None = None) -> Any:
     return x.shape if dim is None else x.shape[dim]
 
@@ -737,9 +851,11 @@ MOVES: dict[str, Callable[..., Any]] = {
     "narrow": lambda x, dim, start, length: np.take(x, range(start, start + length), dim),
     "channel_shuffle": _channel_shuffle,
     "pixel_shuffle": _pixel_shuffle,
+    "pixel_unshuffle": _pixel_unshuffle,
 }
 MODULES: dict[type[nn.Module], Callable[..., Codes]] = {
     nn.Flatten: lambda module, x: _flatten(x, module.start_dim, module.end_dim),
     nn.ChannelShuffle: lambda module, x: _channel_shuffle(x, module.groups),
+    nn.PixelUnshuffle: lambda module, x: _pixel_unshuffle(x, module.downscale_factor),
     nn.PixelShuffle: lambda module, x: _pixel_shuffle(x, module.upscale_factor),
 }

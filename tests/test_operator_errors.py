@@ -7,7 +7,12 @@ from tools import operator_errors
 
 @pytest.mark.parametrize(
     "part",
-    [operator_errors.functions, operator_errors.arithmetic, operator_errors.weighted_sums],
+    [
+        operator_errors.functions,
+        operator_errors.arithmetic,
+        operator_errors.weighted_sums,
+        operator_errors.resizing,
+    ],
 )
 def test_the_page_is_current(part):
     assert part() in operator_errors.PAGE.read_text(encoding="utf-8")

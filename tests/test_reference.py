@@ -407,6 +407,95 @@ class Norms(nn.Module):
         )
 
 
+MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+class Resized(nn.Module):
+    """Every way to resize. Factors of 2 and 4, whose weights are exact, so that what is not
+    rounded once would show; other factors are in tests/ops/test_interpolate.py.
+    """
+
+    def __init__(self, dims: int) -> None:
+        super().__init__()
+        self.layer = getattr(nn, f"Conv{dims}d")(2, 4, 3, padding=1)
+        self.linear = MODES[dims]
+        self.up = nn.Upsample(scale_factor=2, mode=self.linear)
+        self.last = getattr(nn, f"Conv{dims}d")(4, 2, 1)
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.layer(x)
+        small = F.interpolate(x, scale_factor=0.5, mode=self.linear)
+        corners = [2 * (size - 1) + 1 for size in x.shape[2:]]
+        return (
+            self.last(self.up(x)), small, F.interpolate(small, size=x.shape[2:], mode=self.linear),
+            F.interpolate(x, corners, mode=self.linear, align_corners=True),
+            F.interpolate(x, size=(3, 11, 5)[: self.dims]), F.interpolate(x, scale_factor=1.7),
+            F.interpolate(x, scale_factor=1.3, mode="nearest-exact", recompute_scale_factor=True),
+        )
+
+
+class Copies(nn.Module):
+    """Padding with copies, on its own and in convolutions; elements that change places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        modes = ("reflect", "replicate", "circular")
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(3, 3, 3, padding=(1, 2), stride=(1, 2), padding_mode=m) for m in modes[:2]),
+            nn.Conv2d(3, 4, (4, 3), padding="same", dilation=(1, 2), padding_mode="circular"),
+            nn.BatchNorm2d(4), nn.ReLU(),
+        )
+        self.reflect, self.repeat = nn.ReflectionPad2d((1, 0, 2, 1)), nn.ReplicationPad2d(2)
+        self.circular, self.shuffle = nn.CircularPad2d((0, 3, 1, 0)), nn.ChannelShuffle(2)
+        self.larger, self.smaller = nn.PixelShuffle(2), nn.PixelUnshuffle(2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.layers(x)
+        return (
+            y, self.reflect(y), self.repeat(y), self.circular(y),
+            F.pad(y.flatten(2), (1, 2), mode="replicate"), F.pixel_unshuffle(self.larger(y), 4),
+            self.shuffle(self.smaller(self.larger(y))),
+        )
+
+
+class Slopes(nn.Module):
+    """Slopes of either sign, for each channel and for all; fixed statistics; largest of cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+        self.each, self.one = nn.PReLU(4), nn.PReLU(init=1.7)
+        self.last = nn.Linear(4, 3)
+        nn.init.normal_(self.each.weight)
+        self.register_buffer("mean", torch.randn(4) / 4)
+        self.register_buffer("var", torch.rand(4) + 0.1)
+        self.gamma = nn.Parameter(torch.randn(4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = F.batch_norm(self.conv(x), self.mean, self.var, self.gamma, eps=0.03)
+        y = F.prelu(self.other(self.each(x)), self.one.weight)
+        pooled = F.adaptive_max_pool2d(y, 1).flatten(1)
+        flat = F.batch_norm(y, self.mean, self.var).flatten(2)
+        return (
+            self.last(pooled), self.one(pooled), F.relu(self.each(y)),
+            F.adaptive_max_pool1d(flat, 5), F.adaptive_max_pool2d(x, (2, 3)),
+            F.adaptive_max_pool3d(y.unsqueeze(1), (3, 1, 2)),
+        )
+
+
+class Rows(nn.Module):
+    """Rows of a table that is computed, picked by a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 6)
+        self.register_buffer("indices", torch.tensor([[0, 3, 1], [3, 3, 2]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(F.embedding(self.indices, self.layer(x).flatten(0, 1)))
+
+
 def darts() -> nn.Module:
     return NetworkCIFAR(4, 10, 4, DARTS_V2)
 
@@ -452,6 +541,12 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "arithmetic": (Arithmetic, (3, 6, 5)),
     "attention": (Attention, (5, 6)),
     "norms": (Norms, (3, 6, 5)),
+    "resized_1d": (lambda: Resized(1), (2, 8)),
+    "resized_2d": (lambda: Resized(2), (2, 6, 4)),
+    "resized_3d": (lambda: Resized(3), (2, 4, 6, 2)),
+    "copies": (Copies, (3, 12, 16)),
+    "slopes": (Slopes, (3, 7, 6)),
+    "rows": (Rows, (4, 5)),
 }
 LARGE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "darts": (darts, (3, 16, 16)),
@@ -554,6 +649,15 @@ def assert_equals_reference(quantized: fx.GraphModule, x: Tensor) -> None:
 def test_every_activation_is_the_reference(name: str, config: str):
     _, quantized, _ = case(name, config)
     assert_equals_reference(quantized, case(name, config).inputs(3))
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_some_weights_of_a_resize_are_not_exact(dims: int):
+    """Those of the networks here are, and then it does not matter how they are rounded."""
+    model = nn.Sequential(nn.Upsample(size=(7, 12, 5)[:dims], mode=MODES[dims]))
+    shape = (2, 5, 7, 3)[: dims + 1]
+    prepared = prepare(lambda: model, shape, QuantConfig())
+    assert_equals_reference(fxquant.convert(prepared), random_inputs(3, shape, 9))
 
 
 def test_the_reference_notices_a_bound_that_does_not_hold():
@@ -677,7 +781,8 @@ def as_float64(value: Any) -> Any:
     """A float64 copy of a tensor or a module, the latter in eval(); anything else as it is."""
     if isinstance(value, nn.Module):
         return copy.deepcopy(value).double().eval()
-    return value.detach().double() if isinstance(value, Tensor) else value
+    real = isinstance(value, Tensor) and value.is_floating_point()
+    return value.detach().double() if real else value
 
 
 def outputs_first(weight: Tensor, groups: int | None) -> Tensor:
@@ -810,8 +915,8 @@ def test_autocast_does_not_reach_the_integers(name: str):
     assert_same(found, quantized(x))
 
 
-# but for "means", whose last output is a mean over the batch, too
-@pytest.mark.parametrize("name", sorted({*SMALL, *LARGE} - {"means"}))
+# but for "means", whose last output is a mean over the batch, too, and "rows", some of a batch's
+@pytest.mark.parametrize("name", sorted({*SMALL, *LARGE} - {"means", "rows"}))
 def test_a_sample_does_not_depend_on_its_batch(name: str):
     _, quantized, _ = case(name, "default")
     x = case(name, "default").inputs(4)

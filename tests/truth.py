@@ -135,6 +135,34 @@ def sum_of_products(
     return codes(sum(a * b * int(factor * bottom) for a, b, factor in terms), bottom, y)
 
 
+def resized(image: Any, new: Sequence[int], align_corners: bool = False) -> Integers:
+    """Numbers [N, C, ...] at the places of `new` sizes, between their neighbours: Fractions."""
+    real = image.astype(object)
+    for axis, size in enumerate(new, start=2):
+        weights = neighbours(real.shape[axis], size, align_corners)
+        real = np.moveaxis(np.tensordot(weights, real, (1, axis)), 0, axis)
+    return real
+
+
+def neighbours(length: int, size: int, align_corners: bool) -> Integers:
+    """What each new place takes of each old one: [size, length], rows that add up to 1."""
+    weights = np.full((size, length), Fraction(0), object)
+    for i in range(size):
+        place = Fraction(2 * i + 1, 2) * Fraction(length, size) - Fraction(1, 2)
+        if align_corners:
+            place = Fraction(i * (length - 1), max(size - 1, 1))
+        place = min(max(place, Fraction(0)), Fraction(length - 1))
+        left = math.floor(place)
+        weights[i, left] += 1 - (place - left)
+        weights[i, min(left + 1, length - 1)] += place - left
+    return weights
+
+
+def nearest_integers(real: Any) -> Integers:
+    """Fractions rounded half-up: int64."""
+    return np.floor(real + Fraction(1, 2)).astype(np.int64)
+
+
 def quotient(a: QParams, b: QParams, y: QParams) -> Integers:
     """The codes of a / b for every pair of codes: beyond all of them, with the sign of a, where b
     is 0, and the code of 0 for 0 / 0.

@@ -1,4 +1,4 @@
-"""Which nodes of a graph are not about tensors: plain numbers, and checks of arguments."""
+"""Which nodes of a graph are no real tensors: plain numbers, indices, and checks of arguments."""
 
 from __future__ import annotations
 
@@ -39,6 +39,19 @@ def scalars(graph: fx.Graph) -> set[fx.Node]:
             and node.all_input_nodes
             and found.issuperset(node.all_input_nodes)
         ):
+            found.add(node)
+    return found
+
+
+def indices(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that give integer tensors, computed from nothing but arguments and numbers, as far
+    as capture knew: they say what to pick, and are not quantized.
+    """
+    numbers, found = scalars(graph), set[fx.Node]()
+    for node in graph.nodes:
+        example = example_of(node)
+        integral = isinstance(example, torch.Tensor) and not example.is_floating_point()
+        if integral and (numbers | found).issuperset(node.all_input_nodes):
             found.add(node)
     return found
 

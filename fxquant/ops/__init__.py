@@ -10,22 +10,29 @@ from fxquant.ops.adaptive_avg_pool import (
     ADAPTIVE_AVG_POOL2D,
     ADAPTIVE_AVG_POOL3D,
 )
+from fxquant.ops.adaptive_max_pool import (
+    ADAPTIVE_MAX_POOL1D,
+    ADAPTIVE_MAX_POOL2D,
+    ADAPTIVE_MAX_POOL3D,
+)
 from fxquant.ops.add import ADD
 from fxquant.ops.affine import ADD_NUMBER, DIV_NUMBER, MUL_NUMBER, NEG, SUB_NUMBER
 from fxquant.ops.avg_pool import AVG_POOL1D, AVG_POOL2D, AVG_POOL3D
-from fxquant.ops.batch_norm import BATCH_NORM
+from fxquant.ops.batch_norm import BATCH_NORM, FIXED_BATCH_NORM
 from fxquant.ops.cat import CAT
 from fxquant.ops.clamp import CLAMP, HARDTANH, RELU6
 from fxquant.ops.conv import CONV1D, CONV2D, CONV3D
 from fxquant.ops.conv_transpose import CONV_TRANSPOSE1D, CONV_TRANSPOSE2D, CONV_TRANSPOSE3D
 from fxquant.ops.div import DIV
 from fxquant.ops.elu import ELU
+from fxquant.ops.embedding import EMBEDDING
 from fxquant.ops.exp import EXP
 from fxquant.ops.gelu import GELU
 from fxquant.ops.group_norm import GROUP_NORM
 from fxquant.ops.hardsigmoid import HARDSIGMOID
 from fxquant.ops.hardswish import HARDSWISH
 from fxquant.ops.instance_norm import INSTANCE_NORM
+from fxquant.ops.interpolate import INTERPOLATE_LINEAR, INTERPOLATE_NEAREST
 from fxquant.ops.layer_norm import LAYER_NORM
 from fxquant.ops.leaky_relu import LEAKY_RELU
 from fxquant.ops.linear import LINEAR
@@ -36,6 +43,8 @@ from fxquant.ops.mul import MUL
 from fxquant.ops.new_zeros import NEW_ZEROS
 from fxquant.ops.normalize import NORMALIZE
 from fxquant.ops.pad import PAD, PAD_VALUE
+from fxquant.ops.pad_copies import PAD_COPIES
+from fxquant.ops.prelu import PRELU
 from fxquant.ops.relu import RELU
 from fxquant.ops.rms_norm import RMS_NORM
 from fxquant.ops.sigmoid import SIGMOID
@@ -58,6 +67,7 @@ OPS: tuple[OpSpec, ...] = (
     CONV_TRANSPOSE3D,
     LINEAR,
     BATCH_NORM,
+    FIXED_BATCH_NORM,
     RELU,
     RELU6,
     HARDTANH,
@@ -69,6 +79,9 @@ OPS: tuple[OpSpec, ...] = (
     MAX_POOL1D,
     MAX_POOL2D,
     MAX_POOL3D,
+    ADAPTIVE_MAX_POOL1D,
+    ADAPTIVE_MAX_POOL2D,
+    ADAPTIVE_MAX_POOL3D,
     AVG_POOL1D,
     AVG_POOL2D,
     AVG_POOL3D,
@@ -81,6 +94,10 @@ OPS: tuple[OpSpec, ...] = (
     NEW_ZEROS,
     PAD,
     PAD_VALUE,
+    PAD_COPIES,
+    INTERPOLATE_NEAREST,
+    INTERPOLATE_LINEAR,
+    EMBEDDING,
     EXP,
     SIGMOID,
     TANH,
@@ -90,6 +107,7 @@ OPS: tuple[OpSpec, ...] = (
     HARDSWISH,
     ELU,
     LEAKY_RELU,
+    PRELU,
     SOFTMAX,
     LAYER_NORM,
     GROUP_NORM,

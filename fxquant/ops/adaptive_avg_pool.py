@@ -9,7 +9,7 @@ Cell i of n over a length L reaches from floor(i·L/n) to ceil((i+1)·L/n); c is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -17,7 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.intmath import centered, per_channel, sum_of_mean
-from fxquant.ops.average import AverageNumbers, average_numbers, finish_average
+from fxquant.ops.accumulator import Accumulator, IntegerCall
+from fxquant.ops.average import (
+    AverageNumbers,
+    accumulator_of_average,
+    average_numbers,
+    finish_average,
+)
 from fxquant.ops.spec import OpSpec, Output, module_options, signature_reader
 
 
@@ -42,6 +48,11 @@ def cell_sizes(length: int, cells: int) -> Tensor:
     return -((-(i + 1) * length) // cells) - (i * length) // cells
 
 
+def _most_elements(lengths: Iterable[int], cells: Iterable[int]) -> int:
+    """A cell has at most ceil(L/n) + 1 of each dimension's elements."""
+    return math.prod(-(-length // n) + 1 for length, n in zip(lengths, cells, strict=True))
+
+
 def _record(
     function: Callable[..., Tensor], spellings: tuple[Any, ...], module: type[nn.Module], dims: int
 ) -> OpSpec:
@@ -57,11 +68,17 @@ def _record(
             cells = cell_sizes(codes.shape[i - dims], mean.shape[i - dims])
             size = size * per_channel(cells, i, dims)
         size = size.to(codes.device)
-        elements = math.prod(
-            -(-length // cells) + 1
-            for length, cells in zip(codes.shape[-dims:], mean.shape[-dims:], strict=True)
-        )
+        elements = _most_elements(codes.shape[-dims:], mean.shape[-dims:])
         return finish_average(sum_of_mean(mean, size), elements, size, n, dtype)
+
+    def accumulator(call: IntegerCall) -> Accumulator:
+        shape = call.inputs[0].shape
+        if shape is None:
+            return accumulator_of_average(call, None)
+        size = call.settings["output_size"]
+        sizes = tuple(size) if isinstance(size, (tuple, list)) else (size,) * dims
+        cells = [n or length for n, length in zip(sizes, shape[-dims:], strict=True)]
+        return accumulator_of_average(call, _most_elements(shape[-dims:], cells))
 
     return OpSpec(
         name=function.__name__,
@@ -76,6 +93,7 @@ def _record(
         weight_axis=None,
         numbers=average_numbers,
         kernel=kernel,
+        accumulator=accumulator,
     )
 
 

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.intmath import common_rescale
-from fxquant.ops.operands import OperandNumbers, operand_numbers, ratios_of, sum_operands
+from fxquant.ops.operands import (
+    OperandNumbers,
+    accumulator_of_operands,
+    operand_numbers,
+    ratios_of,
+    sum_operands,
+)
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall
 
 
@@ -54,4 +60,5 @@ ADD = OpSpec(
     weight_axis=None,
     numbers=_numbers,
     kernel=sum_operands,
+    accumulator=accumulator_of_operands,
 )

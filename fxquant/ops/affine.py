@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.intmath import rescale_of, shift_half_up
+from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.spec import Call, OpSpec, Output, Reader, RealCall
 
 DOES_NOTHING = {"factor": 1.0, "offset": 0.0}
@@ -110,11 +111,15 @@ def _numbers(call: RealCall) -> AffineNumbers:
     )
 
 
-def _kernel(
-    n: AffineNumbers, dtype: torch.dtype, codes: Tensor, factor: float, offset: float
-) -> Tensor:
+def _kernel(n: AffineNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
     product = (codes.to(torch.int64) - n.x_zero) * n.multiplier + n.offset
     return torch.clamp(shift_half_up(product, n.shift) + n.y_zero, n.low, n.high).to(dtype)
+
+
+def _accumulator(call: IntegerCall) -> Accumulator:
+    n: AffineNumbers = call.numbers
+    product = reach(call.inputs[0].scheme, n.x_zero) * abs(int(n.multiplier))
+    return Accumulator((product + abs(int(n.offset)),), 2, bits=64)
 
 
 def _record(
@@ -133,6 +138,8 @@ def _record(
         weight_axis=None,
         numbers=_numbers,
         kernel=_kernel,
+        accumulator=_accumulator,
+        real=("factor", "offset"),
     )
 
 

@@ -8,6 +8,7 @@ with m·2^-S = s_x/s_y. The sum is exact, and one division rounds, whatever the 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from fxquant.errors import AccumulatorError
 from fxquant.intmath import divide_half_up, short_rescale
+from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.spec import RealCall
 
 # Nothing leaves int64: with b bits |q - z| < 2^b and m < 2^(39-b), so the sum of c elements times
@@ -41,6 +43,25 @@ def average_numbers(call: RealCall) -> AverageNumbers:
     factor = x.scale.double() / y.scale.double()
     multiplier, shift = short_rescale(factor, _PRODUCT_BITS - x.scheme.bits, _MAX_SHIFT)
     return AverageNumbers(multiplier, shift, x.zero_point, y.zero_point, low, high)
+
+
+def accumulator_of_average(call: IntegerCall, elements: int | None) -> Accumulator:
+    """Of what is summed before the one division, for so many elements, if that is known."""
+    if elements is None:
+        return Accumulator(None, None, bits=64)
+    n: AverageNumbers = call.numbers
+    dividend = 2 * elements * reach(call.inputs[0].scheme, n.x_zero) * int(n.multiplier)
+    return Accumulator((dividend + (elements << int(n.shift)),), elements, bits=64)
+
+
+def accumulator_over_dimensions(call: IntegerCall) -> Accumulator:
+    """Of a mean or a sum over `dim`: an int, several, or None for all."""
+    shape, dim = call.inputs[0].shape, call.settings["dim"]
+    if shape is None:
+        return accumulator_of_average(call, None)
+    dims = dim if isinstance(dim, (tuple, list)) else (dim,)
+    over = shape if dim is None or not dims else [shape[d] for d in dims]
+    return accumulator_of_average(call, math.prod(over))
 
 
 def finish_average(

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.intmath import centered, divide_half_up, per_channel, sum_of_mean
+from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.spec import (
     Call,
     OpSpec,
@@ -67,29 +68,29 @@ def window_counts(
     return end - start if include_pad else end.clamp(max=length) - start.clamp(min=0)
 
 
+def _per_axis(setting: Any, dims: int) -> tuple[int, ...]:
+    values = tuple(setting) if isinstance(setting, (tuple, list)) else (setting,)
+    return values * (dims // len(values))
+
+
 def _divisor(x: Tensor, mean: Tensor, dims: int, s: Mapping[str, Any]) -> Tensor:
     """The divisor of every window, int64, shaped to broadcast against the output."""
     if s.get("divisor_override"):
         return torch.tensor(s["divisor_override"])
     divisor = torch.ones((1,) * dims, dtype=torch.int64)
     stride = s["kernel_size"] if s["stride"] in (None, []) else s["stride"]
+    kernel, step, padding = (_per_axis(v, dims) for v in (s["kernel_size"], stride, s["padding"]))
     for i in range(dims):
-        kernel, step, padding = (
-            v[i if len(v) > 1 else 0] if isinstance(v, (tuple, list)) else v
-            for v in (s["kernel_size"], stride, s["padding"])
-        )
-        axis = i - dims
-        include_pad = s["count_include_pad"]
-        counts = window_counts(x.shape[axis], mean.shape[axis], kernel, step, padding, include_pad)
+        lengths = x.shape[i - dims], mean.shape[i - dims]
+        counts = window_counts(*lengths, kernel[i], step[i], padding[i], s["count_include_pad"])
         divisor = divisor * per_channel(counts, i, dims)
     return divisor
 
 
 def _stays_in_range(settings: Mapping[str, Any], dims: int) -> bool:
     """Whether a mean comes out: a divisor below the window's size gives larger values."""
-    divisor, kernel = settings.get("divisor_override"), settings["kernel_size"]
-    sizes = tuple(kernel) if isinstance(kernel, (tuple, list)) else (kernel,)
-    return divisor is None or divisor >= math.prod(sizes * (dims // len(sizes)))
+    divisor = settings.get("divisor_override")
+    return divisor is None or divisor >= math.prod(_per_axis(settings["kernel_size"], dims))
 
 
 def _record(
@@ -114,6 +115,11 @@ def _record(
         divisor = _divisor(x, mean, dims, settings).to(x.device)
         return (divide_half_up(sum_of_mean(mean, divisor), divisor) + n.zero).to(dtype)
 
+    def accumulator(call: IntegerCall) -> Accumulator:
+        window = math.prod(_per_axis(call.settings["kernel_size"], dims))
+        worst = window * reach(call.inputs[0].scheme, call.numbers.zero)
+        return Accumulator((worst,), window, bits=64, carrier=torch.float64)
+
     return OpSpec(
         name=function.__name__,
         function=function,
@@ -127,6 +133,7 @@ def _record(
         weight_axis=None,
         numbers=zero_point,
         kernel=kernel,
+        accumulator=accumulator,
     )
 
 

@@ -8,14 +8,26 @@ with signed multipliers m·2^-S = f·s_x/s_y and o_q = round(o/s_y · 2^S): one 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.intmath import per_channel, rescale_of, shift_half_up
-from fxquant.ops.spec import OpSpec, Output, Parameter, RealCall, not_spelled
+from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
+from fxquant.ops.site import batch_norm_affine
+from fxquant.ops.spec import (
+    Call,
+    OpSpec,
+    Output,
+    Parameter,
+    RealCall,
+    not_spelled,
+    signature_reader,
+)
 
 _OFFSET_LIMIT = 2.0**62  # so that the sum stays inside int64
 
@@ -37,15 +49,37 @@ def batch_norm(input: Tensor, *, batch_norm: Callable[[Tensor], Tensor]) -> Tens
     return batch_norm(input)
 
 
+def fixed_batch_norm(
+    input: Tensor, running_mean: Tensor, running_var: Tensor, weight: Tensor | None,
+    bias: Tensor | None, eps: float,
+) -> Tensor:
+    """[N, C, ...] through statistics that no mode changes; same shape."""
+    return F.batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
+
+
+_by_signature = signature_reader(F.batch_norm)
+
+
+def _read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | str | None:
+    call = _by_signature(args, kwargs)
+    if call is None:
+        return None
+    options = dict(call.options)
+    del options["momentum"]
+    if options.pop("training") is not False or options["running_mean"] is None:
+        return "it normalises each batch by itself, which is no fixed function"
+    return Call(call.inputs, options)
+
+
 def _options(module: Any) -> dict[str, Any] | None:
     # without running statistics it normalises each batch by itself: not a fixed function
     return None if module.running_mean is None else {"batch_norm": Parameter("")}
 
 
 def _numbers(call: RealCall) -> BatchNormNumbers:
-    assert call.affine is not None  # it always has its batch norm among its options
+    affine = call.affine or batch_norm_affine(SimpleNamespace(**call.options))
     s_y = call.target.qparams.scale.double()
-    factor, offset = (values.detach().double() / s_y for values in call.affine)
+    factor, offset = (values.detach().double() / s_y for values in affine)
     rescale = rescale_of(factor * call.inputs[0].scale.double())
     offset = torch.ldexp(offset, rescale.shift).round()
     return BatchNormNumbers(
@@ -67,6 +101,12 @@ def _kernel(n: BatchNormNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
     return torch.clamp(y, n.low, n.high).to(dtype)
 
 
+def _accumulator(call: IntegerCall) -> Accumulator:
+    n: BatchNormNumbers = call.numbers
+    product = reach(call.inputs[0].scheme, n.x_zero) * n.multiplier.abs()
+    return Accumulator(tuple((product + n.offset.abs()).tolist()), 2, bits=64)
+
+
 BATCH_NORM = OpSpec(
     name="batch_norm",
     function=batch_norm,
@@ -78,11 +118,31 @@ BATCH_NORM = OpSpec(
         nn.BatchNorm3d: _options,
         nn.SyncBatchNorm: _options,
     },
-    read=not_spelled,  # only modules: the function form carries no state of its own
+    read=not_spelled,  # only modules: what functions read has no state to train
     output=Output.OWN,
     range=None,
     homogeneous=False,
     weight_axis=None,
     numbers=_numbers,
     kernel=_kernel,
+    accumulator=_accumulator,
+    real=("batch_norm",),
 )
+
+FIXED_BATCH_NORM = OpSpec(
+    name="fixed_batch_norm",
+    function=fixed_batch_norm,
+    functions=(F.batch_norm,),
+    methods=(),
+    modules={},
+    read=_read,
+    output=Output.OWN,
+    range=None,
+    homogeneous=False,
+    weight_axis=None,
+    numbers=_numbers,
+    kernel=_kernel,
+    accumulator=_accumulator,
+    real=("running_mean", "running_var", "weight", "bias", "eps"),
+)
+"""Called as a function, with `training=False`."""

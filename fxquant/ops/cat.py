@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.intmath import Rescale, requantize, rescale_of
+from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.operands import OperandNumbers, centred, operand_numbers, ratios_of
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall
 
@@ -60,4 +61,5 @@ CAT = OpSpec(
     weight_axis=None,
     numbers=_numbers,
     kernel=_kernel,
+    accumulator=adds_nothing,
 )

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import (
     Call,
     Clamp,
@@ -78,7 +79,7 @@ def _numbers(call: RealCall) -> ClampNumbers:
     return ClampNumbers(low, high)
 
 
-def _kernel(n: ClampNumbers, dtype: torch.dtype, codes: Tensor, low: float, high: float) -> Tensor:
+def _kernel(n: ClampNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
     return torch.clamp(codes, n.low.to(dtype), n.high.to(dtype))
 
 
@@ -107,6 +108,8 @@ def _record(
         weight_axis=None,
         numbers=_numbers,
         kernel=_kernel,
+        accumulator=adds_nothing,
+        real=("low", "high"),
     )
 
 

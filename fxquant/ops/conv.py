@@ -3,24 +3,26 @@
     real      y[c] = b[c] + Σ w[c]·x
     integer   q_y[c] = clamp(z_y + round((s_x·s_w[c] / s_y) · (b_q[c] + Σ w_q[c]·(q_x - z_x))))
 
-Padding adds q_x = z_x, the integer that stands for 0. Grouped and depthwise alike: the bound
-of a channel's sum is read off that channel's own integer weights.
+Padding adds q_x = z_x, the integer that stands for 0, or copies of other q_x. Grouped and depthwise
+alike: the bound of a channel's sum is read off that channel's own integer weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.ops.layer import layer_kernel, layer_numbers
+from fxquant.ops.layer import LAYER_REAL, layer_accumulator, layer_kernel, layer_numbers
 from fxquant.ops.spec import (
+    Call,
     OpSpec,
     Output,
     Parameter,
+    Spelling,
     module_options,
     signature_reader,
 )
@@ -29,33 +31,68 @@ from fxquant.ops.spec import (
 def conv1d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None,
     stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
+    padding_mode: str = "zeros",
 ) -> Tensor:
     """[N, C, L] and weight [O, C/groups, K] to [N, O, L']."""
+    input, padding = _with_copies(input, weight, padding, dilation, padding_mode)
     return F.conv1d(input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None,
     stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
+    padding_mode: str = "zeros",
 ) -> Tensor:
     """[N, C, H, W] and weight [O, C/groups, Kh, Kw] to [N, O, H', W']."""
+    input, padding = _with_copies(input, weight, padding, dilation, padding_mode)
     return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv3d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None,
     stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
+    padding_mode: str = "zeros",
 ) -> Tensor:
     """[N, C, D, H, W] and weight [O, C/groups, Kd, Kh, Kw] to [N, O, D', H', W']."""
+    input, padding = _with_copies(input, weight, padding, dilation, padding_mode)
     return F.conv3d(input, weight, bias, stride, padding, dilation, groups)
 
 
-def _options(module: Any) -> dict[str, Any] | None:
-    if module.padding_mode != "zeros":
-        return None
+def _with_copies(
+    x: Tensor, weight: Tensor, padding: Any, dilation: Any, mode: str
+) -> tuple[Tensor, Any]:
+    """What a convolution reads, padded already where that is with copies, and how much of 0 there
+    is to pad; settings as a module has them.
+    """
+    if mode == "zeros" or padding == "valid":
+        return x, padding
+    if padding == "same":
+        spans = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        widths = [(span // 2, span - span // 2) for span in spans]
+    else:
+        widths = [(width, width) for width in padding]
+    return F.pad(x, [width for pair in reversed(widths) for width in pair], mode), 0
+
+
+def _options(module: Any) -> dict[str, Any]:
     bias = None if module.bias is None else Parameter("bias")
     settings = module_options(module, "stride", "padding", "dilation", "groups")
+    if module.padding_mode != "zeros":
+        settings["padding_mode"] = module.padding_mode
     return {"weight": Parameter("weight"), "bias": bias, **settings}
+
+
+def _reader(function: Callable[..., Tensor]) -> Spelling:
+    """Read a function call: only modules pad with anything but zeros."""
+    by_signature = signature_reader(function)
+
+    def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+        call = by_signature(args, kwargs)
+        if call is not None:
+            del call.options["padding_mode"]
+        return call
+
+    return read
 
 
 def _record(
@@ -70,13 +107,15 @@ def _record(
         functions=spellings,
         methods=(),
         modules={module: _options},
-        read=signature_reader(function),
+        read=_reader(function),
         output=Output.OWN,
         range=None,
         homogeneous=False,
         weight_axis=0,
         numbers=layer_numbers,
         kernel=layer_kernel(function, spatial),
+        accumulator=layer_accumulator(0),
+        real=LAYER_REAL,
     )
 
 

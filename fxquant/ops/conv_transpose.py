@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.ops.layer import layer_kernel, layer_numbers
+from fxquant.ops.layer import LAYER_REAL, layer_accumulator, layer_kernel, layer_numbers
 from fxquant.ops.spec import (
     OpSpec,
     Output,
@@ -80,6 +80,8 @@ def _record(
         weight_axis=1,
         numbers=layer_numbers,
         kernel=layer_kernel(function, spatial),
+        accumulator=layer_accumulator(1),
+        real=LAYER_REAL,
     )
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fxquant.intmath import divide_half_up, rescale_of
+from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall, signature_reader
 
 
@@ -65,6 +66,13 @@ def _kernel(n: DivNumbers, dtype: torch.dtype, a: Tensor, b: Tensor) -> Tensor:
     return torch.clamp(y, n.low, n.high).to(dtype)
 
 
+def _accumulator(call: IntegerCall) -> Accumulator:
+    n: DivNumbers = call.numbers
+    a, b = (reach(x.scheme, z) for x, z in zip(call.inputs, (n.a_zero, n.b_zero), strict=True))
+    divisor = b << int(n.shift)
+    return Accumulator((2 * a * int(n.multiplier) + divisor, 2 * divisor), 2, bits=64)
+
+
 DIV = OpSpec(
     name="div",
     function=div,
@@ -78,4 +86,5 @@ DIV = OpSpec(
     weight_axis=None,
     numbers=_numbers,
     kernel=_kernel,
+    accumulator=_accumulator,
 )

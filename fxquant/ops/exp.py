@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import OpSpec, Output
 from fxquant.ops.table import look_up, table_numbers, table_reader
 
@@ -31,4 +32,5 @@ EXP = OpSpec(
     weight_axis=None,
     numbers=table_numbers(exp),
     kernel=look_up,
+    accumulator=adds_nothing,
 )

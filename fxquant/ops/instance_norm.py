@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fxquant.ops.moments import (
     MomentNumbers,
     about_mean,
+    accumulator_of_norm,
     finish,
     moment_reader,
     norm_numbers,
@@ -36,23 +37,25 @@ def instance_norm(
     return y.reshape(input.shape)
 
 
+_NO_STATISTICS = "an instance norm with running statistics has no integer form"
 _by_signature = moment_reader(F.instance_norm)
 
 
-def _read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+def _read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | str | None:
     call = _by_signature(args, kwargs)
-    if call is None or call.options["use_input_stats"] is not True:
+    if call is None:
         return None
-    if call.options["running_mean"] is not None or call.options["running_var"] is not None:
-        return None  # each call would move them on
+    statistics = call.options["running_mean"], call.options["running_var"]
+    if call.options["use_input_stats"] is not True or statistics != (None, None):
+        return _NO_STATISTICS
     options = {name: call.options[name] for name in ("weight", "bias", "eps")}
     return Call(call.inputs, options | {"axis": 1})
 
 
-def _options_over(dims: int) -> Callable[[Any], dict[str, Any] | None]:
-    def options(module: Any) -> dict[str, Any] | None:
+def _options_over(dims: int) -> Callable[[Any], dict[str, Any] | str]:
+    def options(module: Any) -> dict[str, Any] | str:
         if module.running_mean is not None:
-            return None
+            return _NO_STATISTICS
         axis = {"axis": -1 - dims}  # with or without a batch
         return parameters_of_norm(module) | module_options(module, "eps") | axis
 
@@ -82,4 +85,6 @@ INSTANCE_NORM = OpSpec(
     weight_axis=None,
     numbers=norm_numbers,
     kernel=_kernel,
+    accumulator=accumulator_of_norm,
+    real=("weight", "bias", "eps"),
 )

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fxquant.graph.edit import Site
+from fxquant.ops.accumulator import Accumulator, IntegerCall, Operand
 from fxquant.ops.spec import OpSpec
 from fxquant.schemes import QParams, QuantScheme, dequantize, quantize
+
+
+class Facts(NamedTuple):
+    """What is known of an integer operator beside its numbers, which alone decide what it gives.
+
+    `scale` and `zero_point` say what the codes of its output stand for, `inputs` are the codes it
+    reads, and `accumulator_bits` is what its sums were allowed when it was made.
+    """
+
+    scale: float
+    zero_point: int
+    inputs: tuple[Operand, ...]
+    accumulator_bits: int
 
 
 class IntegerOp(Site):
     """One operator on integer tensors; every number it uses is a buffer of that name.
 
-    `text` says what it came from, such as 'conv2d → relu': the ReLU is in the clamp.
+    `text` says what it came from, such as 'conv2d → relu': the ReLU is in the clamp. `facts` are
+    for those who audit it.
     """
 
     def __init__(
-        self, op: OpSpec, numbers: tuple[Tensor, ...], scheme: QuantScheme, text: str
+        self, op: OpSpec, numbers: tuple[Tensor, ...], scheme: QuantScheme, text: str, facts: Facts
     ) -> None:
         super().__init__()
         self.op = op
         self.scheme = scheme
         self.text = text
+        self.facts = facts
         self._numbers = type(numbers)
         for name, value in numbers._asdict().items():  # type: ignore[attr-defined]
             self.register_buffer(name, value.clone())
@@ -38,6 +55,13 @@ class IntegerOp(Site):
     def numbers(self) -> tuple[Tensor, ...]:
         """The buffers, as the kernel takes them."""
         return self._numbers(**self._buffers)
+
+    def accumulator(self, settings: Mapping[str, Any]) -> Accumulator | None:
+        """What it sums, if anything, when it is called with those settings."""
+        _, _, inputs, bits = self.facts
+        if self.op.accumulator is None:
+            return Accumulator(None, None, bits)
+        return self.op.accumulator(IntegerCall(self.numbers, inputs, settings, bits))
 
     def extra_repr(self) -> str:
         """The operator and its output's scheme, for print(model)."""

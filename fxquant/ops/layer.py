@@ -14,14 +14,48 @@ import torch
 from torch import Tensor
 
 from fxquant import intmath
-from fxquant.intmath import LayerNumbers, carrier, centered, finish_layer, without_autocast
+from fxquant.intmath import (
+    LayerNumbers,
+    accumulator_bound,
+    carrier,
+    centered,
+    finish_layer,
+    without_autocast,
+)
+from fxquant.ops.accumulator import Accumulator, IntegerCall
 from fxquant.ops.spec import RealCall
+from fxquant.schemes import Channels, QParams
+
+LAYER_REAL = ("weight", "bias", "batch_norm")
 
 
 def layer_numbers(call: RealCall) -> LayerNumbers:
     """Every integer of a layer."""
     assert call.weights is not None  # a layer without a weight is never a site
-    return intmath.layer_numbers(*call.weights, call.inputs[0], call.target)
+    return intmath.layer_numbers(
+        *call.weights, call.inputs[0], call.target, call.accumulator_bits
+    )
+
+
+def layer_accumulator(axis: int) -> Callable[[IntegerCall], Accumulator]:
+    """What a layer sums whose weight has its output channels along `axis`: read off its integer
+    weights and bias, channel by channel. The carrier is chosen by the bound that is stored.
+    """
+
+    def accumulator(call: IntegerCall) -> Accumulator:
+        n: LayerNumbers = call.numbers
+        channels = Channels(axis, call.settings.get("groups", 1))
+        x = QParams(torch.ones(()), n.x_zero, call.inputs[0].scheme)
+        bound = accumulator_bound(n.weight, channels, x)
+        return Accumulator(
+            worst=tuple((bound + n.bias.abs()).tolist()),
+            terms=channels.rows(n.weight).shape[1],
+            bits=call.bits,
+            carrier=carrier(n.bound),
+            exact=bool((bound <= n.bound).all()),
+        )
+
+    return accumulator
 
 
 def layer_kernel(function: Callable[..., Tensor], spatial: int) -> Callable[..., Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fxquant.ops.moments import (
     MomentNumbers,
     about_mean,
+    accumulator_of_norm,
     finish,
     moment_reader,
     norm_numbers,
@@ -60,4 +61,6 @@ LAYER_NORM = OpSpec(
     weight_axis=None,
     numbers=norm_numbers,
     kernel=_kernel,
+    accumulator=accumulator_of_norm,
+    real=("weight", "bias", "eps"),
 )

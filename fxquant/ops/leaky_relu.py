@@ -11,6 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import OpSpec, Output, module_options
 from fxquant.ops.table import look_up, table_numbers, table_reader
 
@@ -37,4 +38,6 @@ LEAKY_RELU = OpSpec(
     weight_axis=None,
     numbers=table_numbers(leaky_relu),
     kernel=look_up,
+    accumulator=adds_nothing,
+    real=("negative_slope",),
 )

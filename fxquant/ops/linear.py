@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.ops.layer import layer_kernel, layer_numbers
+from fxquant.ops.layer import LAYER_REAL, layer_accumulator, layer_kernel, layer_numbers
 from fxquant.ops.spec import OpSpec, Output, Parameter, signature_reader
 
 
@@ -38,4 +38,6 @@ LINEAR = OpSpec(
     weight_axis=0,
     numbers=layer_numbers,
     kernel=layer_kernel(linear, spatial=0),
+    accumulator=layer_accumulator(0),
+    real=LAYER_REAL,
 )

@@ -4,7 +4,8 @@
     integer   q_y = clamp(z_y + (((Σ (q_a - z_a)·(q_b - z_b))·m + 2^(S-1)) >> S))
 
 with m·2^-S = s_a·s_b/s_y. Float kernels add the products exactly. How many there are, only the
-tensors say: that their sum fits 32 bits is proved at every call, and at convert where it knows.
+tensors say: that their sum fits its accumulator is proved at every call, and at convert where it
+knows.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fxquant.errors import AccumulatorError
 from fxquant.intmath import (
-    ACCUMULATOR_LIMIT,
     Rescale,
+    accumulator_limit,
     carrier,
     centered,
     exact_integer,
@@ -26,12 +26,13 @@ from fxquant.intmath import (
     rescale_of,
     without_autocast,
 )
+from fxquant.ops.accumulator import Accumulator, IntegerCall, overflow, reach
 from fxquant.ops.spec import OpSpec, Output, RealCall, signature_reader
 
 
 class MatmulNumbers(NamedTuple):
     """`multiplier`, `shift`, of s_a·s_b/s_y, and `bound`, the largest |product| of two codes, are
-    int64; the others int32: all 0-dim.
+    int64; the others int32: all 0-dim. `accumulator_bits` have to hold the sum.
     """
 
     multiplier: Tensor
@@ -42,6 +43,7 @@ class MatmulNumbers(NamedTuple):
     y_zero: Tensor
     low: Tensor
     high: Tensor
+    accumulator_bits: Tensor
 
 
 def matmul(input: Tensor, other: Tensor) -> Tensor:
@@ -50,14 +52,10 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
 
 
 def prove_fits(n: MatmulNumbers, terms: int, which: str) -> None:
-    """Refuse sums of so many products that 32 bits may not hold them."""
-    worst = int(n.bound) * terms
-    if worst >= ACCUMULATOR_LIMIT:
-        raise AccumulatorError(
-            f"{which} sums {terms} products and may reach {worst}, beyond the 32 bits of its "
-            "accumulator.\nWhat to do: keep the module around it in float, "
-            "QuantConfig(keep_float=(…,)), or sum fewer products at a time."
-        )
+    """Refuse sums of so many products that their accumulator may not hold them."""
+    worst, bits = int(n.bound) * terms, int(n.accumulator_bits)
+    if worst >= accumulator_limit(bits):
+        raise overflow(which, terms, worst, bits)
 
 
 def _numbers(call: RealCall) -> MatmulNumbers:
@@ -75,7 +73,19 @@ def _numbers(call: RealCall) -> MatmulNumbers:
         y_zero=y.zero_point,
         low=low,
         high=high,
+        accumulator_bits=torch.full_like(y.zero_point, call.accumulator_bits),
     )
+
+
+def _accumulator(call: IntegerCall) -> Accumulator:
+    n: MatmulNumbers = call.numbers
+    a, b = call.inputs
+    if a.shape is None:
+        return Accumulator(None, None, call.bits)
+    terms = a.shape[-1]
+    product = reach(a.scheme, n.a_zero) * reach(b.scheme, n.b_zero)
+    kind, exact = carrier(n.bound * terms), product <= int(n.bound)
+    return Accumulator((product * terms,), terms, call.bits, kind, exact)
 
 
 def _kernel(n: MatmulNumbers, dtype: torch.dtype, a: Tensor, b: Tensor) -> Tensor:
@@ -101,4 +111,5 @@ MATMUL = OpSpec(
     weight_axis=None,
     numbers=_numbers,
     kernel=_kernel,
+    accumulator=_accumulator,
 )

@@ -7,25 +7,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.ops.accumulator import adds_nothing
+from fxquant.ops.selection import no_numbers, selection_kernel
 from fxquant.ops.spec import (
     Call,
     OpSpec,
     Output,
     Reader,
-    RealCall,
     module_options,
     signature_reader,
 )
-
-
-class MaxPoolNumbers(NamedTuple):
-    """None: the integers of the input decide alone."""
 
 
 def max_pool1d(
@@ -70,13 +67,6 @@ def _read(function: Callable[..., Tensor]) -> Reader:
 def _record(
     function: Callable[..., Tensor], spellings: tuple[Any, ...], module: type[nn.Module]
 ) -> OpSpec:
-    def kernel(n: MaxPoolNumbers, dtype: torch.dtype, codes: Tensor, **settings: Any) -> Tensor:
-        # in float32, which holds every code exactly and pads with -inf
-        return function(codes.to(torch.float32), **settings).to(dtype)
-
-    def numbers(call: RealCall) -> MaxPoolNumbers:
-        return MaxPoolNumbers()
-
     return OpSpec(
         name=function.__name__,
         function=function,
@@ -88,8 +78,9 @@ def _record(
         range=None,
         homogeneous=False,
         weight_axis=None,
-        numbers=numbers,
-        kernel=kernel,
+        numbers=no_numbers,
+        kernel=selection_kernel(function),  # which pads with -inf
+        accumulator=adds_nothing,
     )
 
 

@@ -11,7 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxquant.ops.average import AverageNumbers, average_numbers, finish_average
+from fxquant.ops.average import (
+    AverageNumbers,
+    accumulator_over_dimensions,
+    average_numbers,
+    finish_average,
+)
 from fxquant.ops.spec import OpSpec, Output, signature_reader
 
 
@@ -52,4 +57,5 @@ MEAN = OpSpec(
     weight_axis=None,
     numbers=average_numbers,
     kernel=_kernel,
+    accumulator=accumulator_over_dimensions,
 )

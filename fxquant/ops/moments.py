@@ -31,7 +31,8 @@ from torch import Tensor, fx
 
 from fxquant.errors import AccumulatorError
 from fxquant.intmath import integer_root, per_channel, rescale_of, shift_by, shift_half_up_
-from fxquant.ops.spec import Call, Parameter, Reader, RealCall, signature_reader
+from fxquant.ops.accumulator import Accumulator, IntegerCall
+from fxquant.ops.spec import Call, Parameter, RealCall, Spelling, signature_reader
 
 _LARGEST = 2**62  # of v
 _INVERSE_BITS = 61
@@ -57,6 +58,11 @@ class MomentNumbers(NamedTuple):
     high: Tensor
 
 
+def accumulator_of_norm(call: IntegerCall) -> Accumulator:
+    """u·i, of the steps above the one that reaches farthest, whatever a row holds."""
+    return Accumulator((math.isqrt(2**125),), None, bits=64)
+
+
 class Units(NamedTuple):
     """`t`, int64 in the shape of the codes, and how many of its bits are behind the point."""
 
@@ -64,7 +70,7 @@ class Units(NamedTuple):
     bits: int
 
 
-def moment_reader(function: Callable[..., Tensor]) -> Reader:
+def moment_reader(function: Callable[..., Tensor]) -> Spelling:
     """Read a call by the signature of `function`, unless the graph computes its eps."""
     by_signature = signature_reader(function)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fxquant.intmath import Rescale, requantize, rescale_of
+from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.spec import OpSpec, Output, RealCall, signature_reader
 
 
@@ -46,6 +47,13 @@ def _kernel(n: MulNumbers, dtype: torch.dtype, a: Tensor, b: Tensor) -> Tensor:
     return requantize(acc, Rescale(n.multiplier, n.shift), n.y_zero, n.low, n.high, dtype)
 
 
+def _accumulator(call: IntegerCall) -> Accumulator:
+    n: MulNumbers = call.numbers
+    a, b = call.inputs
+    product = reach(a.scheme, n.a_zero) * reach(b.scheme, n.b_zero)
+    return Accumulator((product,), 1, bits=33)  # the most that two codes of 16 bits take
+
+
 MUL = OpSpec(
     name="mul",
     function=mul,
@@ -59,4 +67,5 @@ MUL = OpSpec(
     weight_axis=None,
     numbers=_numbers,
     kernel=_kernel,
+    accumulator=_accumulator,
 )

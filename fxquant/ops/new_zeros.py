@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import Call, OpSpec, Output, ZeroPoint, zero_point
 
 
@@ -50,4 +51,5 @@ NEW_ZEROS = OpSpec(
     weight_axis=None,
     numbers=zero_point,
     kernel=_kernel,
+    accumulator=adds_nothing,
 )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fxquant.ops.moments import (
     MomentNumbers,
+    accumulator_of_norm,
     finish,
     moment_numbers,
     moment_reader,
@@ -63,4 +64,6 @@ NORMALIZE = OpSpec(
     weight_axis=None,
     numbers=_numbers,
     kernel=_kernel,
+    accumulator=accumulator_of_norm,
+    real=("eps",),
 )

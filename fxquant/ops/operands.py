@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fxquant.intmath import Rescale, requantize
+from fxquant.intmath import ACCUMULATOR_BITS, Rescale, requantize
+from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.spec import RealCall
 
 
@@ -53,6 +54,19 @@ def operand_numbers(call: RealCall, rescale: Rescale) -> OperandNumbers:
 def centred(n: OperandNumbers, codes: Iterable[Tensor]) -> list[Tensor]:
     """`q - z` of each operand, int64."""
     return [x.to(torch.int64) - zero for x, zero in zip(codes, n.x_zero, strict=True)]
+
+
+def accumulator_of_operands(call: IntegerCall) -> Accumulator:
+    """What a sum of operands adds up: 32 bits hold it, so short are its multipliers."""
+    n: OperandNumbers = call.numbers
+    worst = [reach(x.scheme, zero) for x, zero in zip(call.inputs, n.x_zero, strict=True)]
+    return accumulator_of_terms(n, worst, ACCUMULATOR_BITS)
+
+
+def accumulator_of_terms(n: OperandNumbers, terms: Sequence[int], bits: int) -> Accumulator:
+    """What is added up of terms that are at most so large, and half a step for the rounding."""
+    products = (t * abs(m) for t, m in zip(terms, n.multiplier.tolist(), strict=True))
+    return Accumulator((sum(products) + (1 << int(n.shift) >> 1),), len(terms), bits)
 
 
 def sum_operands(n: OperandNumbers, dtype: torch.dtype, *codes: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.intmath import Rescale, requantize, rescale_of
+from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import (
     Call,
     OpSpec,
@@ -73,9 +74,7 @@ def _options(module: Any) -> dict[str, Any]:
     return {"pad": module.padding, "mode": "constant", "value": getattr(module, "value", 0.0)}
 
 
-def _pad_zero(
-    n: ZeroPoint, dtype: torch.dtype, codes: Tensor, pad: Any, mode: str, value: float | None
-) -> Tensor:
+def _pad_zero(n: ZeroPoint, dtype: torch.dtype, codes: Tensor, pad: Any, mode: str) -> Tensor:
     return F.pad(codes, pad, mode, int(n.zero))
 
 
@@ -88,7 +87,7 @@ def _value_numbers(call: RealCall) -> PadValueNumbers:
 
 
 def _pad_value(
-    n: PadValueNumbers, dtype: torch.dtype, codes: Tensor, pad: Any, mode: str, value: float
+    n: PadValueNumbers, dtype: torch.dtype, codes: Tensor, pad: Any, mode: str
 ) -> Tensor:
     centred = codes.to(torch.int64) - n.x_zero
     rescale = Rescale(n.multiplier, n.shift)
@@ -116,6 +115,8 @@ PAD = OpSpec(
     weight_axis=None,
     numbers=zero_point,
     kernel=_pad_zero,
+    accumulator=adds_nothing,
+    real=("value",),
 )
 
 PAD_VALUE = OpSpec(
@@ -135,4 +136,6 @@ PAD_VALUE = OpSpec(
     weight_axis=None,
     numbers=_value_numbers,
     kernel=_pad_value,
+    accumulator=adds_nothing,
+    real=("value",),
 )

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import OpSpec, Output, ZeroPoint, signature_reader, zero_point
 
 
@@ -41,4 +42,5 @@ RELU = OpSpec(
     weight_axis=None,
     numbers=zero_point,
     kernel=_kernel,
+    accumulator=adds_nothing,
 )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fxquant.ops.moments import (
     MomentNumbers,
     about_zero,
+    accumulator_of_norm,
     finish,
     moment_numbers,
     moment_reader,
@@ -67,4 +68,6 @@ RMS_NORM = OpSpec(
     weight_axis=None,
     numbers=_numbers,
     kernel=_kernel,
+    accumulator=accumulator_of_norm,
+    real=("weight", "eps"),
 )

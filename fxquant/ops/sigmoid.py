@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import OpSpec, Output
 from fxquant.ops.table import look_up, table_numbers, table_reader
 
@@ -37,4 +38,5 @@ SIGMOID = OpSpec(
     weight_axis=None,
     numbers=table_numbers(sigmoid),
     kernel=look_up,
+    accumulator=adds_nothing,
 )

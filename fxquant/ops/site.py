@@ -14,18 +14,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxquant.fake_quant import ActivationFakeQuant, WeightFakeQuant, round_to_grid
 from fxquant.graph.edit import Site
-from fxquant.intmath import Target
+from fxquant.intmath import ACCUMULATOR_BITS, Target
 from fxquant.observers import Observer
 from fxquant.ops.freeze import FreezeAfter
 from fxquant.ops.spec import Affine, Clamp, OpSpec, Output, RealCall, Weights
 from fxquant.schemes import Channels, QParams, code_of, dequantize, quantize
-
-# options that are real numbers: they are in an operator's integers, and its kernel takes the rest
-REAL_OPTIONS = ("weight", "bias", "batch_norm", "factors", "eps")
 
 
 class CallSite(Site):
@@ -49,6 +46,7 @@ class CallSite(Site):
         self.output: Observer | ActivationFakeQuant | None = None
         # a tuple, hence not registered: each quantizer belongs to the site that it follows
         self.sources: tuple[ActivationFakeQuant, ...] = ()
+        self.accumulator_bits = ACCUMULATOR_BITS
 
     def forward(self, *inputs: Tensor, **options: Any) -> Tensor:
         """The operator's output: same shape in both modes."""
@@ -151,8 +149,9 @@ class CallSite(Site):
             weights = Weights(weight, bias, quant.scale(weight), quant.scheme, quant.channels)
             weights = weights if affine is None else _fold(weights, affine)
         sources = tuple(source.qparams for source in self.sources)
-        numbers = self.op.numbers(RealCall(sources, self.target, weights, affine, options))
-        return numbers, {k: v for k, v in options.items() if k not in REAL_OPTIONS}
+        bits = self.accumulator_bits
+        numbers = self.op.numbers(RealCall(sources, self.target, weights, affine, options, bits))
+        return numbers, {k: v for k, v in options.items() if k not in self.op.real}
 
     def extra_repr(self) -> str:
         """The operator and its activation, for print(model)."""
@@ -176,7 +175,7 @@ class InputQuantizer(Site):
         return dequantize(quantize(x, self.output.qparams), self.output.qparams)
 
 
-def batch_norm_affine(batch_norm: nn.Module) -> Affine:
+def batch_norm_affine(batch_norm: object) -> Affine:
     """A batch norm in eval() as `y = factor · x + offset`.
 
         factor = γ / √(σ² + ε)        offset = β - μ · factor

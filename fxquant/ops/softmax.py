@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fxquant.errors import AccumulatorError
 from fxquant.intmath import MULTIPLIER_BITS, divide_half_up, rescale_of
+from fxquant.ops.accumulator import Accumulator, IntegerCall
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall, signature_reader
 
 ONE_BITS = 20  # e^0 is 2^20
@@ -94,6 +95,17 @@ def _kernel(n: SoftmaxNumbers, dtype: torch.dtype, codes: Tensor, dim: int) -> T
     return torch.clamp(y, n.low, n.high).to(dtype)
 
 
+def _accumulator(call: IntegerCall) -> Accumulator:
+    n: SoftmaxNumbers = call.numbers
+    shape = call.inputs[0].shape
+    if shape is None:
+        return Accumulator(None, None, bits=64)
+    columns = shape[call.settings["dim"]]
+    divisor = columns << ONE_BITS + int(n.shift)
+    dividend = (int(n.multiplier) << ONE_BITS + 1) + divisor
+    return Accumulator((max(dividend, 2 * divisor),), columns, bits=64)
+
+
 SOFTMAX = OpSpec(
     name="softmax",
     function=softmax,
@@ -107,4 +119,5 @@ SOFTMAX = OpSpec(
     weight_axis=None,
     numbers=_numbers,
     kernel=_kernel,
+    accumulator=_accumulator,
 )

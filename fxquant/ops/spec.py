@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxquant.intmath import Target
+from fxquant.intmath import ACCUMULATOR_BITS, Target
+from fxquant.ops.accumulator import Accumulator, IntegerCall
 from fxquant.schemes import Channels, QParams, QuantScheme
 
 
@@ -88,7 +89,9 @@ class Affine(NamedTuple):
     offset: Tensor
 
 
-Reader = Callable[[tuple[Any, ...], Mapping[str, Any]], Call | None]
+Spelling = Callable[[tuple[Any, ...], Mapping[str, Any]], Call | None]
+Reader = Callable[[tuple[Any, ...], Mapping[str, Any]], Call | str | None]
+Options = Callable[[Any], Call | dict[str, Any] | str | None]
 
 
 class RealCall(NamedTuple):
@@ -99,32 +102,38 @@ class RealCall(NamedTuple):
     weights: Weights | None  # of a layer, a batch norm folded in
     affine: Affine | None  # of a batch norm
     options: Mapping[str, Any]
+    accumulator_bits: int = ACCUMULATOR_BITS
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpSpec:
-    """Everything known of one operator. Leaving a field out is an error at import.
+    """Everything known of one operator. Leaving out a field that has no default fails at import.
 
     name          what graphs and messages call it
     function      its float meaning: `function(*inputs, **options)`
     functions     the functions that spell it in user code
     methods       the Tensor methods that spell it
-    modules       module type -> the options that such a module stands for, or None where
-                  this module has no integer form; parameters are named by their attribute
-    read          the canonical call of a function or method call's arguments, or None
+    modules       module type -> the options that such a module stands for, or the whole call;
+                  parameters are named by their attribute
+    read          the canonical call of a function or method call's arguments
+                  (both: None where it is no such call, or a sentence that says why not)
     output        which range its output has
     range         the range of its output where that is known beforehand, else None
     homogeneous   whether it works on each element alone and f(c·x) = c·f(x) for every c > 0
     weight_axis   the axis of its weight's output channels; None if it has no weight
     numbers       every integer it computes with, as a NamedTuple of tensors
     kernel        `kernel(numbers, dtype, *codes, **options)`: integer tensors in and out
+    accumulator   what it sums before it rounds, at most; None as a result where that is nothing,
+                  and as a field where nobody has said: then nothing is proved
+    indices       the options that are integer tensors of the network: they say what to pick
+    real          the options that end in the numbers: the kernel takes the others
     """
 
     name: str
     function: Callable[..., Tensor]
     functions: tuple[Callable[..., Any], ...]
     methods: tuple[str, ...]
-    modules: Mapping[type[nn.Module], Callable[[Any], dict[str, Any] | None]]
+    modules: Mapping[type[nn.Module], Options]
     read: Reader
     output: Output
     range: tuple[float, float] | None
@@ -132,6 +141,9 @@ class OpSpec:
     weight_axis: int | None
     numbers: Callable[[RealCall], tuple[Tensor, ...]]
     kernel: Callable[..., Tensor]
+    accumulator: Callable[[IntegerCall], Accumulator | None] | None = None
+    indices: tuple[str, ...] = ()
+    real: tuple[str, ...] = ()
 
     @property
     def folds(self) -> bool:
@@ -171,7 +183,13 @@ class Parameter(NamedTuple):
     name: str
 
 
-def signature_reader(function: Callable[..., Any], inputs: int = 1) -> Reader:
+class Argument(NamedTuple):
+    """In a module's call: stands for what the module is called with, by number."""
+
+    number: int
+
+
+def signature_reader(function: Callable[..., Any], inputs: int = 1) -> Spelling:
     """Read a call by the signature of `function`, whose first `inputs` are activations."""
     signature = inspect.signature(function)
     names = list(signature.parameters)[:inputs]

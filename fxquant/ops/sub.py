@@ -17,7 +17,13 @@ import torch
 from torch import Tensor
 
 from fxquant.intmath import common_rescale
-from fxquant.ops.operands import OperandNumbers, operand_numbers, ratios_of, sum_operands
+from fxquant.ops.operands import (
+    OperandNumbers,
+    accumulator_of_operands,
+    operand_numbers,
+    ratios_of,
+    sum_operands,
+)
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall, signature_reader
 
 
@@ -55,4 +61,5 @@ SUB = OpSpec(
     weight_axis=None,
     numbers=_numbers,
     kernel=sum_operands,
+    accumulator=accumulator_of_operands,
 )

@@ -12,7 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxquant.ops.average import AverageNumbers, average_numbers, finish_average
+from fxquant.ops.average import (
+    AverageNumbers,
+    accumulator_over_dimensions,
+    average_numbers,
+    finish_average,
+)
 from fxquant.ops.spec import Call, OpSpec, Output, signature_reader
 
 
@@ -55,4 +60,5 @@ SUM = OpSpec(
     weight_axis=None,
     numbers=average_numbers,
     kernel=_kernel,
+    accumulator=accumulator_over_dimensions,
 )

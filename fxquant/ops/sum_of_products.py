@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from fxquant.intmath import MAX_SHIFT, common_rescale
+from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.operands import (
     OperandNumbers,
+    accumulator_of_terms,
     centred,
     operand_numbers,
     scales_of,
@@ -44,6 +46,14 @@ def _kernel(n: OperandNumbers, dtype: torch.dtype, *codes: Tensor) -> Tensor:
     return sum_terms(n, dtype, [x * w for x, w in zip(values[:half], values[half:], strict=True)])
 
 
+def _accumulator(call: IntegerCall) -> Accumulator:
+    zeros = call.numbers.x_zero
+    far = [reach(x.scheme, zero) for x, zero in zip(call.inputs, zeros, strict=True)]
+    half = len(far) // 2
+    products = [x * w for x, w in zip(far[:half], far[half:], strict=True)]
+    return accumulator_of_terms(call.numbers, products, bits=64)
+
+
 SUM_OF_PRODUCTS = OpSpec(
     name="sum_of_products",
     function=sum_of_products,
@@ -57,5 +67,6 @@ SUM_OF_PRODUCTS = OpSpec(
     weight_axis=None,
     numbers=_numbers,
     kernel=_kernel,
+    accumulator=_accumulator,
 )
 """Spelled as products and sums, of which the pass join_products makes it."""

@@ -57,7 +57,7 @@ def table_numbers(function: Callable[..., Tensor]) -> Callable[[RealCall], Table
     return numbers
 
 
-def look_up(n: TableNumbers, dtype: torch.dtype, codes: Tensor, **settings: Any) -> Tensor:
+def look_up(n: TableNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
     """The kernel of every such function."""
     index = codes.to(torch.int32) - n.lowest
     # index_select on a flat int32 index is several times faster than table[index]

@@ -6,7 +6,7 @@ from torch import Tensor, fx
 
 from fxquant.errors import VerifyError
 from fxquant.fake_quant import ActivationFakeQuant
-from fxquant.graph.edit import called_module, get_attribute
+from fxquant.graph.edit import called_module, get_attribute, nodes_in
 from fxquant.graph.place import describe
 from fxquant.graph.values import scalars
 from fxquant.observers import Observer
@@ -56,9 +56,12 @@ def verify_integer(gm: fx.GraphModule) -> None:
         module = called_module(gm, node)
         if isinstance(module, (CallSite, InputQuantizer)):
             raise VerifyError(f"{describe(node)} was not lowered")
-        unknown = [x for x in node.all_input_nodes if x not in integers and x not in scalar_nodes]
-        if isinstance(module, IntegerOp) and unknown:
-            raise VerifyError(f"{describe(node)} reads the float value '{unknown[0].name}'")
+        if isinstance(module, IntegerOp):
+            settings = [v for name, v in node.kwargs.items() if name not in module.op.indices]
+            read = nodes_in((node.args, settings))
+            unknown = [x for x in read if x not in integers and x not in scalar_nodes]
+            if unknown:
+                raise VerifyError(f"{describe(node)} reads the float value '{unknown[0].name}'")
         moved = node.args and node.args[0] in integers and is_move(gm, node)
         if isinstance(module, (Quantize, IntegerOp)) or moved or _is_constant(gm, node):
             integers.add(node)

@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from fxquant.intmath import common_rescale
-from fxquant.ops.operands import OperandNumbers, operand_numbers, ratios_of, sum_operands
+from fxquant.ops.operands import (
+    OperandNumbers,
+    accumulator_of_operands,
+    operand_numbers,
+    ratios_of,
+    sum_operands,
+)
 from fxquant.ops.spec import OpSpec, Output, RealCall, not_spelled
 
 
@@ -48,5 +54,7 @@ WEIGHTED_SUM = OpSpec(
     weight_axis=None,
     numbers=_numbers,
     kernel=sum_operands,
+    accumulator=accumulator_of_operands,
+    real=("factors",),
 )
 """Spelled as products and sums, of which the passes weigh_terms and join_adds make it."""

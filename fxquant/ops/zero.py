@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import Call, OpSpec, Output, ZeroPoint, zero_point
 
 
@@ -47,4 +48,5 @@ ZERO = OpSpec(
     weight_axis=None,
     numbers=zero_point,
     kernel=_kernel,
+    accumulator=adds_nothing,
 )

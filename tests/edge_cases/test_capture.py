@@ -260,19 +260,25 @@ SPELLINGS = {
 
 @pytest.mark.parametrize("forward", SPELLINGS.values(), ids=SPELLINGS)
 def test_case_07_spellings(forward):
-    """Kept, and refused where a batch norm is called as a function: each spelling is known."""
+    """Kept: each spelling is known."""
     kept(Net(forward, a=conv(), matrix=nn.Parameter(torch.randn(5, 8))), INPUT)
 
 
 def test_case_07_batch_norm_as_a_function():
-    """Refused: a batch norm that is called as a function holds no statistics of its own."""
+    """Kept: a batch norm that is called as a function, with statistics that no mode changes."""
 
     def forward(s, x):
         bn = s.bn
         return F.batch_norm(s.a(x), bn.running_mean, bn.running_var, bn.weight, bn.bias)
 
-    model = Net(forward, a=conv(), bn=nn.BatchNorm2d(4))
-    refused(model, INPUT, "keep_float", node="batch_norm", module="", line="F.batch_norm(")
+    kept(Net(forward, a=conv(), bn=nn.BatchNorm2d(4)), INPUT)
+
+
+def test_case_07_batch_norm_of_each_batch_as_a_function():
+    """Refused: a batch norm that is called as a function, with the statistics of each batch."""
+    model = Net(lambda s, x: F.batch_norm(s.a(x), None, None, training=True), a=conv())
+    words = "it normalises each batch by itself"
+    refused(model, INPUT, words, node="batch_norm", module="", line="F.batch_norm(")
 
 
 OUTPUTS = {

@@ -24,7 +24,6 @@ from tests.edge_cases.checks import (
     entries,
     kept,
     left_alone,
-    refused,
 )
 
 INPUT = torch.randn(IMAGE, generator=torch.Generator().manual_seed(3))
@@ -126,9 +125,10 @@ def test_case_35_leaky_relu(kind, slope):
 
 @pytest.mark.parametrize("act", [nn.PReLU(), nn.PReLU(4)], ids=["one slope", "one a channel"])
 def test_case_35_prelu(act):
-    """Refused: a PReLU has no integer form, and may be kept in float."""
-    model = net(lambda s, y: s.act(y), act=act)
-    refused(model, INPUT, "keep_float=('act',)", node="act", module="act", line="s.act(y)")
+    """Kept: a PReLU lets positive factors through, each channel's through its own slope."""
+    act.weight.data = torch.linspace(-0.5, 1.5, len(act.weight))
+    prepared = equalized(net(lambda s, y: s.act(y), act=act), "a", "b")
+    assert spread(prepared.a.weight) < 10
 
 
 def test_case_35_relu():

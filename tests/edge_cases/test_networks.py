@@ -15,10 +15,7 @@ CONFIGS = {name: laws.CONFIGS[name] for name in ("train", "equalize")}
 NO_FORM = "no integer form for"
 # what is refused: the words, and the modules without which it is kept, if any
 REFUSED = {
-    "functional conv and batch norm": ("call_function batch_norm", ()),
     "track_running_stats=False": (NO_FORM, ("1",)),
-    "PReLU per channel": (NO_FORM, ("1",)),
-    "reflected and circular padding": (NO_FORM, ("0", "3")),
     "average pool with a divisor": (NO_FORM, ("2",)),
 }
 

@@ -188,7 +188,10 @@ LEFT_ALONE = [
     lambda m, x: x.clamp(min=1.0),  # leaves the range that it would have to keep
     lambda m, x: F.avg_pool2d(x, 2, divisor_override=1),
     lambda m, x: F.avg_pool2d(x, (2,), divisor_override=3),  # less than the 4 of its window
-    lambda m, x: F.pad(x, (1, 1), mode="reflect"),
+    lambda m, x: F.interpolate(x, scale_factor=2, mode="bicubic"),
+    lambda m, x: F.prelu(x, x[0, :, 0, 0]),  # slopes that the network computes
+    lambda m, x: F.batch_norm(x, None, None, training=True),
+    lambda m, x: F.adaptive_max_pool2d(x, 2, return_indices=True),
     lambda m, x: F.leaky_relu(x, x.size(0) / 10),  # a slope that only the graph knows
     lambda m, x: torch.sin(x),
     lambda m, x: torch.softmax(x, 1, torch.float64),
@@ -238,7 +241,8 @@ def test_the_0_that_a_sum_starts_with_disappears():
 def test_modules_without_an_integer_form_are_left_alone():
     gm = trace(
         nn.Sequential(
-            nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"),
+            nn.Upsample(scale_factor=2, mode="bicubic"),
+            nn.AdaptiveMaxPool2d(2, return_indices=True),
             nn.BatchNorm2d(2, track_running_stats=False),
             nn.MaxPool2d(2, return_indices=True),
             nn.LogSoftmax(1),

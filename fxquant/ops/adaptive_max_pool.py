@@ -1,0 +1,73 @@
+"""Adaptive max pooling. Order is kept by quantization, so it picks the same elements.
+
+    real      y = max over the cell of x
+    integer   q_y = max over the cell of q_x
+
+Cell i of n over a length L reaches from floor(i·L/n) to ceil((i+1)·L/n).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxquant.ops.accumulator import adds_nothing
+from fxquant.ops.selection import no_numbers, selection_kernel
+from fxquant.ops.spec import Call, OpSpec, Output, Reader, module_options, signature_reader
+
+
+def adaptive_max_pool1d(input: Tensor, output_size: Any) -> Tensor:
+    """[N, C, L] to [N, C, n]."""
+    return F.adaptive_max_pool1d(input, output_size)
+
+
+def adaptive_max_pool2d(input: Tensor, output_size: Any) -> Tensor:
+    """[N, C, H, W] to [N, C, h, w]."""
+    return F.adaptive_max_pool2d(input, output_size)
+
+
+def adaptive_max_pool3d(input: Tensor, output_size: Any) -> Tensor:
+    """[N, C, D, H, W] to [N, C, d, h, w]."""
+    return F.adaptive_max_pool3d(input, output_size)
+
+
+def _options(module: Any) -> dict[str, Any] | None:
+    return None if module.return_indices else module_options(module, "output_size")
+
+
+def _read(function: Callable[..., Tensor]) -> Reader:
+    by_signature = signature_reader(function)
+
+    def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+        named = dict(kwargs)
+        return None if named.pop("return_indices", False) else by_signature(args, named)
+
+    return read
+
+
+def _record(
+    function: Callable[..., Tensor], spelling: Callable[..., Any], module: type[nn.Module]
+) -> OpSpec:
+    return OpSpec(
+        name=function.__name__,
+        function=function,
+        functions=(spelling,),
+        methods=(),
+        modules={module: _options},
+        read=_read(function),
+        output=Output.EXACT,
+        range=None,
+        homogeneous=False,
+        weight_axis=None,
+        numbers=no_numbers,
+        kernel=selection_kernel(function),
+        accumulator=adds_nothing,
+    )
+
+
+ADAPTIVE_MAX_POOL1D = _record(adaptive_max_pool1d, F.adaptive_max_pool1d, nn.AdaptiveMaxPool1d)
+ADAPTIVE_MAX_POOL2D = _record(adaptive_max_pool2d, F.adaptive_max_pool2d, nn.AdaptiveMaxPool2d)
+ADAPTIVE_MAX_POOL3D = _record(adaptive_max_pool3d, F.adaptive_max_pool3d, nn.AdaptiveMaxPool3d)

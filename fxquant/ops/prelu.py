@@ -1,0 +1,80 @@
+"""PReLU: a slope below zero that is trained, one for all channels or one for each.
+
+    real      y = x where x > 0, else a[c]·x
+    integer   q_y = clamp(z_y + (((q_x - z_x)·m + 2^(S-1)) >> S))
+
+with m·2^-S = s_x/s_y above zero and a[c]·s_x/s_y, of either sign, below: one rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxquant.intmath import Rescale, per_channel, requantize, rescale_of
+from fxquant.ops.accumulator import adds_nothing
+from fxquant.ops.spec import OpSpec, Output, Parameter, RealCall, signature_reader
+
+
+class PReluNumbers(NamedTuple):
+    """`multiplier`, `shift` int64 [2, C], above zero and below, C = 1 where all channels have one
+    slope; the others 0-dim int32.
+    """
+
+    multiplier: Tensor
+    shift: Tensor
+    x_zero: Tensor
+    y_zero: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def prelu(input: Tensor, weight: Tensor) -> Tensor:
+    """[N, C, ...] and the slopes, [C], or any shape and one slope."""
+    return F.prelu(input, weight)
+
+
+def _options(module: nn.PReLU) -> dict[str, Any]:
+    return {"weight": Parameter("weight")}
+
+
+def _numbers(call: RealCall) -> PReluNumbers:
+    x, (y, low, high) = call.inputs[0], call.target
+    below = call.options["weight"].detach().double().reshape(-1)
+    factors = torch.stack([torch.ones_like(below), below]) * x.scale.double() / y.scale.double()
+    multiplier, shift = rescale_of(factors)
+    return PReluNumbers(multiplier, shift, x.zero_point, y.zero_point, low, high)
+
+
+def _kernel(n: PReluNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
+    centred = codes.to(torch.int64) - n.x_zero
+
+    def of_sign(values: Tensor) -> Tensor:
+        above, below = values.unbind()
+        if len(above) > 1:
+            above, below = (per_channel(row, 1, codes.dim()) for row in (above, below))
+        return torch.where(centred > 0, above, below)
+
+    rescale = Rescale(of_sign(n.multiplier), of_sign(n.shift))
+    return requantize(centred, rescale, n.y_zero, n.low, n.high, dtype)
+
+
+PRELU = OpSpec(
+    name="prelu",
+    function=prelu,
+    functions=(F.prelu, torch.prelu),
+    methods=("prelu",),
+    modules={nn.PReLU: _options},
+    read=signature_reader(prelu),
+    output=Output.OWN,
+    range=None,
+    homogeneous=True,
+    weight_axis=None,
+    numbers=_numbers,
+    kernel=_kernel,
+    accumulator=adds_nothing,
+    real=("weight",),
+)
