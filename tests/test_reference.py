@@ -624,8 +624,9 @@ def test_every_activation_is_the_reference(name: str, config: str):
 def test_some_weights_of_a_resize_are_not_exact(dims: int):
     """Those of the networks here are, and then it does not matter how they are rounded."""
     model = nn.Sequential(nn.Upsample(size=(7, 12, 5)[:dims], mode=MODES[dims]))
-    prepared = prepare(lambda: model, (2, 5, 7, 3)[: dims + 1], QuantConfig())
-    assert_equals_reference(fxquant.convert(prepared), random_inputs(3, (2, 5, 7, 3)[: dims + 1], 9))
+    shape = (2, 5, 7, 3)[: dims + 1]
+    prepared = prepare(lambda: model, shape, QuantConfig())
+    assert_equals_reference(fxquant.convert(prepared), random_inputs(3, shape, 9))
 
 
 def test_the_reference_notices_a_bound_that_does_not_hold():

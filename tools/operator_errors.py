@@ -248,9 +248,9 @@ def resizing() -> str:
     """Random images, resized between their neighbours."""
     lines = [
         "## Resizing\n",
-        f"Random images of 8-bit codes, {RESIZED_CODES:,} new ones for each figure. Weights have",
-        "11 bits in each dimension, which is exact with factors of 2 and 4. Other factors also have",
-        "ties, of which short weights break some downwards. Each figure: differ, worst.\n",
+        f"Random images of 8-bit codes, {RESIZED_CODES:,} new ones each time. Weights have 11",
+        "bits in each dimension, which is exact with factors of 2 and 4. Other factors have ties,",
+        "too, of which short weights break some downwards. Each figure: differ, worst.\n",
         "| size | linear | bilinear | trilinear |\n|---|---|---|---|",
     ]
     for old, new in RESIZED:
