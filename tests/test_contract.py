@@ -11,6 +11,7 @@ from torch import nn
 
 import fxquant
 from fxquant import darts
+from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
 from tests import laws
 from tests.strategies import NetSpec, chain, net_specs
 
@@ -256,3 +257,32 @@ def test_torchvision_networks_with_gates(name, config):
     prepared, quantized = prepared_and_quantized(net, torch.randn(2, 3, 32, 32), config)
     x = torch.randn(3, 3, 32, 32)
     laws.assert_equal(quantized(x), prepared(x))
+
+
+IMAGE, CLIP = (2, 3, 32, 32), (2, 3, 4, 16, 16)
+SLOW = pytest.mark.slow
+DENSE = [
+    ("lraspp_mobilenet_v3_large", {}, IMAGE),
+    pytest.param("deeplabv3_mobilenet_v3_large", {}, IMAGE, marks=SLOW),
+    pytest.param("deeplabv3_resnet50", {}, IMAGE, marks=SLOW),
+    pytest.param("fcn_resnet50", {"aux_loss": True}, IMAGE, marks=SLOW),
+    ("mc3_18", {}, CLIP),
+    pytest.param("r3d_18", {}, CLIP, marks=SLOW),
+    pytest.param("r2plus1d_18", {}, CLIP, marks=SLOW),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "shape"), DENSE)
+def test_torchvision_networks_for_segmentation_and_video(name, options, shape):
+    """Resized to the size of the input, a dict of outputs; convolutions in three dimensions."""
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    torch.manual_seed(0)
+    options = {"weights_backbone": None} | options if shape is IMAGE else options
+    net = models.get_model(name, num_classes=5, **options)
+    prepared, quantized = prepared_and_quantized(net, torch.randn(shape), laws.CONFIGS["train"])
+    x = torch.randn(shape)
+    ours, theirs = quantized(x), prepared(x)
+    laws.assert_equal(ours, theirs)
+    assert shape is CLIP or list(ours) == list(theirs) == list(net(x))
+    kinds = {type(m) for m in quantized.modules() if not list(m.children())}
+    assert kinds <= {Quantize, IntegerOp, Dequantize}
