@@ -619,8 +619,8 @@ BUGS = (
         (f"{EVAL}[convs-default]",),
     ),
     Bug(
-        "a float slips through: max pooling gives its carrier",
-        "fxquant/ops/max_pool.py",
+        "a float slips through: a selection gives its carrier",
+        "fxquant/ops/selection.py",
         "return function(codes.to(torch.float32), **settings).to(dtype)",
         "return function(codes.to(torch.float32), **settings)",
         (f"{NO_FLOAT}[pools_2d-default]",),
