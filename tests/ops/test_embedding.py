@@ -75,7 +75,7 @@ def test_only_the_rows_that_are_read_have_gradients_and_the_padding_has_none():
 def test_the_whole_table_decides_its_range():
     model = Classifier()
     model.table.weight.data[13] = 50.0  # which no token names
-    prepared, quantized = prepared_and_quantized(model)
+    _, quantized = prepared_and_quantized(model)
     (audited,) = (row for row in fxquant.audit(quantized).rows if row.operator == "embedding")
     assert audited.scale == pytest.approx(50.0 / 255, rel=0.1)
 
