@@ -13,10 +13,11 @@ from torch import fx, nn
 
 from fxquant.config import QuantConfig
 from fxquant.errors import CaptureError, ConfigError, StageError
-from fxquant.graph.compare import random_like
+from fxquant.graph.around import unwrap
+from fxquant.graph.compare import check_capture, random_like
 from fxquant.graph.network import IntegerNetwork
 from fxquant.graph.tensors import copy_of
-from fxquant.graph.trace import check_capture, trace, unwrap
+from fxquant.graph.trace import trace
 from fxquant.pipeline import Stage, carry_over, need_prepared, note, stage_of
 from fxquant.recipes import CONVERT, prepare_recipe
 

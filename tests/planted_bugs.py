@@ -272,7 +272,7 @@ BUGS = (
     ),
     Bug(
         "a number that training sets later is baked in",
-        "fxquant/graph/trace.py",
+        "fxquant/graph/training.py",
         "    for text in list(decisions.asked):\n",
         "    for text in ():\n",
         ("tests/graph/test_live.py",),

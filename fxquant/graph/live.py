@@ -20,10 +20,10 @@ from typing import Any
 from torch import fx, nn
 
 from fxquant.errors import CaptureError
+from fxquant.graph.own import attributes_of, is_torchs_module
 from fxquant.graph.place import set_example
 
 _CONSTANT = re.compile(r"_\w+_constant_?\d+")  # torch.fx keeps a tensor so that it met
-_OWN = frozenset(vars(nn.Module()))  # the tables, hooks and mode that every module has
 
 _COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
 _ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
@@ -121,7 +121,7 @@ def live_floats(model: nn.Module, decisions: Decisions) -> Iterator[None]:
     """Let every float attribute of the user's modules be a LiveFloat."""
     before: list[tuple[dict[str, Any], str, float]] = []
     for path, module in model.named_modules():
-        if type(module).__module__.startswith("torch.nn."):
+        if is_torchs_module(module):
             continue
         for name, value in vars(module).items():
             if type(value) is float:
@@ -144,9 +144,9 @@ def live_floats(model: nn.Module, decisions: Decisions) -> Iterator[None]:
 def _written(model: nn.Module) -> dict[str, dict[str, Any]]:
     """What the user's modules hold as plain attributes."""
     return {
-        path: {k: v for k, v in vars(module).items() if k not in _OWN}
+        path: attributes_of(module)
         for path, module in model.named_modules()
-        if not type(module).__module__.startswith("torch.nn.")
+        if not is_torchs_module(module)
     }
 
 
