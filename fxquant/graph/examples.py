@@ -28,15 +28,22 @@ class Examples:
         inputs: Sequence[Any],
         functions: tuple[Callable[..., Any], ...],
         is_identity: Callable[[nn.Module], bool],
+        results: dict[str, Any] | None = None,
     ) -> None:
-        """`functions` may need real tensors; `is_identity` tells who hands its input on."""
+        """`functions` may need real tensors; `is_identity` tells who hands its input on;
+        `results` are those of modules that are alike, on arguments alike, in other graphs.
+        """
         self.inputs, self.functions, self.is_identity = list(inputs), functions, is_identity
         self.values: dict[fx.Node, Any] = {}
-        self.results: dict[str, Any] = {}  # of modules that are alike, on arguments alike
+        self.results = {} if results is None else results
 
     def of(self, node: fx.Node) -> Any:
         """The example of a node, or UNKNOWN."""
         return self.values.get(node, UNKNOWN)
+
+    def look(self, node: fx.Node) -> str:
+        """The example of a node without its elements, which on the meta device there are none."""
+        return "" if node not in self.values else _written(self.values[node])
 
     def add(self, node: fx.Node, root: nn.Module) -> Any:
         """Find the example of a new node in the graph of `root`; UNKNOWN where there is none."""
@@ -84,7 +91,7 @@ class Examples:
                 with _patches_off():
                     result = torch.func.functional_call(module, state, args, kwargs)
                 self.results[key] = result
-            return self.results[key]
+            return _to_meta(self.results[key])  # tensors of its own: unsqueeze_ changes their shape
         if node.target in self.functions:  # it may draw random numbers, and not on every device
             with torch.random.fork_rng(devices=[]):
                 zeros = fx.node.map_aggregate((args, kwargs), _zeros)
@@ -114,10 +121,15 @@ def _alike(module: nn.Module, arguments: Any) -> str:
         for part in module.modules()
     ]
     shapes = [(t.shape, t.dtype) for t in (*module.parameters(), *module.buffers())]
-    tensors = fx.node.map_aggregate(
-        arguments, lambda v: (v.shape, v.stride(), v.dtype) if isinstance(v, torch.Tensor) else v
+    return f"{parts} {shapes} {_written(arguments)}"
+
+
+def _written(value: Any) -> str:
+    return repr(
+        fx.node.map_aggregate(
+            value, lambda v: (v.shape, v.stride(), v.dtype) if isinstance(v, torch.Tensor) else v
+        )
     )
-    return repr((parts, shapes, tensors))
 
 
 def _to_meta(value: Any) -> Any:

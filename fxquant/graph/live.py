@@ -15,7 +15,7 @@ import operator
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import fx, nn
 
@@ -30,12 +30,21 @@ _ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
 _OF_ONE = ("neg", "pos", "abs")
 
 
+class Asked(NamedTuple):
+    """A comparison, its answer as numbers are now, and by which calls it was asked, in order."""
+
+    comparison: LiveFloat
+    answer: bool
+    calls: dict[Any, None]
+
+
 class Decisions:
     """The comparisons asked of LiveFloats, and which of them are answered the other way."""
 
     def __init__(self, inverted: frozenset[str] = frozenset()) -> None:
         self.inverted = inverted
-        self.asked: dict[str, tuple[LiveFloat, bool]] = {}
+        self.asked: dict[str, Asked] = {}
+        self.call: Callable[[], Any] = lambda: None  # the call that now runs, as the tracer has it
         self.recording = True
 
     def decide(self, comparison: LiveFloat) -> bool:
@@ -44,7 +53,7 @@ class Decisions:
         if not self.recording:
             return answer
         text = comparison.text
-        self.asked.setdefault(text, (comparison, answer))
+        self.asked.setdefault(text, Asked(comparison, answer, {})).calls[self.call()] = None
         return answer is not (text in self.inverted)
 
     @contextmanager

@@ -10,23 +10,17 @@ The network is what the model does in eval(): that is what ships. What training 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 from fxquant.graph.around import refuse_root
 from fxquant.graph.edit import SITES
-from fxquant.graph.forward import trace_forward
-from fxquant.graph.inplace import make_functional, overwriting_modules, refuse_overwriting_leaves
-from fxquant.graph.live import Decisions, make_plain, read_beside_parameters
+from fxquant.graph.forward import Forward
+from fxquant.graph.live import make_plain
 from fxquant.graph.merge import merge, merge_where
-from fxquant.graph.modes import is_identity_in_eval
 from fxquant.graph.network import Network, network
-from fxquant.graph.own import is_torchs_function, is_torchs_module
-from fxquant.graph.place import copy_place
-from fxquant.graph.positional import put_first_argument_first
 from fxquant.graph.tensors import register_tensors
 from fxquant.graph.training import trace_training
 
@@ -45,50 +39,21 @@ def trace(
     refuse_root(model)
     register_tensors(model)
     modes = {module: module.training for module in model.modules()}
+    forward = Forward(model, example_inputs, leaves)
     try:
-        in_eval = trace_forward(model, False, example_inputs, leaves, Decisions())
-        in_training, others = trace_training(model, example_inputs, leaves)
+        in_eval = forward.traced(training=False)
+        in_training, others = trace_training(forward)
     finally:
         for module, mode in modes.items():
             module.training = mode
-    inside = {m for path in leaves for m in model.get_submodule(path).modules()}
-    overwriting = overwriting_modules(model) - inside
-    for graph in (in_eval, in_training, *(graph for graph, _, _ in others)):
-        put_first_argument_first(graph, model)
-        refuse_overwriting_leaves(graph, model, leaves)
-        make_functional(graph, model, overwriting, graph is not in_eval)
-        _protect_inputs(graph, model)
-    for module in overwriting:
+    for module in forward.overwriting:
         module.inplace = False  # type: ignore[assignment]
-    for graph in (in_eval, in_training, *(graph for graph, _, _ in others)):
-        read_beside_parameters(graph)
-    make_plain(in_eval)
-    trained, gm = network(model, in_training), network(model, in_eval)
-    for graph, comparison, holds in others:
-        merge_where(trained, graph, comparison, holds)
+    make_plain(in_eval.graph)
+    trained, gm = network(model, in_training.graph), network(model, in_eval.graph)
+    for other in others:
+        merge_where(trained, other.traced.graph, other.difference, other.conditions)
     if hasattr(trained, SITES):
         gm.add_module(SITES, trained.get_submodule(SITES))
     merge(gm, trained.graph)
     gm.recompile()
     return gm
-
-
-def _protect_inputs(graph: fx.Graph, model: nn.Module) -> None:
-    """Give drop path and the like a copy: in training they may overwrite what they read."""
-    for node in list(graph.nodes):
-        if node.args and isinstance(node.args[0], fx.Node) and _is_users_own(node, model):
-            with graph.inserting_before(node):
-                copied = graph.call_method("clone", (node.args[0],))
-            copy_place(node, copied)
-            node.args = (copied, *node.args[1:])
-
-
-def _is_users_own(node: fx.Node, model: nn.Module) -> bool:
-    """Whether `node` calls a function of the user's, or a module of theirs that idles in eval()."""
-    if node.op == "call_function":
-        function = node.target
-        return inspect.isfunction(function) and not is_torchs_function(function)
-    if node.op != "call_module":
-        return False
-    module = model.get_submodule(str(node.target))
-    return not is_torchs_module(module) and is_identity_in_eval(module)

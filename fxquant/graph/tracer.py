@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import TraceError
 
+from fxquant.graph.calls import Calls, Contents
 from fxquant.graph.examples import UNKNOWN, Examples
 from fxquant.graph.inplace import IN_PLACE
 from fxquant.graph.live import Decisions, LiveFloat
@@ -64,6 +65,7 @@ class Tracer(fx.Tracer):
         leaves: frozenset[str] = frozenset(),
         decisions: Decisions | None = None,
         functions: tuple[Callable[..., Any], ...] = (),
+        results: dict[str, Any] | None = None,
     ) -> None:
         """All default, because unpickling a GraphModule makes its tracer without arguments."""
         super().__init__(autowrap_functions=functions)
@@ -71,23 +73,29 @@ class Tracer(fx.Tracer):
         self._autowrap_search.extend(sys.modules[f.__module__] for f in functions)
         self.decisions = Decisions() if decisions is None else decisions
         self.leaves = leaves
-        self.examples = Examples(example_inputs or (), functions, self._is_identity)
+        self.examples = Examples(example_inputs or (), functions, self._is_identity, results)
+        self.calls = Calls(self._known)
+        self.decisions.call = lambda: self.calls.now
         self.held: set[fx.Node] = set()  # what parameters alone decide: inputs do not change it
         self.names: dict[int, str] = {}
         self.read: dict[str, fx.Proxy] = {}
+        self.writes = False  # whether a list or dict that the user's modules hold was changed
         self.failed_in = ""  # the innermost module whose forward could not be captured
 
     def trace(
         self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None
     ) -> fx.Graph:
         with ExitStack() as self.while_tracing:
-            return super().trace(root, concrete_args)
+            graph = super().trace(root, concrete_args)
+            self.writes = self.contents.changed()
+        return graph
 
     def create_args_for_root(self, *args: Any, **kwargs: Any) -> Any:
         result = super().create_args_for_root(*args, **kwargs)
         tensors = (*self.root.named_parameters(), *self.root.named_buffers())
         self.names = {id(tensor): name for name, tensor in tensors}
         self.while_tracing.enter_context(lists_replaced(self.root, self._read))
+        self.contents = Contents(self.root)
         return result
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -107,12 +115,30 @@ class Tracer(fx.Tracer):
             a = float(a)  # of numpy, whose repr is no number in Python code
         return super().create_arg(a)
 
-    def call_module(self, m: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        path = self.path_of_module(m)
+
+        def followed(*args: Any, **kwargs: Any) -> Any:  # which torch.fx calls unless m is a leaf
+            with self.calls.follow(path, [args, kwargs], self.graph) as result:
+                result.append(forward(*args, **kwargs))
+            return result[0]
+
         try:
-            return super().call_module(m, *args, **kwargs)
+            return super().call_module(m, followed, args, kwargs)
         except Exception:
-            self.failed_in = self.failed_in or self.path_of_module(m)
+            self.failed_in = self.failed_in or path
             raise
+
+    def _known(self, node: fx.Node) -> Hashable:
+        """What this tracer tells a forward of the value of `node`, in whatever way it asks."""
+        target = node.target if node.op == "get_attr" else None  # read once, hence one object
+        return (target, node in self.held, self.examples.look(node))
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.leaves or self._is_identity(m):

@@ -1,69 +1,141 @@
-"""What training does, and what it does instead where a number of the model is set otherwise."""
+"""What training does, and what it does instead where a number of the model is set otherwise.
+
+    traces   as the numbers are · one comparison of each submodule inverted · another one of each …
+
+Comparisons of different submodules share a trace as far as the graphs show which of them changes
+what (`apart`), so the number of traces is that of comparisons in one submodule, not in the network.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import Any
-
-from torch import fx, nn
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from fxquant.errors import CaptureError
-from fxquant.graph.forward import raised_by_the_user, trace_forward
-from fxquant.graph.live import Decisions, LiveFloat
+from fxquant.graph.apart import Difference, EntangledError, difference, whole_difference
+from fxquant.graph.forward import Forward, Traced, raised_by_the_user
+from fxquant.graph.live import LiveFloat
+
+Texts = frozenset[str]  # comparisons; as what a trace inverts, too
 
 
-def trace_training(
-    model: nn.Module, example_inputs: Sequence[Any] | None, leaves: frozenset[str]
-) -> tuple[fx.Graph, list[tuple[fx.Graph, LiveFloat, bool]]]:
-    """What training does, and what it does instead where a comparison of a live number turns out
-    otherwise: each such graph with its comparison, and whether that holds there.
+class Other(NamedTuple):
+    """What training does beyond the least; for each comparison, whether it holds there."""
 
-    The first graph does as little as there is: drop path comes to it where there is any. Refuses
-    comparisons that matter and are asked only where another one holds.
+    difference: Difference
+    traced: Traced
+    conditions: dict[str, tuple[LiveFloat, bool]]
+
+
+def trace_training(forward: Forward) -> tuple[Traced, list[Other]]:
+    """What training does at the least, and what it does beyond that, in one or more graphs.
+
+    Drop path comes to the first graph where there is any. Refuses comparisons that matter and are
+    asked only where another one holds.
     """
-    graphs: dict[frozenset[str], tuple[fx.Graph, Decisions]] = {}
-
-    def traced_with(inverted: frozenset[str]) -> tuple[fx.Graph, Decisions]:
-        if inverted not in graphs:
-            asked = Decisions(inverted)
-            graphs[inverted] = trace_forward(model, True, example_inputs, leaves, asked), asked
-        return graphs[inverted]
-
-    def traced(inverted: frozenset[str]) -> fx.Graph:
-        return traced_with(inverted)[0]
-
-    natural, decisions = traced_with(frozenset())
-    switched: dict[str, fx.Graph] = {}  # what it does if that comparison is inverted
-    for text in list(decisions.asked):
-        try:
-            other = traced(frozenset({text}))
-        except CaptureError as error:
-            if raised_by_the_user(error.__cause__):
-                continue  # that way lies an error
-            raise
-        if str(other) != str(natural):
-            switched[text] = other
-    most = len(natural.nodes)
-    off = frozenset(text for text, other in switched.items() if len(other.nodes) < most)
+    traces = _Traces(forward)
+    natural = traces.of(Texts())
+    grown: dict[str, int] = {}  # by how many nodes, if that comparison is inverted
+    for _, found in traces.differences(Texts(), natural.asked):
+        grown |= found.grown
+    off = Texts(text for text, nodes in grown.items() if nodes < 0)
+    least = traces.of(off)
+    for text in grown:
+        if text not in least.asked:
+            raise traces.nested(text)
     others = []
-    for text in switched:
-        comparison, answer = decisions.asked[text]
-        holds = answer if text in off else not answer
-        others.append((traced(off ^ {text}), comparison, holds))
-    least, asked_first = traced_with(off)
-    inside = [text for text in switched if text not in asked_first.asked]
-    for text in switched:
-        here = off ^ {text}
-        for inner in traced_with(here)[1].asked.keys() - asked_first.asked.keys():
-            with suppress(CaptureError):
-                if str(traced(here ^ {inner})) != str(traced(here)):
-                    inside.append(inner)
-    if inside:
-        raise CaptureError(
-            f"{type(model).__name__}.forward asks {inside[0]} in train() only where another "
-            "comparison holds: each has to stand by itself to follow what is set later.\n"
+    for inverted, found in traces.differences(off, grown):
+        conditions = {}
+        for text in found.grown:
+            comparison, answer, _ = natural.asked[text]
+            conditions[text] = comparison, answer if text in off else not answer
+        others.append(Other(found, traces.of(inverted), conditions))
+    return least, others
+
+
+class _Traces:
+    """The traces of one forward in train(), by the comparisons that they invert."""
+
+    def __init__(self, forward: Forward) -> None:
+        self.forward = forward
+        self.found: dict[Texts, Traced] = {}
+
+    def of(self, inverted: Texts) -> Traced:
+        if inverted not in self.found:
+            self.found[inverted] = self.forward.traced(True, inverted)
+        return self.found[inverted]
+
+    def differences(self, start: Texts, texts: Iterable[str]) -> Iterator[tuple[Texts, Difference]]:
+        """What changes where each of `texts` is inverted besides `start`: traces and differences.
+
+        Refuses those that let another comparison be asked that matters, in turn.
+        """
+        base = self.of(start)
+        waiting = _groups(base, texts)
+        while waiting:
+            group = waiting.pop(0)
+            inverted = start ^ Texts(group)
+            try:
+                found = self._difference(base, inverted, group)
+            except CaptureError as error:
+                if len(group) > 1:
+                    waiting[:0] = _halves(group)
+                    continue
+                if raised_by_the_user(error.__cause__):
+                    continue  # that way lies an error
+                raise
+            except EntangledError as error:
+                alone = [{text: path} for text, path in group.items() if text in error.texts]
+                rest = {text: path for text, path in group.items() if text not in error.texts}
+                waiting[:0] = [rest, *alone] if rest and alone else _halves(group)
+                continue
+            inner = [text for text in self.of(inverted).asked if text not in base.asked]
+            for _, deeper in self.differences(inverted, inner):
+                for text in deeper.grown:
+                    raise self.nested(text)
+            yield inverted, found
+
+    def _difference(self, base: Traced, inverted: Texts, group: dict[str, str]) -> Difference:
+        other = self.of(inverted)
+        if len(group) > 1:
+            return difference(base, other, group)
+        return whole_difference(base.nodes, other.nodes, next(iter(group)))
+
+    def nested(self, text: str) -> CaptureError:
+        """The refusal of a comparison inside another."""
+        return CaptureError(
+            f"{type(self.forward.model).__name__}.forward asks {text} in train() only where "
+            "another comparison holds: each has to stand by itself to follow what is set later.\n"
             "What to do: make one comparison of the two; hold a number that never changes in the "
             "class, not in the instance; or keep that submodule in float (keep_float)."
         )
-    return least, others
+
+
+def _halves(group: dict[str, str]) -> list[dict[str, str]]:
+    items = list(group.items())
+    middle = len(items) // 2
+    return [dict(items[:middle]), dict(items[middle:])]
+
+
+def _groups(base: Traced, texts: Iterable[str]) -> list[dict[str, str]]:
+    """Comparisons that may be told apart in one trace, each with the submodule that asks it: at
+    most one of a submodule, and none of one that is called inside another's.
+    """
+    around: dict[str, set[str]] = {}  # the submodules that call one, directly or not
+    for call in base.calls:
+        around.setdefault(call.path, set()).update(outer.path for outer in call.around())
+    groups: list[dict[str, str]] = []
+    alone: list[dict[str, str]] = []
+    for text in texts:
+        paths = {None if call is None else call.path for call in base.asked[text].calls}
+        path = paths.pop()
+        if paths or path is None:
+            alone.append({text: ""})
+            continue
+        for group in groups:
+            if not any(p == path or p in around[path] or path in around[p] for p in group.values()):
+                group[text] = path
+                break
+        else:
+            groups.append({text: path})
+    return [*groups, *alone]
