@@ -23,7 +23,7 @@ from fxquant.errors import CaptureError
 from fxquant.graph.own import attributes_of, is_torchs_module
 from fxquant.graph.place import set_example
 
-_CONSTANT = re.compile(r"_\w+_constant_?\d+")  # torch.fx keeps a tensor so that it met
+_CONSTANT = re.compile(r"_\w+_constant_?\d+")
 
 _COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
 _ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
@@ -163,7 +163,7 @@ def _refuse_written(model: nn.Module, before: dict[str, dict[str, Any]]) -> None
     """A graph of the forward would not write them."""
     for path, held in _written(model).items():
         for name, value in held.items():
-            if _CONSTANT.fullmatch(name):
+            if is_constant(name):
                 continue
             if name not in before[path] or value is not before[path][name]:
                 where = f"of '{path}'" if path else "of the model"
@@ -172,6 +172,11 @@ def _refuse_written(model: nn.Module, before: dict[str, dict[str, Any]]) -> None
                     "not do.\nWhat to do: return the value, take it with a forward hook on a "
                     "submodule, or keep that submodule in float (keep_float)."
                 )
+
+
+def is_constant(name: str) -> bool:
+    """Whether torch.fx keeps a tensor under an attribute of that name that it met in a forward."""
+    return _CONSTANT.fullmatch(name) is not None
 
 
 def replace_numbers(arguments: Any, function: Callable[[LiveFloat], Any]) -> Any:

@@ -163,7 +163,7 @@ def merge(gm: fx.GraphModule, training: fx.Graph) -> None:
     """Add to `gm`, which holds the eval graph, what `training` does beyond it."""
     extra = list(training.nodes)
     found = whole_difference(list(gm.graph.nodes), extra, "the mode")
-    _refuse_state(gm, found.only_base)
+    _refuse_state(gm, found.only_base, "in eval() only")
     _insert(gm, extra, found, {"the mode": _ByTheMode()}, next(iter(gm.graph.nodes)))
 
 
@@ -172,9 +172,12 @@ def merge_where(
     other: fx.Graph,
     found: Difference,
     conditions: Mapping[str, tuple[LiveFloat, bool]],
-) -> None:
-    """Add to `gm` what `other` does beyond it, to run where each comparison is or is not true."""
-    partings: dict[str, _Parting] = {}
+) -> dict[fx.Node, str]:
+    """Add to `gm` what `other` does beyond it, to run where each comparison is or is not true;
+    the nodes that tell, with their comparisons.
+    """
+    _refuse_state(gm, found.only_base, "where a number of the model has some values only")
+    told: dict[fx.Node, str] = {}
     last = [node for node in gm.graph.nodes if node.op == "placeholder"][-1]
     condition = last
     for text, (comparison, holds) in conditions.items():
@@ -183,18 +186,20 @@ def merge_where(
             if not holds:
                 condition = gm.graph.call_function(operator.not_, (condition,))
             set_example(condition, True)
-        partings[text] = _ByACondition(condition)
+        told[condition] = text
+    partings = {text: _ByACondition(node) for node, text in told.items()}
     _insert(gm, list(other.nodes), found, partings, condition)
+    return told
 
 
-def _refuse_state(gm: fx.GraphModule, only_in_eval: list[fx.Node]) -> None:
-    """Nodes that training does not have run in both modes; their statistics must not move."""
-    for node in only_in_eval:
+def _refuse_state(gm: fx.GraphModule, only_base: list[fx.Node], when: str) -> None:
+    """Nodes that the other graph does not have run for both; their statistics must not move."""
+    for node in only_base:
         module = module_at(gm, node) if node.op == "call_module" else None
         if module is not None and next(module.buffers(), None) is not None:
             raise CaptureError(
-                f"{describe(node)} runs in eval() only and keeps statistics.\n"
-                "What to do: call it in both modes, or keep the submodule around it in float."
+                f"{describe(node)} runs {when} and keeps statistics.\n"
+                "What to do: call it in any case, or keep the submodule around it in float."
             )
 
 

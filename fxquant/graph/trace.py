@@ -19,10 +19,10 @@ from fxquant.graph.around import refuse_root
 from fxquant.graph.edit import SITES
 from fxquant.graph.forward import Forward
 from fxquant.graph.live import make_plain
-from fxquant.graph.merge import merge, merge_where
+from fxquant.graph.merge import merge
 from fxquant.graph.network import Network, network
 from fxquant.graph.tensors import register_tensors
-from fxquant.graph.training import trace_training
+from fxquant.graph.training import network_in_training, trace_training
 
 
 def trace(
@@ -42,16 +42,14 @@ def trace(
     forward = Forward(model, example_inputs, leaves)
     try:
         in_eval = forward.traced(training=False)
-        in_training, others = trace_training(forward)
+        in_training = trace_training(forward)
     finally:
         for module, mode in modes.items():
             module.training = mode
     for module in forward.overwriting:
         module.inplace = False  # type: ignore[assignment]
     make_plain(in_eval.graph)
-    trained, gm = network(model, in_training.graph), network(model, in_eval.graph)
-    for other in others:
-        merge_where(trained, other.traced.graph, other.difference, other.conditions)
+    trained, gm = network_in_training(model, in_training), network(model, in_eval.graph)
     if hasattr(trained, SITES):
         gm.add_module(SITES, trained.get_submodule(SITES))
     merge(gm, trained.graph)

@@ -14,7 +14,7 @@ from torch.fx.proxy import TraceError
 from fxquant.graph.calls import Calls, Contents
 from fxquant.graph.examples import UNKNOWN, Examples
 from fxquant.graph.inplace import IN_PLACE
-from fxquant.graph.live import Decisions, LiveFloat
+from fxquant.graph.live import Decisions, LiveFloat, is_constant
 from fxquant.graph.modes import is_identity_in_eval
 from fxquant.graph.place import caller_place, set_example, set_place
 from fxquant.graph.tensors import lists_replaced
@@ -113,7 +113,20 @@ class Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, float) and type(a) not in (float, LiveFloat):
             a = float(a)  # of numpy, whose repr is no number in Python code
+        if isinstance(a, torch.Tensor):
+            a = self._kept(a)
         return super().create_arg(a)
+
+    def _kept(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What torch.fx has made an attribute of before, in another trace, if that is equal."""
+        for name, kept in vars(self.root).items():
+            if is_constant(name) and isinstance(kept, torch.Tensor):
+                same = (kept.shape, kept.dtype, kept.device, kept.requires_grad) == (
+                    (tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad)
+                )
+                if same and not kept.is_meta and torch.equal(kept, tensor):
+                    return kept
+        return tensor
 
     def call_module(
         self,
@@ -187,5 +200,5 @@ class Tracer(fx.Tracer):
     def _guard(self, obj: Any, value: Any, what: str) -> None:
         """Let the graph refuse inputs for which the answer would have been another."""
         where = self.scope.module_path
-        text = f"{what} in '{where}' was captured for other shapes: {obj} is not {value}"
+        text = f"{what} in '{where}' was captured for other shapes, where it is {value}"
         self.create_proxy("call_function", torch._assert, (obj == value, text), {})

@@ -2,8 +2,11 @@
 
     traces   as the numbers are · one comparison of each submodule inverted · another one of each …
 
+    merged   the trace that does the least, and a region for each comparison that changes it
+
 Comparisons of different submodules share a trace as far as the graphs show which of them changes
 what (`apart`), so the number of traces is that of comparisons in one submodule, not in the network.
+Those of one submodule are inverted together in a last one: no region may depend on another's.
 """
 
 from __future__ import annotations
@@ -11,10 +14,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from torch import fx, nn
+
 from fxquant.errors import CaptureError
 from fxquant.graph.apart import Difference, EntangledError, difference, whole_difference
+from fxquant.graph.expressions import Expressions
 from fxquant.graph.forward import Forward, Traced, raised_by_the_user
 from fxquant.graph.live import LiveFloat
+from fxquant.graph.merge import merge_where
+from fxquant.graph.network import Network, network
 
 Texts = frozenset[str]  # comparisons; as what a trace inverts, too
 
@@ -27,16 +35,29 @@ class Other(NamedTuple):
     conditions: dict[str, tuple[LiveFloat, bool]]
 
 
-def trace_training(forward: Forward) -> tuple[Traced, list[Other]]:
-    """What training does at the least, and what it does beyond that, in one or more graphs.
+class Training(NamedTuple):
+    """What training does at the least, what it does beyond that, and traces of several comparisons
+    inverted at once, by which it can be checked.
 
-    Drop path comes to the first graph where there is any. Refuses comparisons that matter and are
-    asked only where another one holds.
+    Drop path comes to the least where there is any.
+    """
+
+    least: Traced
+    others: list[Other]
+    checks: dict[Texts, Traced]
+
+
+def trace_training(forward: Forward) -> Training:
+    """Find out what each comparison of a live number changes.
+
+    Refuses those that matter and are asked only where another one holds.
     """
     traces = _Traces(forward)
     natural = traces.of(Texts())
+    every = Texts()  # comparisons, but those that only raise
     grown: dict[str, int] = {}  # by how many nodes, if that comparison is inverted
-    for _, found in traces.differences(Texts(), natural.asked):
+    for inverted, found in traces.differences(Texts(), natural.asked):
+        every |= inverted
         grown |= found.grown
     off = Texts(text for text, nodes in grown.items() if nodes < 0)
     least = traces.of(off)
@@ -50,7 +71,35 @@ def trace_training(forward: Forward) -> tuple[Traced, list[Other]]:
             comparison, answer, _ = natural.asked[text]
             conditions[text] = comparison, answer if text in off else not answer
         others.append(Other(found, traces.of(inverted), conditions))
-    return least, others
+    checks = {off: natural}
+    try:
+        checks[every] = traces.of(off ^ every)
+    except CaptureError as error:
+        if not raised_by_the_user(error.__cause__):
+            raise
+    shown = [least, *(other.traced for other in others)]
+    checks = {texts: traced for texts, traced in checks.items() if traced not in shown}
+    return Training(least, others, checks)
+
+
+def network_in_training(model: nn.Module, training: Training) -> Network:
+    """One graph of all that training does. Refuses comparisons that change it only together."""
+    gm = network(model, training.least.graph)
+    conditions: dict[fx.Node, str] = {}
+    for other in training.others:
+        graph = other.traced.graph
+        conditions |= merge_where(gm, graph, other.difference, other.conditions)
+    for texts, traced in training.checks.items():
+        expressions = Expressions()
+        holds = {node: text in texts for node, text in conditions.items()}
+        if expressions.of(gm, gm.graph, holds) != expressions.of(gm, traced.graph, {}):
+            raise CaptureError(
+                f"what {type(model).__name__}.forward does in train() is decided by comparisons of "
+                f"numbers that may be set later, together: {', '.join(sorted(texts)[:4])}.\n"
+                "What to do: make one comparison of them; hold a number that never changes in the "
+                "class, not in the instance; or keep that submodule in float (keep_float)."
+            )
+    return gm
 
 
 class _Traces:
