@@ -236,7 +236,8 @@ def _insert(
             position = _insert_region(gm, region, value, position, partings[text])
         ours = found.shared.get(node)
         if ours is not None:
-            position = ours
+            if ours.op != "placeholder" or position.op == "placeholder":
+                position = ours  # conditions come behind the last placeholder
             ours.args = joined(node, ours, ours.args, node.args)
             ours.kwargs = joined(node, ours, ours.kwargs, node.kwargs)
 
