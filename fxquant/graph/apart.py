@@ -44,8 +44,9 @@ class Run(NamedTuple):
 class Difference:
     """What one graph does beyond a base, or instead of it.
 
-    `shared` has the nodes of the other that stand for one of the base, `only_base` the others of
-    the base, and `regions` the runs of nodes that only the other has, with their comparisons.
+    `shared` has the nodes of the other that stand for one of the base; with the comparison that
+    decides, `only_base` has the other nodes of the base and `regions` the runs of nodes that only
+    the other has.
     `grown` says, for each comparison that makes a difference, how many nodes it adds.
     """
 
@@ -63,9 +64,13 @@ class Difference:
         for run in runs:
             self._align(run)
         in_both = set(self.shared.values())
-        self.only_base = [node for run in runs for node in run.base if node not in in_both]
-        found = {text for text, _ in self.regions}
-        found |= {self._text_of[node] for node in self.only_base}
+        self.only_base = [
+            (run.text, node)
+            for run in runs
+            for node in run.base
+            if run.text is not None and node not in in_both
+        ]
+        found = {text for text, _ in (*self.regions, *self.only_base)}
         for text, region in self.regions:
             for node in region:
                 self._need_of(text, node.all_input_nodes, in_other=True)

@@ -103,9 +103,9 @@ class _Object:
 
 def _objects(value: Any) -> Any:
     if isinstance(value, dict):
-        return [(_objects(k), _objects(v)) for k, v in value.items()]
+        return [_Object(value), *((_objects(k), _objects(v)) for k, v in value.items())]
     if isinstance(value, (list, tuple, set)):
-        return [_objects(part) for part in value]
+        return [_Object(value), *map(_objects, value)]
     return _Object(value)
 
 

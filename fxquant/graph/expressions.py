@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import fx
 
 from fxquant.graph.edit import called_module
@@ -28,8 +27,8 @@ class Expressions:
     def of(
         self, gm: fx.GraphModule, graph: fx.Graph, holds: Mapping[fx.Node, bool]
     ) -> tuple[Any, set[int]]:
-        """What a graph over the modules of `gm` gives, and what else is seen of it: assertions, and
-        calls that move statistics. `holds` has the conditions.
+        """What a graph over the modules of `gm` gives, and the calls in it that move statistics.
+        `holds` has the conditions.
         """
         value: dict[fx.Node, Any] = {}
         effects: set[int] = set()
@@ -67,8 +66,7 @@ class Expressions:
             else:
                 reads = self._written((node.args, node.kwargs), value)
                 value[node] = self._number((node.op, node.target, reads))
-                keeps = module is not None and next(module.buffers(), None) is not None
-                if keeps or node.target is torch._assert:
+                if module is not None and next(module.buffers(), None) is not None:
                     effects.add(value[node])
         raise AssertionError("a graph without an output")
 

@@ -21,6 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from fxquant.errors import CaptureError
@@ -163,7 +164,7 @@ def merge(gm: fx.GraphModule, training: fx.Graph) -> None:
     """Add to `gm`, which holds the eval graph, what `training` does beyond it."""
     extra = list(training.nodes)
     found = whole_difference(list(gm.graph.nodes), extra, "the mode")
-    _refuse_state(gm, found.only_base, "in eval() only")
+    _refuse_state(gm, found, "in eval() only")
     _insert(gm, extra, found, {"the mode": _ByTheMode()}, next(iter(gm.graph.nodes)))
 
 
@@ -176,7 +177,7 @@ def merge_where(
     """Add to `gm` what `other` does beyond it, to run where each comparison is or is not true;
     the nodes that tell, with their comparisons.
     """
-    _refuse_state(gm, found.only_base, "where a number of the model has some values only")
+    _refuse_state(gm, found, "where a number of the model has some values only")
     told: dict[fx.Node, str] = {}
     last = [node for node in gm.graph.nodes if node.op == "placeholder"][-1]
     condition = last
@@ -192,9 +193,9 @@ def merge_where(
     return told
 
 
-def _refuse_state(gm: fx.GraphModule, only_base: list[fx.Node], when: str) -> None:
+def _refuse_state(gm: fx.GraphModule, found: Difference, when: str) -> None:
     """Nodes that the other graph does not have run for both; their statistics must not move."""
-    for node in only_base:
+    for _, node in found.only_base:
         module = module_at(gm, node) if node.op == "call_module" else None
         if module is not None and next(module.buffers(), None) is not None:
             raise CaptureError(
@@ -230,6 +231,11 @@ def _insert(
         with gm.graph.inserting_before(ours):
             return partings[found.cause(node, usual, other)].join(gm, ours, base, here)
 
+    for text, node in found.only_base:
+        if node.target is torch._assert:  # it runs for both, but what it checks holds for one
+            with gm.graph.inserting_before(node):
+                holds = partings[text].join(gm, node, node.args[0], True)
+            node.args = (holds, *node.args[1:])
     for node in extra:
         if node in first:
             text, region = first[node]

@@ -328,40 +328,118 @@ class Speaker(Block):
 
 
 class Listener(Block):
-    def forward(self, x, notes):
+    """Does something else where there is a note."""
+
+    def __init__(self, notes=None):
+        super().__init__()
+        self.notes = notes
+
+    def forward(self, x, notes=None):
         y = self.conv(x)
         if self.training and self.p > 0.0:
             y = y + 1.0
-        return y * 3.0 if notes else y
+        y = self.conv(y)
+        return y * 3.0 if (self.notes if notes is None else notes) else y
 
 
 class Conversation(nn.Module):
     def __init__(self, given):
         super().__init__()
-        self.heard, self.given = [], given
-        self.speaker = Speaker(None if given else self.heard)
-        self.listener, self.last = Listener(), nn.Conv2d(3, 3, 1)
+        self.given, self.heard = given, []
+        notes = () if given else (self.heard,)
+        self.speaker, self.listener = Speaker(*notes), Listener(*notes)
+        self.last = nn.Conv2d(3, 3, 1)
 
     def forward(self, x):
-        notes = [] if self.given else self.heard
-        notes.clear()
-        y = self.last(self.speaker(x, notes) if self.given else self.speaker(x))
-        return self.last(self.listener(y, notes))
+        self.heard.clear()
+        notes = ([],) if self.given else ()
+        y = self.last(self.speaker(x, *notes))
+        return self.last(self.listener(y, *notes))
 
 
 @pytest.mark.parametrize("given", [True, False])
 def test_calls_that_tell_each_other_more_are_traced_alone(given, traces):
-    """The answer of the speaker changes what the listener does: that is seen in the graph."""
+    """The answer of the speaker changes what the listener does."""
     model = Conversation(given)
-    try:
-        gm = trace(copy.deepcopy(model))
-    except CaptureError:
-        gm = None
-    assert len(traces) >= 5  # both modes, together, and each alone
-    for values in ((0.0,), (0.5,), (0.0, 0.5), (0.5, 0.0)) if gm is not None else ():
+    gm = trace(copy.deepcopy(model))
+    assert len(traces) == 5  # both modes, the two together, and each alone
+    for values in ((0.0,), (0.5,), (0.0, 0.5), (0.5, 0.0)):
         for one in (gm, model):
             set_numbers(one, values)
         assert list(largest_differences(gm, model, (X,), (False, True))) == [0.0, 0.0]
+
+
+class Gives(Block):
+    """Where p is set its result looks otherwise, or is another object, or its argument does."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def forward(self, x, known):
+        y = self.conv(x)
+        if self.training and self.p > 0.0:
+            if self.how == "none":
+                return None
+            if self.how == "number":
+                return y, 2
+            if self.how == "object":
+                return known[0]
+            if self.how == "argument":
+                known.append(y)
+            if self.how == "shape":
+                return y[:, :1]
+        return y
+
+
+class Steered(nn.Module):
+    """What the first block gives steers which of two values the second one reads."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.gives, self.reads, self.last = Gives(how), AtTheEnd(), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        a, b = self.last(x), torch.tanh(self.last(x))
+        known = [self.last(b)]
+        y = self.gives(a, known)
+        steered = y is None or isinstance(y, tuple) or y is known[0] or len(known) > 1
+        if self.gives.how == "shape":
+            steered = y.shape[1] == 1
+        return self.last(self.reads(a if steered else b))
+
+
+@pytest.mark.parametrize("how", ["none", "number", "object", "argument", "shape"])
+def test_what_a_call_gives_may_steer_others(how):
+    """None where p is set, say: only a trace of p alone shows that it is p that steers."""
+    model = Steered(how)
+    gm = trace(copy.deepcopy(model), (X,))
+    for values in ((0.0,), (0.5,), (0.0, 0.5), (0.5, 0.0)):
+        for one in (gm, model):
+            set_numbers(one, values)
+        assert list(largest_differences(gm, model, (X,), (False, True))) == [0.0, 0.0]
+
+
+def test_a_number_of_another_submodule():
+    """A block that asks for its own number, and where that is set for its neighbour's."""
+
+    class Curious(Block):
+        def forward(self, x):
+            y = self.conv(x)
+            if self.training and self.p > 0.0:
+                y = y * 2.0 if self.neighbour[0].p > 0.0 else y * 1.0
+            return y
+
+    model = nn.Sequential(AtTheEnd(), Curious())
+    model[1].neighbour = [model[0]]
+    with pytest.raises(CaptureError, match=r"(?s)together: gt\(0.p, 0.0\), gt\(1.p, 0.0\)"):
+        trace(model)
+
+
+def test_blocks_inside_blocks_take_a_trace_more(traces):
+    """Both modes, the outer ones inverted, the inner ones, and all of them together."""
+    trace(Spec(("Outer",) * 4, (0, 1, 2, 3), (0.0,), glue=True).build())
+    assert len(traces) == 5
 
 
 def test_statistics_that_run_for_some_values_only_are_refused():
