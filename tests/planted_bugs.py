@@ -362,9 +362,9 @@ BUGS = (
     ),
     Bug(
         "a number that training sets later is baked in",
-        "fxquant/graph/trace.py",
-        "    for text in list(decisions.asked):\n",
-        "    for text in ():\n",
+        "fxquant/graph/training.py",
+        "        grown |= found.grown\n",
+        "",
         ("tests/graph/test_live.py",),
     ),
     Bug(

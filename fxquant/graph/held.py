@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from fxquant.graph.edit import called_module, get_attribute, map_nodes
 from fxquant.graph.merge import TrainOnly
 from fxquant.graph.modes import DROPOUT_CALLS, is_dropout_switched_off, is_identity_in_eval
+from fxquant.graph.own import is_torchs_module
 
 # those written in Python; torch's own operators say so themselves
 _RANDOM = {F.gumbel_softmax, *DROPOUT_CALLS}
@@ -39,7 +40,7 @@ def _is_pure(gm: fx.GraphModule, node: fx.Node) -> bool:
     module = called_module(gm, node)
     if module is None or isinstance(module, TrainOnly):
         return False
-    plain = type(module).__module__.startswith("torch.nn.") and next(module.buffers(), None) is None
+    plain = is_torchs_module(module) and next(module.buffers(), None) is None
     return plain or is_identity_in_eval(module)
 
 

@@ -20,6 +20,7 @@ from torch import fx, nn
 
 from fxquant.errors import CaptureError
 from fxquant.graph.modes import hands_its_input_on
+from fxquant.graph.own import is_torchs_module
 from fxquant.graph.place import describe
 from fxquant.graph.values import scalars
 
@@ -215,7 +216,6 @@ def _is_view(node: fx.Node, root: nn.Module) -> bool:
     """Whether `node` may give a view of what it reads; where that is not known, it may."""
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
-        own = type(module).__module__.startswith("torch.nn.")
-        return isinstance(module, _VIEW_MODULES) or not own
+        return isinstance(module, _VIEW_MODULES) or not is_torchs_module(module)
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return node.op in ("call_method", "call_function") and name.strip("_") not in _FRESH

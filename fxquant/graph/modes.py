@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fxquant.graph.edit import Site
+from fxquant.graph.own import is_torchs_module
 
 _DROPOUTS = (
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
@@ -27,7 +28,7 @@ def is_identity_in_eval(module: nn.Module) -> bool:
         return False
     if kind is nn.Identity or kind in _DROPOUTS:
         return True
-    if kind.__module__.startswith("torch.nn."):
+    if is_torchs_module(module):
         return False  # of torch's own those above are all there are
     if next(module.children(), None) or next(module.parameters(), None) is not None:
         return False
