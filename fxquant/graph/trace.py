@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from traceback import walk_tb
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -50,7 +50,9 @@ from fxquant.graph.modes import is_identity_in_eval
 from fxquant.graph.network import Network, network
 from fxquant.graph.place import caller_place, copy_place, raised_at, set_example, set_place
 from fxquant.graph.positional import put_first_argument_first
+from fxquant.graph.spell_out import is_spelled_out, spelled_out
 from fxquant.graph.tensors import lists_replaced, register_tensors
+from fxquant.graph.wrapped import is_users_function, wrapped_functions_opened
 
 _CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__  # before fx patches them
 _UNKNOWN = object()
@@ -185,7 +187,8 @@ def check_capture(gm: Network, model: nn.Module, example_inputs: Sequence[Any]) 
     differences = largest_differences(model, gm, example_inputs, (False, True))
     for mode in ("eval", "train"):
         try:
-            difference = next(differences)
+            with spelled_out():
+                difference = next(differences)
         except Exception as error:
             text = (
                 f"{name}.forward cannot run on the example inputs in {mode}(), at "
@@ -241,7 +244,7 @@ def _is_users_own(node: fx.Node, model: nn.Module) -> bool:
     """Whether `node` calls a function of the user's, or a module of theirs that idles in eval()."""
     if node.op == "call_function":
         function = node.target
-        return inspect.isfunction(function) and not _is_torchs(function)
+        return is_users_function(function)
     if node.op != "call_module":
         return False
     module = model.get_submodule(str(node.target))
@@ -264,7 +267,12 @@ def _trace_mode(
     tracer = _Tracer(example_inputs, leaves, decisions, functions)
     random_state = _random_state()
     try:
-        with torch.enable_grad(), live_floats(model, decisions):
+        with (
+            torch.enable_grad(),
+            live_floats(model, decisions),
+            wrapped_functions_opened(),
+            spelled_out(),
+        ):
             graph = tracer.trace(model, _defaults(model, example_inputs))
         if random_state != _random_state():
             raise TraceError("it draws random numbers whose shape or use does not depend on inputs")
@@ -313,13 +321,9 @@ def _called_by_forward(error: Exception) -> Callable[..., Any] | None:
         return None
     frame = frames[forwards[-1] + 1]
     function = frame.f_globals.get(frame.f_code.co_name)
-    if not inspect.isfunction(function) or function.__code__ is not frame.f_code:
+    if not is_users_function(function) or function.__code__ is not frame.f_code:
         return None
-    return None if _is_torchs(function) else function
-
-
-def _is_torchs(function: Callable[..., Any]) -> bool:
-    return function.__module__.partition(".")[0] == "torch"
+    return cast(Callable[..., Any], function)
 
 
 def _is_forward(frame: FrameType) -> bool:
@@ -450,6 +454,8 @@ class _Tracer(fx.Tracer):
                 return True
         if m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m):
             return False  # so that what they do is in the graph, too
+        if is_spelled_out(m):
+            return False
         return super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
