@@ -35,7 +35,7 @@ def held(gm: fx.GraphModule) -> set[fx.Node]:
 def _is_pure(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Whether it gives the same whenever it is called."""
     if node.op in ("call_method", "call_function"):
-        return is_dropout_switched_off(node) or not _is_random(node.target)
+        return is_dropout_switched_off(node) or not is_random(node.target)
     module = called_module(gm, node)
     if module is None or isinstance(module, TrainOnly):
         return False
@@ -43,7 +43,7 @@ def _is_pure(gm: fx.GraphModule, node: fx.Node) -> bool:
     return plain or is_identity_in_eval(module)
 
 
-def _is_random(target: Any) -> bool:
+def is_random(target: Any) -> bool:
     """Whether a function, or the method of that name, draws random numbers."""
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
     packet = getattr(torch.ops.aten, name, None)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import inspect
 import keyword
 import linecache
+import operator
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,8 @@ from torch.fx.proxy import TraceError
 
 from fxquant.errors import CaptureError
 from fxquant.graph.compare import largest_differences
-from fxquant.graph.edit import SITES
+from fxquant.graph.decided import FACTORIES, is_decided
+from fxquant.graph.edit import SITES, nodes_in
 from fxquant.graph.inplace import (
     IN_PLACE,
     make_functional,
@@ -52,7 +54,11 @@ from fxquant.graph.place import caller_place, copy_place, raised_at, set_example
 from fxquant.graph.positional import put_first_argument_first
 from fxquant.graph.spell_out import is_spelled_out, spelled_out
 from fxquant.graph.tensors import lists_replaced, register_tensors
-from fxquant.graph.wrapped import is_users_function, wrapped_functions_opened
+from fxquant.graph.wrapped import (
+    is_users_function,
+    wrap_none_of_torchs,
+    wrapped_functions_opened,
+)
 
 _CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__  # before fx patches them
 _UNKNOWN = object()
@@ -365,6 +371,20 @@ class _Proxy(fx.Proxy):
     def __getattr__(self, name: str) -> fx.proxy.Attribute:
         return _Attribute(self, name)
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        assert isinstance(self.tracer, _Tracer)
+        written = self.tracer.create_arg((self, index, value))
+        if not self.tracer.decided.issuperset(nodes_in(written)):
+            raise TraceError(
+                "it writes into a part of a tensor: build the result with torch.cat or torch.where"
+            )
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def __index__(self) -> int:
+        """The number that it is now, for whoever needs a plain one; for others it is refused."""
+        assert isinstance(self.tracer, _Tracer)
+        return self.tracer.number(self)
+
     @property
     def data(self) -> fx.Proxy:
         """`x.data`: the same numbers without their history, as `x.detach()`."""
@@ -397,15 +417,16 @@ class _Tracer(fx.Tracer):
         functions: tuple[Callable[..., Any], ...] = (),
     ) -> None:
         """All default, because unpickling a GraphModule makes its tracer without arguments."""
-        super().__init__(autowrap_functions=functions)
+        super().__init__(autowrap_functions=(*functions, *FACTORIES))
         # also where they are called as attributes of the module that defines them
-        self._autowrap_search.extend(sys.modules[f.__module__] for f in functions)
+        self._autowrap_search.extend((torch, *(sys.modules[f.__module__] for f in functions)))
         self.decisions = Decisions() if decisions is None else decisions
         self.functions = functions
         self.inputs = list(example_inputs) if example_inputs is not None else []
         self.leaves = leaves
         self.examples: dict[fx.Node, Any] = {}
         self.held: set[fx.Node] = set()  # what parameters alone decide: inputs do not change it
+        self.decided: set[fx.Node] = set()  # what parameters and shapes decide
         self.results: dict[str, Any] = {}  # of modules that are alike, on arguments alike
         self.names: dict[int, str] = {}
         self.read: dict[str, fx.Proxy] = {}
@@ -415,7 +436,9 @@ class _Tracer(fx.Tracer):
         self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None
     ) -> fx.Graph:
         with ExitStack() as self.while_tracing:
-            return super().trace(root, concrete_args)
+            graph = super().trace(root, concrete_args)
+        wrap_none_of_torchs(graph)
+        return graph
 
     def create_args_for_root(self, *args: Any, **kwargs: Any) -> Any:
         result = super().create_args_for_root(*args, **kwargs)
@@ -470,6 +493,8 @@ class _Tracer(fx.Tracer):
             node.all_input_nodes and self.held.issuperset(node.all_input_nodes)
         ):
             self.held.add(node)
+        if is_decided(node, self.decided):
+            self.decided.add(node)
         value = self._example(node)
         if value is not _UNKNOWN:
             self.examples[node] = value
@@ -491,6 +516,15 @@ class _Tracer(fx.Tracer):
                 self._guard(obj, value, "a decision")
             return bool(value)
         return super().to_bool(obj)
+
+    def number(self, obj: fx.Proxy) -> int:
+        """What `obj` is now, where that is an integer that the model's shapes decide."""
+        value = self.examples.get(obj.node, _UNKNOWN)
+        if type(value) is not int:
+            raise TypeError(f"'{obj}' is no integer that shapes decide")
+        if obj.node not in self.held:
+            self._guard(obj, value, "a number")
+        return value
 
     def _guard(self, obj: Any, value: Any, what: str) -> None:
         """Let the graph refuse inputs for which the answer would have been another."""
@@ -545,6 +579,8 @@ class _Tracer(fx.Tracer):
             with torch.random.fork_rng(devices=[]):
                 zeros = fx.node.map_aggregate((args, kwargs), _zeros)
                 return _to_meta(node.target(*zeros[0], **zeros[1]))
+        if node.target in FACTORIES:
+            kwargs = kwargs | {"device": "meta"}
         return node.target(*args, **kwargs)
 
 

@@ -10,11 +10,14 @@ function that cannot be captured all the same is kept whole or refused as others
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import fx
 from torch.fx import _symbolic_trace
+
+_OURS = ("fxquant.graph.inplace", "fxquant.graph.merge")  # whose functions stand in graphs
 
 
 @contextmanager
@@ -33,10 +36,16 @@ def wrapped_functions_opened() -> Iterator[None]:
 
 
 def is_users_function(value: Any) -> bool:
-    """Whether `value` is written in Python, and not by torch."""
-    return inspect.isfunction(value) and not is_torchs(value)
+    """Whether `value` is written in Python, neither by torch nor for a capture."""
+    if not inspect.isfunction(value):
+        return False
+    return value.__module__.partition(".")[0] != "torch" and value.__module__ not in _OURS
 
 
-def is_torchs(function: Callable[..., Any]) -> bool:
-    """Whether torch itself defines `function`."""
-    return function.__module__.partition(".")[0] == "torch"
+def wrap_none_of_torchs(graph: fx.Graph) -> None:
+    """Let the code of `graph` not ask later traces to wrap functions of torch: they would look for
+    them in its module, where they are not.
+    """
+    for node in graph.nodes:
+        if node.op == "call_function" and not inspect.isfunction(node.target):
+            node.meta.pop("is_wrapped", None)
