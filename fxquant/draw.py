@@ -53,7 +53,8 @@ _GROUP = {
 # The first family that the operator's name starts with gives the fill.
 _FILLS = (
     (("conv", "linear", "matmul"), "#cfe2f8"),
-    (("batch_norm",), "#c6ece8"),
+    (("batch_norm", "layer_norm", "group_norm"), "#c6ece8"),
+    (("instance_norm", "rms_norm", "normalize"), "#c6ece8"),
     (("relu", "hardtanh", "clamp", "leaky_relu", "elu", "silu", "gelu"), "#fde3c4"),
     (("sigmoid", "tanh", "hardsigmoid", "hardswish", "exp", "softmax"), "#fde3c4"),
     (("max_pool", "avg_pool", "adaptive_avg_pool", "mean"), "#d6efcf"),

@@ -78,6 +78,22 @@ def shift_half_up(product: Tensor, shift: Tensor) -> Tensor:
     return (product + ((1 << shift) >> 1)) >> shift
 
 
+def shift_by(value: Tensor, by: Tensor) -> Tensor:
+    """`value · 2^by`, floored: int64 in and out, `by` of any sign."""
+    # a right shift by 64 or more is no shift at all in most machines
+    return torch.where(by < 0, value >> (-by).clamp(0, 63), value << by.clamp(min=0))
+
+
+def integer_root(value: Tensor) -> Tensor:
+    """`√value`, floored: int64 in and out, from 0 to 2^62.
+
+    However the device rounds its float64 square root, it is off by less than one.
+    """
+    root = value.double().sqrt().to(torch.int64)
+    root = root - (root * root > value).to(torch.int64)
+    return root + ((root + 1) * (root + 1) <= value).to(torch.int64)
+
+
 def divide_half_up(total: Tensor, divisor: Tensor) -> Tensor:
     """`total / divisor`, rounded half-up: int64 in and out, divisor positive."""
     return torch.div(2 * total + divisor, 2 * divisor, rounding_mode="floor")

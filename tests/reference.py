@@ -17,6 +17,7 @@ import itertools
 import math
 import operator
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -475,6 +476,93 @@ def softmax(n: Buffers, q: Codes, dim: int) -> Codes:
     return limit(y, n)
 
 
+Row = list[int]
+
+
+def about_mean(row: Row) -> tuple[Row, int, int]:
+    """u, v and how often eps is in V, squared: `N·Σ (d - μ)²·N = Σ u²/N`."""
+    N, total = len(row), sum(row)
+    u = [N * d - total for d in row]
+    return u, sum(a * a for a in u) // N, N
+
+
+def about_zero(row: Row) -> tuple[Row, int, int]:
+    """The same without a mean."""
+    u = [len(row) * d for d in row]
+    return u, sum(a * a for a in u) // len(row), len(row)
+
+
+def to_length_one(row: Row) -> tuple[Row, int, int]:
+    """The same without a count."""
+    return row, sum(d * d for d in row), 1
+
+
+def norm(
+    n: Buffers, rows: Codes, moments: Callable[[Row], tuple[Row, int, int]],
+    parameters: Callable[[Codes], Codes] = lambda values: values, join: Any = operator.add,
+) -> Codes:
+    """Rows [R, N] in Python's integers, fractions instead of shifts.
+
+    `parameters` shapes multiplier, offset and shift so that they broadcast against the rows.
+    """
+    g, F, half = int(n["gain"]), int(n["fraction"]), Fraction(1, 2)
+    m, o, S = (parameters(n[name]) for name in ("multiplier", "offset", "shift"))
+    m, o, S = (np.broadcast_to(values, rows.shape).tolist() for values in (m, o, S))
+    y = np.empty_like(rows)
+    for i, row in enumerate((rows - n["x_zero"]).tolist()):
+        u, v, count = moments(row)
+        assert count < 2**15, "of longer rows the last bits of eps are left out"
+        epsilon = int(n["epsilon"]) * count**2
+        h = (62 - math.frexp(float(v // 4**g + epsilon // 2**F + 1))[1]) // 2
+        two = Fraction(2)
+        scaled = join(math.floor(v * two ** (2 * h - 2 * g)), math.floor(epsilon * two ** (2 * h - F)))
+        inverse = 2**61 // max(math.isqrt(scaled), 1)
+        k = 33 - max(-(-count.bit_length() // 2), 2)
+        assert max(map(abs, u)) * inverse < 2**63
+        t = [math.floor(a * inverse / two ** (61 - h - k) + half) for a in u]
+        y[i] = [
+            math.floor((a * m_ + o_ * 2**k) / two ** (S_ + k) + half)
+            for a, m_, o_, S_ in zip(t, m[i], o[i], S[i], strict=True)
+        ]
+    return limit(y, n)
+
+
+def layer_norm(n: Buffers, q: Codes, normalized_shape: Sequence[int]) -> Codes:
+    """A row is all of the last dimensions, flat; so are weight and bias."""
+    rows = q.reshape(-1, math.prod(normalized_shape))
+    return norm(n, rows, about_mean, np.ravel).reshape(q.shape)
+
+
+def rms_norm(n: Buffers, q: Codes, normalized_shape: Sequence[int]) -> Codes:
+    """The same about zero."""
+    rows = q.reshape(-1, math.prod(normalized_shape))
+    return norm(n, rows, about_zero, np.ravel).reshape(q.shape)
+
+
+def group_norm(n: Buffers, q: Codes, num_groups: int) -> Codes:
+    """A row is a group: weight and bias of each channel as often as it has places."""
+    rows = q.reshape(len(q) * num_groups, -1)
+
+    def parameters(values: Codes) -> Codes:
+        whole = np.broadcast_to(along_channels(np.atleast_1d(values), q.ndim), q.shape)
+        return whole.reshape(rows.shape)
+
+    return norm(n, rows, about_mean, parameters).reshape(q.shape)
+
+
+def instance_norm(n: Buffers, q: Codes, axis: int) -> Codes:
+    """Every channel is a group."""
+    batch = q if axis % q.ndim else q[None]
+    return group_norm(n, batch, batch.shape[1]).reshape(q.shape)
+
+
+def normalize(n: Buffers, q: Codes, dim: int) -> Codes:
+    """Along one dimension; the length is at least eps."""
+    last = np.moveaxis(q, dim, -1)
+    y = norm(n, last.reshape(-1, last.shape[-1]), to_length_one, join=max)
+    return np.moveaxis(y.reshape(last.shape), -1, dim)
+
+
 def mul(n: Buffers, a: Codes, b: Codes) -> Codes:
     """`(a - z_a)·(b - z_b)` as four products."""
     products = a * b - n["a_zero"] * b - n["b_zero"] * a + n["a_zero"] * n["b_zero"]
@@ -560,6 +648,11 @@ KERNELS: dict[str, Callable[..., Codes]] = {
     "elu": look_up,
     "leaky_relu": look_up,
     "softmax": softmax,
+    "layer_norm": layer_norm,
+    "group_norm": group_norm,
+    "instance_norm": instance_norm,
+    "rms_norm": rms_norm,
+    "normalize": normalize,
     "mul": mul,
     "div": div,
     "matmul": matmul,

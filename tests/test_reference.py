@@ -377,6 +377,33 @@ class Attention(nn.Module):
         return self.out(heads) + x, F.relu(torch.matmul(self.mix, x))
 
 
+class Norms(nn.Module):
+    """Norms over rows, groups, channels and places, with and without weights, some clamped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.rows, self.planes = nn.LayerNorm(5), nn.LayerNorm((6, 5), elementwise_affine=False)
+        self.between = nn.Sequential(nn.GroupNorm(3, 6), nn.ReLU(), nn.Conv2d(6, 4, 1))
+        self.group, self.channels = nn.GroupNorm(2, 6, affine=False), nn.LayerNorm(6, bias=False)
+        self.instance, self.other = nn.InstanceNorm2d(6, affine=True), nn.InstanceNorm2d(4)
+        self.rms, self.wide = nn.RMSNorm(5), nn.RMSNorm((6, 6, 5), eps=0.1)
+        for module in self.modules():
+            if isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d, nn.RMSNorm)):
+                for parameter in module.parameters():
+                    nn.init.normal_(parameter)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.conv(x)
+        y = self.between(x)
+        channels_last = self.channels(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return (
+            self.rows(x), self.planes(x), self.group(x), torch.relu(channels_last),
+            F.hardtanh(self.instance(x), -0.5, 1.0), self.other(y), self.rms(x), self.wide(x),
+            F.normalize(x), F.relu(F.normalize(y, dim=-1, eps=1.0)),
+        )
+
+
 def darts() -> nn.Module:
     return NetworkCIFAR(4, 10, 4, DARTS_V2)
 
@@ -421,6 +448,7 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "functions": (Functions, (3, 6, 5)),
     "arithmetic": (Arithmetic, (3, 6, 5)),
     "attention": (Attention, (5, 6)),
+    "norms": (Norms, (3, 6, 5)),
 }
 LARGE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "darts": (darts, (3, 16, 16)),

@@ -147,6 +147,47 @@ def quotient(a: QParams, b: QParams, y: QParams) -> Integers:
     return codes(np.where(right == 0, beyond, top), bottom, y)
 
 
+def mean_moments(row: Integers, eps: Fraction) -> tuple[Integers, Fraction]:
+    """u and V of a row of `q - z`, such that u/√V has mean 0; `eps` in squared steps."""
+    count, total = len(row), sum(row)
+    return count * row - total, count * sum(row * row) - total**2 + count**2 * eps
+
+
+def zero_moments(row: Integers, eps: Fraction) -> tuple[Integers, Fraction]:
+    """The same, divided by the root of the mean square."""
+    count = len(row)
+    return count * row, count * sum(row * row) + count**2 * eps
+
+
+def length(row: Integers, eps: Fraction) -> tuple[Integers, Fraction]:
+    """The same, divided by its length; `eps` is the square of the least one."""
+    return row, max(Fraction(sum(row * row)), eps)
+
+
+def norm(
+    moments: Callable[[Integers, Fraction], tuple[Integers, Fraction]],
+    rows: Any,
+    x: QParams,
+    y: QParams,
+    eps: Fraction,
+    weight: Sequence[float] = (1.0,),
+    bias: Sequence[float] = (0.0,),
+) -> Integers:
+    """The codes of w·u/√V + b for rows of codes [rows, N]; the root to 24 digits, 0/0 is 0.
+
+    One weight and bias for all, or one for each of the N.
+    """
+    factors, offsets = ([Fraction(v) / scale(y) for v in values] for values in (weight, bias))
+    bottom = math.lcm(*(f.denominator for f in (*factors, *offsets)))
+    w, b = (np.array([int(f * bottom) for f in fs], object) for fs in (factors, offsets))
+    found = []
+    for row in rows.astype(object) - int(x.zero_point):
+        u, v = moments(row, eps / scale(x) ** 2)
+        root = math.isqrt((v.numerator << 160) // v.denominator) or 1  # times 2^80
+        found.append(codes((w * u << 80) + b * root, bottom * root, y))
+    return np.array(found)
+
+
 def codes(numerator: Integers, denominator: Any, q: QParams) -> Integers:
     """The code of `numerator / denominator` steps: Python's integers, element by element."""
     steps = (2 * numerator + denominator) // (2 * denominator)

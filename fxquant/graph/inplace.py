@@ -50,6 +50,7 @@ _FRESH = {
     *("stack", "clone", "mean", "sum", "amax", "amin", "max", "min", "where", "clamp", "clip"),
     *("relu", "relu6", "hardtanh", "leaky_relu", "elu", "gelu", "silu", "mish", "sigmoid", "tanh"),
     *("hardswish", "hardsigmoid", "softplus", "prelu", "batch_norm", "layer_norm", "group_norm"),
+    *("instance_norm", "rms_norm", "normalize"),
     *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
     *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "pad"),
     *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "interpolate"),

@@ -22,8 +22,11 @@ from fxquant.ops.div import DIV
 from fxquant.ops.elu import ELU
 from fxquant.ops.exp import EXP
 from fxquant.ops.gelu import GELU
+from fxquant.ops.group_norm import GROUP_NORM
 from fxquant.ops.hardsigmoid import HARDSIGMOID
 from fxquant.ops.hardswish import HARDSWISH
+from fxquant.ops.instance_norm import INSTANCE_NORM
+from fxquant.ops.layer_norm import LAYER_NORM
 from fxquant.ops.leaky_relu import LEAKY_RELU
 from fxquant.ops.linear import LINEAR
 from fxquant.ops.matmul import MATMUL
@@ -31,8 +34,10 @@ from fxquant.ops.max_pool import MAX_POOL1D, MAX_POOL2D, MAX_POOL3D
 from fxquant.ops.mean import MEAN
 from fxquant.ops.mul import MUL
 from fxquant.ops.new_zeros import NEW_ZEROS
+from fxquant.ops.normalize import NORMALIZE
 from fxquant.ops.pad import PAD, PAD_VALUE
 from fxquant.ops.relu import RELU
+from fxquant.ops.rms_norm import RMS_NORM
 from fxquant.ops.sigmoid import SIGMOID
 from fxquant.ops.silu import SILU
 from fxquant.ops.softmax import SOFTMAX
@@ -84,6 +89,11 @@ OPS: tuple[OpSpec, ...] = (
     ELU,
     LEAKY_RELU,
     SOFTMAX,
+    LAYER_NORM,
+    GROUP_NORM,
+    INSTANCE_NORM,
+    RMS_NORM,
+    NORMALIZE,
     MUL,
     SUB,
     DIV,

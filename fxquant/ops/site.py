@@ -25,7 +25,7 @@ from fxquant.ops.spec import Affine, Clamp, OpSpec, Output, RealCall, Weights
 from fxquant.schemes import Channels, QParams, code_of, dequantize, quantize
 
 # options that are real numbers: they are in an operator's integers, and its kernel takes the rest
-_REAL = ("weight", "bias", "batch_norm", "factors")
+REAL_OPTIONS = ("weight", "bias", "batch_norm", "factors", "eps")
 
 
 class CallSite(Site):
@@ -137,7 +137,7 @@ class CallSite(Site):
             weights = weights if affine is None else _fold(weights, affine)
         sources = tuple(source.qparams for source in self.sources)
         numbers = self.op.numbers(RealCall(sources, self.target, weights, affine, options))
-        return numbers, {k: v for k, v in options.items() if k not in _REAL}
+        return numbers, {k: v for k, v in options.items() if k not in REAL_OPTIONS}
 
     def extra_repr(self) -> str:
         """The operator and its activation, for print(model)."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fxquant.intmath import Target
 from fxquant.ops import op_named
+from fxquant.ops.site import REAL_OPTIONS
 from fxquant.ops.spec import RealCall
 from fxquant.schemes import UINT8, QParams, QuantScheme
 
@@ -42,5 +43,5 @@ def integers(
     """The codes that the operator of that name gives."""
     op = op_named(name)
     numbers = op.numbers(real_call(inputs, output, options))
-    settings = {k: v for k, v in options.items() if k != "factors"}  # they are in the numbers
+    settings = {k: v for k, v in options.items() if k not in REAL_OPTIONS}
     return op.kernel(numbers, output.scheme.dtype, *codes, **settings)

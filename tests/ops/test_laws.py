@@ -37,6 +37,13 @@ def settled(bn):
     return bn
 
 
+def drawn(norm):
+    """The norm with weights of both signs."""
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    return norm
+
+
 class Weighted(nn.Module):
     """A sum weighted by softmax(alphas), one operand as it is, one weight negative."""
 
@@ -96,6 +103,11 @@ EXAMPLES = {
     "elu": (lambda: nn.ELU(0.7), [IMAGE]),
     "leaky_relu": (lambda: nn.LeakyReLU(0.2), [IMAGE]),
     "softmax": (lambda: nn.Softmax(1), [IMAGE]),
+    "layer_norm": (lambda: drawn(nn.LayerNorm((7, 6), eps=0.01)), [IMAGE]),
+    "group_norm": (lambda: drawn(nn.GroupNorm(2, 4, eps=0.01)), [IMAGE]),
+    "instance_norm": (lambda: drawn(nn.InstanceNorm2d(4, affine=True, eps=0.01)), [IMAGE]),
+    "rms_norm": (lambda: drawn(nn.RMSNorm((7, 6), eps=0.01)), [IMAGE]),
+    "normalize": (lambda: Call(lambda x: F.normalize(x, dim=-1)), [IMAGE]),
     "mul": (lambda: Call(lambda x, y: x * y), [IMAGE, (2, 4, 1, 1)]),
     "sub": (lambda: Call(lambda x, y: x - y), [IMAGE, (1, 4, 1, 6)]),
     "add_number": (lambda: Call(lambda x: 1.5 + x), [IMAGE]),

@@ -1,0 +1,62 @@
+"""Group norm: each group of channels of each sample to mean 0 and variance 1.
+
+    real      y = w[c]·(x - μ)/√(σ² + eps) + b[c]                μ, σ² over the N values of a group
+    integer   q_y = z_y + (w[c]·u/√V + b[c])/s_y, rounded once   as in moments.py, about the mean
+              u = N·d - Σd,  V = N·Σd² - (Σd)² + N²·eps/s_x²     d = q_x - z_x
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxquant.ops.moments import (
+    MomentNumbers,
+    Units,
+    about_mean,
+    finish,
+    moment_reader,
+    norm_numbers,
+    parameters_of_norm,
+)
+from fxquant.ops.spec import OpSpec, Output, module_options
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """[N, C, ...], same out; weight and bias [C]."""
+    return F.group_norm(input, num_groups, weight, bias, eps)
+
+
+def _options(module: nn.GroupNorm) -> dict[str, Any]:
+    return parameters_of_norm(module) | module_options(module, "num_groups", "eps")
+
+
+def _kernel(n: MomentNumbers, dtype: torch.dtype, codes: Tensor, num_groups: int) -> Tensor:
+    grouped = codes.unflatten(1, (num_groups, codes.shape[1] // num_groups))
+    t, bits = about_mean(n, grouped, tuple(range(2, grouped.dim())))
+    return finish(n, dtype, Units(t.flatten(1, 2), bits), axis=1)
+
+
+GROUP_NORM = OpSpec(
+    name="group_norm",
+    function=group_norm,
+    functions=(F.group_norm, torch.group_norm),
+    methods=(),
+    modules={nn.GroupNorm: _options},
+    read=moment_reader(group_norm),
+    output=Output.OWN,
+    range=None,
+    homogeneous=False,
+    weight_axis=None,
+    numbers=norm_numbers,
+    kernel=_kernel,
+)

@@ -1,0 +1,189 @@
+"""What norms of rows have in common: exact sums, one integer square root, one last rounding.
+
+    real      y = w·u/√V + b                          V = v + ε
+    integer   i   = ⌊2^61 / ⌊√(V·4^h)⌋⌋               V·4^h has 60 to 62 bits
+              t   = (u·i + 2^(60-h-k)) >> (61-h-k)    u/√V with k bits behind the point
+              q_y = clamp(z_y + ((t·m + (o << k) + 2^(S+k-1)) >> (S+k)))
+
+with m·2^-S = w/s_y and o·2^-S = b/s_y. u and v are exact integers, of d = q_x - z_x and its sums
+over the N codes of a row:
+
+    about the mean    u = N·d - Σd    v = N·Σd² - (Σd)²    ε = N²·eps/s_x²
+    about zero        u = N·d         v = N·Σd²            ε = N²·eps/s_x²
+    to length 1       u = d           v = Σd²              V = max(v, (eps/s_x)²)
+
+Where eps is larger than any variance of codes, u/√V is tiny. So that t keeps its bits, V is then
+divided by 4^g and m by 2^g: eps/s_x² · 4^-g < R²/2, for codes of R values; g is mostly 0.
+
+Nothing leaves int64. Rows are short enough for |u| < 2^31 and v < 2^62, and ε·4^-g < 2^61. A row of
+zeros u does not need i; else V·4^-g >= 1, hence V·4^h >= 2^59, i < 2^31.5 and |u·i| < 2^62.5. |u/√V|
+is at most √N, or √8 if g > 0: k follows, |t| <= 2^33, |t·m| < 2^61, |o << k| < 2^59, S + k < 60.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from fxquant.errors import AccumulatorError
+from fxquant.intmath import integer_root, per_channel, rescale_of, shift_by, shift_half_up
+from fxquant.ops.spec import Call, Parameter, Reader, RealCall, signature_reader
+
+_LARGEST = 2**62  # of v
+_INVERSE_BITS = 61
+_UNIT_BITS = 33
+_FACTOR_BITS = 28  # with t's 33 it has 61, parted so that both round about equally little
+
+
+class MomentNumbers(NamedTuple):
+    """`epsilon`, `fraction` and `gain`: eps in squared steps, by 4^-gain, is epsilon·2^-fraction.
+    `multiplier`, `offset` and `shift`: m, o and S in the shape of weight and bias. All of them
+    int64, and 0-dim where nothing is said; the others 0-dim int32.
+    """
+
+    epsilon: Tensor
+    fraction: Tensor
+    gain: Tensor
+    multiplier: Tensor
+    offset: Tensor
+    shift: Tensor
+    x_zero: Tensor
+    y_zero: Tensor
+    low: Tensor
+    high: Tensor
+
+
+class Units(NamedTuple):
+    """`t`, int64 in the shape of the codes, and how many of its bits are behind the point."""
+
+    t: Tensor
+    bits: int
+
+
+def moment_reader(function: Callable[..., Tensor]) -> Reader:
+    """Read a call by the signature of `function`, unless the graph computes its eps."""
+    by_signature = signature_reader(function)
+
+    def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+        call = by_signature(args, kwargs)
+        return None if call is None or isinstance(call.options["eps"], fx.Node) else call
+
+    return read
+
+
+def parameters_of_norm(module: Any) -> dict[str, Any]:
+    """The options weight and bias of a norm's module, which may lack either."""
+    names = [name for name in ("weight", "bias") if getattr(module, name, None) is not None]
+    return {"weight": None, "bias": None} | {name: Parameter(name) for name in names}
+
+
+def norm_numbers(call: RealCall) -> MomentNumbers:
+    """The numbers of a norm whose eps is added to a variance."""
+    return moment_numbers(call, call.options["eps"])
+
+
+def moment_numbers(call: RealCall, eps: float) -> MomentNumbers:
+    """The numbers of a call whose real squares `eps` is added to, or which it is the least of."""
+    x, (y, low, high) = call.inputs[0], call.target
+    epsilon = eps / x.scale.double().square()
+    values = 2 ** torch.iinfo(x.scheme.dtype).bits
+    _, exponent = torch.frexp(epsilon / (values**2 / 2))
+    gain = ((exponent + 1) >> 1).clamp(min=0)
+    small = rescale_of(torch.ldexp(epsilon, -2 * gain))
+
+    weight, bias = call.options.get("weight"), call.options.get("bias")
+    s_y = y.scale.double()
+    factor = torch.ldexp((torch.ones_like(s_y) if weight is None else weight.double()) / s_y, -gain)
+    offset = (torch.zeros_like(s_y) if bias is None else bias.double()) / s_y
+    factor, offset = torch.broadcast_tensors(factor, offset)
+    _, exponent = torch.frexp(torch.maximum(factor.abs(), offset.abs()))
+    shift = (_FACTOR_BITS - exponent).clamp(0, _FACTOR_BITS)
+    top = 2**_FACTOR_BITS - 1
+    multiplier, offset = (
+        torch.ldexp(real, shift).round().clamp(-top, top).to(torch.int64)
+        for real in (factor, offset)
+    )
+    return MomentNumbers(
+        epsilon=small.multiplier,
+        fraction=small.shift,
+        gain=gain.to(torch.int64),
+        multiplier=multiplier,
+        offset=offset,
+        shift=shift.to(torch.int64),
+        x_zero=x.zero_point,
+        y_zero=y.zero_point,
+        low=low,
+        high=high,
+    )
+
+
+def about_mean(n: MomentNumbers, codes: Tensor, dims: tuple[int, ...]) -> Units:
+    """Over those dimensions, mean 0 and variance 1."""
+    count, d = _counted(codes, dims), codes.to(torch.int64) - n.x_zero
+    total = d.sum(dims, keepdim=True)
+    v = count * (d * d).sum(dims, keepdim=True) - total * total
+    return _units(n, count * d - total, v, count, torch.add)
+
+
+def about_zero(n: MomentNumbers, codes: Tensor, dims: tuple[int, ...]) -> Units:
+    """Over those dimensions, mean square 1."""
+    count, d = _counted(codes, dims), codes.to(torch.int64) - n.x_zero
+    return _units(n, count * d, count * (d * d).sum(dims, keepdim=True), count, torch.add)
+
+
+def to_length_one(n: MomentNumbers, codes: Tensor, dims: tuple[int, ...]) -> Units:
+    """Over those dimensions, sum of squares 1; less where V is not v."""
+    _counted(codes, dims)
+    d = codes.to(torch.int64) - n.x_zero
+    return _units(n, d, (d * d).sum(dims, keepdim=True), 1, torch.maximum)
+
+
+def _counted(codes: Tensor, dims: tuple[int, ...]) -> int:
+    """How many codes a row has, proved to be few enough."""
+    count = math.prod(codes.shape[dim] for dim in dims)
+    bits = torch.iinfo(codes.dtype).bits
+    most = math.isqrt(_LARGEST) >> bits
+    if count > most:
+        raise AccumulatorError(
+            f"a norm over {count} values of {bits} bits may leave 64 bits, {most} may not.\n"
+            "What to do: keep it in float, QuantConfig(keep_float=(…,))."
+        )
+    return count
+
+
+def _units(
+    n: MomentNumbers,
+    u: Tensor,
+    v: Tensor,
+    count: int,
+    join: Callable[[Tensor, Tensor], Tensor],
+) -> Units:
+    """u/√V, where V is made of v and count²·eps: `join` says how."""
+    # M·N² in 62 bits, for an M of 31: what is left out of M·N, if N > 2^15, is beyond its 37th bit
+    room = max(2 * count.bit_length() - 31, 0)
+    epsilon, fraction = ((n.epsilon * count) >> room) * count, n.fraction - room
+    above = shift_by(v, -2 * n.gain) + (epsilon >> fraction) + 1
+    _, exponent = torch.frexp(above.double())  # V·4^-g < 2^exponent
+    h = (62 - exponent.to(torch.int64)) >> 1
+    scaled = join(shift_by(v, 2 * (h - n.gain)), shift_by(epsilon, 2 * h - fraction))
+    root = integer_root(scaled).clamp(min=1)
+    inverse = torch.full_like(root, 2**_INVERSE_BITS).div(root, rounding_mode="floor")
+    bits = _UNIT_BITS - max((count.bit_length() + 1) // 2, 2)
+    return Units(shift_half_up(u * inverse, _INVERSE_BITS - h - bits), bits)
+
+
+def finish(
+    n: MomentNumbers, dtype: torch.dtype, units: Units, axis: int | None = None
+) -> Tensor:
+    """Weight and bias, along the last dimensions or along one axis, and the one rounding."""
+    m, o, shift = (
+        values if axis is None else per_channel(values, axis, units.t.dim())
+        for values in (n.multiplier, n.offset, n.shift)
+    )
+    total = units.t * m + (o << units.bits)
+    y = shift_half_up(total, shift + units.bits) + n.y_zero
+    return torch.clamp(y, n.low, n.high).to(dtype)
