@@ -19,14 +19,16 @@ from fxquant.graph.held import is_random
 from fxquant.graph.place import example_of
 from fxquant.graph.values import is_query
 
-# they make a tensor of sizes and numbers; traced only because a size is
+# they make a tensor of sizes and numbers, the same whenever they are called
 FACTORIES: tuple[Callable[..., Any], ...] = (
-    *(torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.ones, torch.rand),
-    *(torch.randint, torch.randn, torch.tensor, torch.zeros),
+    *(torch.arange, torch.eye, torch.full, torch.linspace, torch.ones, torch.tensor, torch.zeros),
 )
-_LIKE = ("new_empty", "new_full", "new_ones", "new_zeros")
-_LIKE_FUNCTIONS = (torch.empty_like, torch.full_like, torch.ones_like, torch.zeros_like)
-_EMPTY = {"new_empty", torch.empty, torch.empty_like}
+# of these nobody knows the values
+UNKNOWN_FACTORIES: tuple[Callable[..., Any], ...] = (
+    *(torch.empty, torch.rand, torch.randint, torch.randn),
+)
+_LIKE = ("new_full", "new_ones", "new_zeros")
+_LIKE_FUNCTIONS = (torch.full_like, torch.ones_like, torch.zeros_like)
 
 
 def decided(graph: fx.Graph) -> set[fx.Node]:
@@ -49,7 +51,7 @@ def is_decided(node: fx.Node, before: set[fx.Node]) -> bool:
         inputs = [x for x in inputs if x is not node.args[0]]
     elif not inputs:
         return False
-    return node.target not in _EMPTY and before.issuperset(inputs)
+    return before.issuperset(inputs)
 
 
 def takes_shape_only(node: fx.Node) -> bool:

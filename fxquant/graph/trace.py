@@ -31,7 +31,7 @@ from torch.fx.proxy import TraceError
 
 from fxquant.errors import CaptureError
 from fxquant.graph.compare import largest_differences
-from fxquant.graph.decided import FACTORIES, is_decided
+from fxquant.graph.decided import FACTORIES, UNKNOWN_FACTORIES, is_decided
 from fxquant.graph.edit import SITES, nodes_in
 from fxquant.graph.inplace import (
     IN_PLACE,
@@ -50,7 +50,14 @@ from fxquant.graph.live import (
 from fxquant.graph.merge import merge, merge_where
 from fxquant.graph.modes import is_identity_in_eval
 from fxquant.graph.network import Network, network
-from fxquant.graph.place import caller_place, copy_place, raised_at, set_example, set_place
+from fxquant.graph.place import (
+    caller_place,
+    copy_place,
+    is_user_code,
+    raised_at,
+    set_example,
+    set_place,
+)
 from fxquant.graph.positional import put_first_argument_first
 from fxquant.graph.spell_out import is_spelled_out, spelled_out
 from fxquant.graph.tensors import lists_replaced, register_tensors
@@ -312,7 +319,7 @@ def _trace_mode(
 def _raised_by_the_user(error: BaseException | None) -> bool:
     """Whether it comes from a `raise` or an `assert` in the user's own code."""
     frames = list(walk_tb(error.__traceback__)) if error is not None else []
-    if not frames:
+    if not frames or not is_user_code(frames[-1][0]):
         return False
     frame, line = frames[-1]
     source = linecache.getline(frame.f_code.co_filename, line).strip()
@@ -417,7 +424,7 @@ class _Tracer(fx.Tracer):
         functions: tuple[Callable[..., Any], ...] = (),
     ) -> None:
         """All default, because unpickling a GraphModule makes its tracer without arguments."""
-        super().__init__(autowrap_functions=(*functions, *FACTORIES))
+        super().__init__(autowrap_functions=(*functions, *FACTORIES, *UNKNOWN_FACTORIES))
         # also where they are called as attributes of the module that defines them
         self._autowrap_search.extend((torch, *(sys.modules[f.__module__] for f in functions)))
         self.decisions = Decisions() if decisions is None else decisions
@@ -487,6 +494,8 @@ class _Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if not torch.is_grad_enabled():
             raise TraceError("under no_grad, which a graph does not know: use detach() instead")
+        if args[1] in UNKNOWN_FACTORIES:
+            raise TraceError(f"torch.{args[1].__name__} of a size that is traced")
         node = super().create_node(*args, **kwargs)
         set_place(node, caller_place(self.scope.module_path, _trace_mode.__code__))
         if node.op == "get_attr" or (
