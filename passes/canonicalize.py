@@ -16,16 +16,18 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxquant.graph.edit import call_site, called_module, erase, get_attribute, nodes_in
+from fxquant.graph.edit import call_site, erase, get_attribute, nodes_in
 from fxquant.graph.held import held
 from fxquant.graph.modes import is_dropout_switched_off
 from fxquant.graph.place import copy_place
 from fxquant.graph.values import scalars
-from fxquant.ops import spelled_as
 from fxquant.ops.affine import DOES_NOTHING
+from fxquant.ops.reading import read_call
 from fxquant.ops.site import CallSite
 from fxquant.ops.spec import Call, OpSpec, Parameter
 from fxquant.pipeline import Log, Pass, Stage
+
+_PARAMETERS = ("weight", "bias")  # options that may be computed from parameters
 
 
 class Canonicalize(Pass):
@@ -50,7 +52,7 @@ class Canonicalize(Pass):
                 log.change(node, "does nothing, removed")
                 erase(node, node.all_input_nodes[0])
                 continue
-            found = _read(gm, node)
+            found = read_call(gm, node)
             if found is None or not scalar_nodes.isdisjoint(found[1].inputs):
                 continue
             op, call = found
@@ -58,28 +60,16 @@ class Canonicalize(Pass):
                 log.change(node, "does nothing, removed")
                 erase(node, call.inputs[0])
                 continue
-            if not all(_is_held(gm, value, scalar_nodes) for value in call.options.values()):
+            if any(
+                not _is_held(gm, value, scalar_nodes)
+                and not (name in _PARAMETERS and value in held_nodes)
+                for name, value in call.options.items()
+            ):
                 continue
             if op.weight_axis is not None and call.options["weight"] is None:
                 continue
             site = _replace(gm, node, op, call)
             log.change(site, f"written as {op.name}")
-
-
-def _read(gm: fx.GraphModule, node: fx.Node) -> tuple[OpSpec, Call] | None:
-    """The operator that `node` spells, and the call in its canonical form."""
-    module = called_module(gm, node)
-    if module is not None:
-        for op in spelled_as(type(module)):
-            options = op.modules[type(module)](module)
-            if options is not None:
-                return op, Call((*node.args, *node.kwargs.values()), options)
-    elif node.op in ("call_function", "call_method"):
-        for op in spelled_as(node.target):
-            call = op.read(node.args, node.kwargs)
-            if call is not None:
-                return op, call
-    return None
 
 
 def _replace(gm: fx.GraphModule, node: fx.Node, op: OpSpec, call: Call) -> fx.Node:
