@@ -11,13 +11,14 @@ Left alone: sizes in reshapes, paddings and slices, which may be others at every
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fxquant.graph.decided import decided, decided_value, takes_shape_only
+from fxquant.graph.decided import decided, decided_values, takes_shape_only
 from fxquant.graph.edit import constant_site, erase, map_nodes
 from fxquant.graph.held import held
 from fxquant.graph.place import copy_place, example_of, place_of, set_example
@@ -90,8 +91,14 @@ class _Fix:
     def __init__(self, gm: fx.GraphModule, by_shapes: set[fx.Node]) -> None:
         self.gm = gm
         self.by_shapes = by_shapes
-        self.device = next((t.device for t in (*gm.parameters(), *gm.buffers())), torch.device("cpu"))
         self.guarded: set[fx.Node] = set()
+
+    @functools.cached_property
+    def values(self) -> dict[fx.Node, Any]:
+        """What each of them gives for the example inputs, where the network is."""
+        tensors = (*self.gm.parameters(), *self.gm.buffers(), torch.empty(0))
+        with torch.no_grad():
+            return decided_values(self.gm, self.by_shapes, tensors[0].device)
 
     def tensor(self, node: fx.Node) -> None:
         """A constant in the place of `node`; where parameters decide it too, of what it reads."""
@@ -101,8 +108,7 @@ class _Fix:
                 if part in self.by_shapes and isinstance(example_of(part), Tensor):
                     self.tensor(part)
             return
-        with torch.no_grad():
-            value = decided_value(self.gm, node, self.device)
+        value = self.values.get(node)
         if value is None:
             return
         for part in _ancestry(node, self.by_shapes):
@@ -110,7 +116,10 @@ class _Fix:
         with self.gm.graph.inserting_before(node):
             constant = constant_site(self.gm, node.name, value)
         copy_place(node, constant)
-        erase(node, constant)
+        node.replace_all_uses_with(constant)
+        for part in _ancestry(node, self.by_shapes):  # readers before what they read
+            if not part.users:
+                erase(part)
 
     def numbers_of(self, node: fx.Node) -> None:
         """Plain numbers in the place of those that `node` reads from shapes."""
@@ -148,16 +157,13 @@ class _Fix:
 
 
 def _ancestry(node: fx.Node, by_shapes: set[fx.Node]) -> list[fx.Node]:
-    """`node` and every tensor that shapes decide, or parameters, that it is computed from."""
-    found: dict[fx.Node, None] = {}
-    waiting = [node]
-    while waiting:
-        part = waiting.pop()
-        if part in found:
-            continue
-        found[part] = None
-        if part in by_shapes:
-            inputs = part.all_input_nodes
+    """`node` and every tensor that shapes decide, or parameters, that it is computed from; those
+    that read others before them.
+    """
+    found = {node}
+    for part in reversed(node.graph.nodes):
+        if part in found and part in by_shapes:
             skipped = part.args[0] if takes_shape_only(part) else None
-            waiting += [x for x in inputs if x is not skipped and not _is_number(x)]
-    return list(found)
+            inputs = [x for x in part.all_input_nodes if x is not skipped]
+            found.update(x for x in inputs if not _is_number(x))
+    return [part for part in reversed(node.graph.nodes) if part in found]

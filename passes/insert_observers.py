@@ -4,9 +4,9 @@
     after    x ── quantize ── conv ── relu ── y       quantize and conv each hold an observer
 
 A float value that enters the integer part (an input of the network, the result of a layer
-kept in float) gets a node for that, a parameter before it is moved; every other observer sits in the site it watches. Values
-that keep their input's range (pools, ReLU, reshapes) need none; one whose range is known
-beforehand (sigmoid, softmax) gets an observer that always says so.
+kept in float) gets a node for that, and a parameter before it is moved; every other observer sits
+in the site it watches. Values that keep their input's range (pools, ReLU, reshapes) need none; one
+whose range is known beforehand (sigmoid, softmax) gets an observer that always says so.
 An operator without an integer form is an error here, unless it was kept in float.
 """
 

@@ -60,28 +60,35 @@ def takes_shape_only(node: fx.Node) -> bool:
     return node.target in kinds
 
 
-def decided_value(gm: fx.GraphModule, node: fx.Node, device: torch.device) -> Any:
-    """What a decided node gives for the example inputs: a tensor on `device`, or a number.
-
-    None where no example says it.
+def decided_values(
+    gm: fx.GraphModule, nodes: set[fx.Node], device: torch.device
+) -> dict[fx.Node, Any]:
+    """What those of `nodes`, decided ones, give for the example inputs: tensors on `device`, or
+    numbers; without those of which no example says it.
     """
-    if node.op == "get_attr":
-        return get_attribute(gm, str(node.target))
-    example = example_of(node)
-    if example is None:
-        return None
-    if not isinstance(example, Tensor):
-        return device if isinstance(example, torch.device) else example
+    found: dict[fx.Node, Any] = {}
+    for node in gm.graph.nodes:
+        example = example_of(node)
+        if node not in nodes or example is None:
+            continue
+        if isinstance(example, torch.device):
+            found[node] = device
+        elif not isinstance(example, Tensor):
+            found[node] = example
+        elif node.op == "get_attr":
+            found[node] = get_attribute(gm, str(node.target))
+        else:
+            reads = {part: found.get(part) for part in node.all_input_nodes}
+            if takes_shape_only(node) and isinstance(node.args[0], fx.Node):
+                like = example_of(node.args[0])
+                reads[node.args[0]] = None if like is None else torch.zeros_like(like, device=device)
+            if all(value is not None for value in reads.values()):
+                found[node] = _call(node, reads, device)
+    return found
 
-    def value(part: fx.Node) -> Any:
-        if takes_shape_only(node) and part is node.args[0]:
-            like = example_of(part)
-            return None if like is None else torch.zeros_like(like, device=device)
-        return decided_value(gm, part, device)
 
-    if any(value(part) is None for part in node.all_input_nodes):
-        return None
-    args, kwargs = map_nodes((node.args, node.kwargs), value)
+def _call(node: fx.Node, reads: dict[fx.Node, Any], device: torch.device) -> Any:
+    args, kwargs = map_nodes((node.args, node.kwargs), reads.__getitem__)
     if node.target in FACTORIES:
         kwargs = kwargs | {"device": device}
     if node.op == "call_method":

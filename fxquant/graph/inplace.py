@@ -27,7 +27,7 @@ from fxquant.graph.decided import decided
 from fxquant.graph.edit import nodes_in
 from fxquant.graph.held import is_random
 from fxquant.graph.modes import hands_its_input_on
-from fxquant.graph.place import copy_place, describe
+from fxquant.graph.place import copy_place, describe, example_of, set_example
 from fxquant.graph.values import scalars
 
 IN_PLACE: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -111,6 +111,8 @@ def make_functional(
             _redirect_readers(node, *memory.shared_with(node.args[0], order[node], order), order)
         form = _out_of_place(node, root, overwriting, by_shapes)  # anew: what it reads has moved
         assert form is not None
+        if form.target is with_part:  # a statement gave nothing, this gives the tensor
+            set_example(node, example_of(node.args[0]))
         node.op = "call_function" if callable(form.target) else node.op
         node.target, node.args, node.kwargs = form
 
