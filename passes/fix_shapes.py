@@ -1,12 +1,13 @@
 """Take what shapes decide for what it is in the example, where integers need to know it.
 
-    before   c = q.shape[-1] ** -0.5      q * c                  mask = ones(t, t).tril()      x + mask
-    after    assert c == 0.125            q * 0.125              assert t == 197               x + constant
+    before   c = q.shape[-1] ** -0.5      q * c            mask = ones(t, t).tril()      x + mask
+    after    assert c == 0.125            q * 0.125        assert t == 197               x + constant
 
 Such a number goes into a multiplier and such a mask into codes, neither of which is made anew at
-every call. Other shapes than those of the example are refused, by the assertions; numbers of
-channels never change. What depends on parameters besides stays computed from them.
-Left alone: sizes in reshapes, paddings and slices, which may be others at every call.
+every call. Other shapes than the example's are refused then, by the assertions: numbers of channels
+never change, and sizes of images may. What depends on parameters, too, stays computed from them.
+Left alone: sizes in reshapes, paddings and slices, which may be others at every call; and what no
+example inputs tell.
 """
 
 from __future__ import annotations

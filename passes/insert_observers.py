@@ -25,7 +25,7 @@ from fxquant.ops.flow import inputs_of, integer_values, sites
 from fxquant.ops.move import is_move
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.spec import Output
-from fxquant.pipeline import Log, Pass, Stage
+from fxquant.pipeline import Log, Pass, Stage, history
 
 
 class InsertObservers(Pass):
@@ -70,7 +70,8 @@ class InsertObservers(Pass):
         ]
         if not unknown:
             return
-        lines = "\n".join(f"  {describe(node)}" for node in unknown[:10])
+        reasons = {e.node: f": {e.text}" for r in history(gm) for e in r.left_alone}
+        lines = "\n".join(f"  {describe(n)}{reasons.get(n.name, '')}" for n in unknown[:10])
         more = f"\n  and {len(unknown) - 10} more" if len(unknown) > 10 else ""
         path = place_of(unknown[0]).module
         way_out = (

@@ -170,7 +170,7 @@ def _multi_head(layer: Layer, sides: tuple[Any, Any, Any], masks: Masks) -> tupl
     """[N, L, E] or [L, E] to the same and the weights, [N, heads, L, S] or [heads, L, S]."""
     q, k, v = (_into_heads(x, layer.heads) for x in _project(layer, sides))
     scores, keys = masks
-    if scores is not None and like(scores).dim() == 3:
+    if scores is not None and like(scores).dim() == 3 and like(sides[0]).dim() == 3:
         scores = scores.unflatten(0, (-1, layer.heads))
     if keys is not None:
         keys = keys.unsqueeze(-2).unsqueeze(-2)
@@ -222,5 +222,5 @@ def like(x: Any) -> torch.Tensor:
     """A tensor of the dtype and rank of `x`, which may be traced."""
     example = example_of(x.node) if isinstance(x, fx.Proxy) else x
     if not isinstance(example, torch.Tensor):
-        raise NotSpelledOutError("attention with a mask that no example input says anything of")
+        raise NotSpelledOutError("attention with a mask whose shape is not known (pass example_inputs)")
     return example

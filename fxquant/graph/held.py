@@ -54,9 +54,19 @@ def is_random(target: Any) -> bool:
 
 def held_value(gm: fx.GraphModule, node: fx.Node) -> Any:
     """What a held node gives, or whatever a get_attr node reads."""
+    return _value(gm, node, {})
+
+
+def _value(gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+    if node not in known:
+        known[node] = _computed(gm, node, known)
+    return known[node]
+
+
+def _computed(gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
     if node.op == "get_attr":
         return get_attribute(gm, str(node.target))
-    args, kwargs = map_nodes((node.args, node.kwargs), lambda part: held_value(gm, part))
+    args, kwargs = map_nodes((node.args, node.kwargs), lambda part: _value(gm, part, known))
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     function = called_module(gm, node) if node.op == "call_module" else node.target

@@ -27,8 +27,9 @@ from fxquant.graph.attention import (
     scaled_dot_product_attention,
 )
 from fxquant.graph.einsum import einsum
+from fxquant.graph.place import example_of
 
-_FORWARD = nn.MultiheadAttention.forward
+_FORWARD, _FINFO = nn.MultiheadAttention.forward, torch.finfo
 
 
 def stack(tensors: Any, dim: int = 0) -> Any:
@@ -76,17 +77,26 @@ def _in_plain(
         return function(*args, **kwargs)
 
 
+def _finfo(dtype: Any = None) -> torch.finfo:
+    """The limits of a dtype, also of a traced tensor's: `torch.finfo(x.dtype).min` of masks."""
+    if dtype is None:
+        return _FINFO()
+    return _FINFO(example_of(dtype.node) if isinstance(dtype, fx.Proxy) else dtype)
+
+
 @contextmanager
 def spelled_out() -> Iterator[None]:
     """Spell composite calls out, traced or not; torch's shortcuts past them are closed."""
     shortcuts = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     nn.MultiheadAttention.forward = _forward  # type: ignore[method-assign]
+    torch.finfo = _finfo  # type: ignore[assignment,misc]
     try:
         with _SpellOut():
             yield
     finally:
         nn.MultiheadAttention.forward = _FORWARD  # type: ignore[method-assign]
+        torch.finfo = _FINFO  # type: ignore[misc]
         torch.backends.mha.set_fastpath_enabled(shortcuts)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 import fxquant
 from fxquant.errors import AccumulatorError, UnsupportedOperatorError
 from fxquant.ops.softmax import MAX_COLUMNS
-from fxquant.schemes import QuantScheme
+from fxquant.schemes import INT16, QuantScheme
 from tests import laws, truth
 from tests.ops.calls import all_codes, integers, qparams
 
@@ -68,6 +68,17 @@ def test_random_rows_are_within_one_step(columns, scale):
         error = (integers("softmax", (x,), y, codes, dim=-1) - rounded(codes, x, y)).abs()
         assert error.max() <= 1
         assert (error > 0).double().mean() <= 1e-3
+
+
+@pytest.mark.parametrize("scale", [130 / 2**16, 0.0005, 0.01])
+def test_codes_of_16_bits_are_within_one_step(scale):
+    """As scores with a mask have: fine steps down to -128."""
+    x = qparams(scale, 12345, INT16)
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(-(2**15), 2**15, (50, 40), generator=generator).to(torch.int16)
+    codes[:, ::3] = -(2**15)
+    found = integers("softmax", (x,), UNIT, codes, dim=-1)
+    assert (found - rounded(codes, x, UNIT)).abs().max() <= 1
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2, -1, -2])
