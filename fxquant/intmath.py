@@ -78,6 +78,11 @@ def shift_half_up(product: Tensor, shift: Tensor) -> Tensor:
     return (product + ((1 << shift) >> 1)) >> shift
 
 
+def shift_half_up_(product: Tensor, shift: Tensor) -> Tensor:
+    """The same in the memory of `product`, where fresh memory would cost more than the shift."""
+    return product.add_((1 << shift) >> 1).bitwise_right_shift_(shift)
+
+
 def shift_by(value: Tensor, by: Tensor) -> Tensor:
     """`value · 2^by`, floored: int64 in and out, `by` of any sign."""
     # a right shift by 64 or more is no shift at all in most machines

@@ -1,7 +1,7 @@
 """Take what shapes decide for what it is in the example, where integers need to know it.
 
-    before   c = q.shape[-1] ** -0.5      q * c            mask = ones(t, t).tril()      x + mask
-    after    assert c == 0.125            q * 0.125        assert t == 197               x + constant
+    before   c = q.shape[-1] ** -0.5     q * c         mask = ones(t, t).tril()     x + mask
+    after    assert c == 0.125           q * 0.125     assert t == 197              x + constant
 
 Such a number goes into a multiplier and such a mask into codes, neither of which is made anew at
 every call. Other shapes than the example's are refused then, by the assertions: numbers of channels

@@ -522,7 +522,9 @@ def norm(
         epsilon = int(n["epsilon"]) * count**2
         h = (62 - math.frexp(float(v // 4**g + epsilon // 2**F + 1))[1]) // 2
         two = Fraction(2)
-        scaled = join(math.floor(v * two ** (2 * h - 2 * g)), math.floor(epsilon * two ** (2 * h - F)))
+        scaled = join(*(
+            math.floor(part * two ** (2 * h - bits)) for part, bits in ((v, 2 * g), (epsilon, F))
+        ))
         inverse = 2**61 // max(math.isqrt(scaled), 1)
         k = 33 - max(-(-count.bit_length() // 2), 2)
         assert max(map(abs, u)) * inverse < 2**63

@@ -21,11 +21,14 @@ from fxquant.intmath import (
     carrier,
     common_rescale,
     divide_half_up,
+    integer_root,
     layer_numbers,
     mean_half_up,
     requantize,
     rescale_of,
+    shift_by,
     shift_half_up,
+    shift_half_up_,
 )
 from fxquant.ops import op_named
 from fxquant.schemes import INT8_WEIGHT, UINT8, Channels, QParams, weight_scale
@@ -196,6 +199,33 @@ def test_requantize_in_float64_is_the_same(acc: int, m: int, shift: int):
 def test_shift_half_up(product: int, shift: int):
     shifted = shift_half_up(torch.tensor(product), torch.tensor(shift))
     assert int(shifted) == half_up(Fraction(product, 2**shift))
+    memory = torch.tensor([product])
+    assert shift_half_up_(memory, torch.tensor(shift)) is memory
+    assert memory.tolist() == [int(shifted)]
+
+
+@relaxed
+@given(value=st.integers(-(2**62), 2**62), by=st.integers(-300, 300))
+@example(-1, -64)  # a machine shifts by 64 as by 0
+@example(-3, -1)  # floored: -1.5 to -2
+def test_shift_by(value: int, by: int):
+    value >>= max(by, 0)  # so that it stays inside int64
+    shifted = shift_by(torch.tensor(value), torch.tensor(min(by, 62)))
+    assert int(shifted) == math.floor(value * Fraction(2) ** min(by, 62))
+
+
+roots = st.integers(0, 2**31)
+
+
+@relaxed
+@given(root=roots, more=st.integers(-2, 2), anything=st.integers(0, 2**62))
+@example(2**31, 0, 2**62)
+@example(2**31 - 1, -1, 2**62 - 1)  # in float64 this is 2^62
+@example(94906267, -1, 3)  # beyond 2^53 a square less one has the square's root in float64
+def test_integer_root(root: int, more: int, anything: int):
+    values = [min(max(root**2 + more, 0), 2**62), anything]
+    found = integer_root(torch.tensor(values))
+    assert found.tolist() == [math.isqrt(value) for value in values]
 
 
 @relaxed

@@ -22,6 +22,14 @@ def test_a_weighted_sum_is_rounded_once_which_a_chain_and_short_weights_are_not(
     assert one_sum.rms < chain.rms
 
 
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "normalize"])
+@pytest.mark.parametrize("columns", [8, 768])
+def test_norms_differ_in_hardly_a_code(name, columns):
+    errors = operator_errors.norm_errors(name, columns, count=2**16)
+    assert errors.worst <= 1
+    assert errors.wrong < 1e-4 * errors.codes
+
+
 @pytest.mark.slow
 def test_the_whole_page_is_current():
     assert operator_errors.page() == operator_errors.PAGE.read_text(encoding="utf-8")

@@ -18,16 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import fxquant
-from fxquant import QuantConfig
-from fxquant.errors import CaptureError, UnsupportedOperatorError
 from fxquant.graph.compare import largest_differences
 from fxquant.graph.spell_out import spelled_out
 from fxquant.graph.trace import trace
 from fxquant.graph.values import assertions, scalars
 from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
-from fxquant.schemes import INT16
 from tests import laws
-from tests.passes.shapes import shape
 
 WIDTH, HEADS, TOKENS = 12, 3, 5
 SEQUENCE = (TOKENS, WIDTH)
@@ -213,7 +209,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
         lambda m, x: m.attention(x, x, x, attn_mask=m.mask, need_weights=False)[0], batch_first=True
     ),
     "encoder": lambda: nn.TransformerEncoder(
-        nn.TransformerEncoderLayer(WIDTH, HEADS, 16, batch_first=True), 2, enable_nested_tensor=False
+        nn.TransformerEncoderLayer(WIDTH, HEADS, 16, batch_first=True), 2, None, False
     ),
     "encoder, norm first": lambda: nn.TransformerEncoderLayer(
         WIDTH, HEADS, 16, activation="gelu", batch_first=True, norm_first=True

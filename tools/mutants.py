@@ -113,6 +113,7 @@ TABLES = [
     "tests/ops/test_laws.py::test_curved_operators_let_no_factor_through",
     *SPELLINGS, *networks("functions"),
 ]
+NORMS = ["tests/ops/test_norms.py", *networks("norms")]
 WINDOWS = "tests/ops/test_windows.py"
 WHOLE = ["tests/test_api.py", "tests/test_odd_networks.py"]
 MANY = networks("convs transposed separable readers joined constants moves means linears")
@@ -240,6 +241,12 @@ TESTS: dict[str, list[str]] = {
     "fxquant/ops/weighted_sum.py": [
         *RECORDS, "tests/passes/test_weigh_terms.py", *networks("mixed"), *laws("weighted_sum"),
     ],
+    "fxquant/ops/moments.py": [*NORMS, *laws("layer_norm", "rms_norm", "normalize")],
+    "fxquant/ops/layer_norm.py": [*NORMS, *laws("layer_norm")],
+    "fxquant/ops/group_norm.py": [*NORMS, *laws("group_norm")],
+    "fxquant/ops/instance_norm.py": [*NORMS, *laws("instance_norm")],
+    "fxquant/ops/rms_norm.py": [*NORMS, *laws("rms_norm")],
+    "fxquant/ops/normalize.py": [*NORMS, *laws("normalize")],
     "passes/canonicalize.py": [*SPELLINGS, *WHOLE, *pass_laws("canonicalize")],
     "passes/equalize_cross_layer.py": [
         "tests/passes/test_equalize_cross_layer.py",

@@ -4,7 +4,7 @@
 
 A figure is the share of codes that differ from the real value, rounded half-up, and the largest
 difference in steps of the output; of weighted sums also the figures of other ways to compute them.
-The real values are those of tests/truth.py; softmax is compared with float64.
+The real values are those of tests/truth.py; softmax and norms are compared with float64.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ SUM_OPERANDS, SUM_CASES, SUM_ROWS = 8, 100, 8192
 SOFTMAX_SCALES = (2**-8, 0.0173, 2**-4, 0.11, 0.5)
 SOFTMAX_COLUMNS = (2, 8, 32, 128, 512, 2048)
 SOFTMAX_ROWS, SOFTMAX_CODES = 1_000_000, 2**25  # of one figure, at most
+NORM_SCALES = (2**-8, 0.0173, 0.11)
+NORM_COLUMNS = (8, 64, 256, 768, 4096)
+NORM_CODES = 2**22  # of one scale
 
 HEAD = """\
 # What integer operators cost
@@ -277,6 +280,45 @@ def softmax_errors(columns: int, scale: float) -> Errors:
     return errors
 
 
+def norms() -> str:
+    """Random rows of many lengths and scales, random weights and biases."""
+    scales = ", ".join(f"{s:.4g}" for s in NORM_SCALES)
+    lines = [
+        "## Norms\n",
+        f"Random rows at the scales {scales}, together {len(NORM_SCALES) * NORM_CODES:,} codes a",
+        "figure, of every spread from nearly equal to all 256 codes; weights and biases are",
+        "normal, the output has the range of its real values. Group and instance norm are layer",
+        "norms of other rows. Each figure: differ, worst.\n",
+        "| values in a row | " + " | ".join(f"{n:,}" for n in NORM_COLUMNS) + " |",
+        "|---" * (len(NORM_COLUMNS) + 1) + "|",
+    ]
+    for name in ("layer_norm", "rms_norm", "normalize"):
+        found = [norm_errors(name, columns) for columns in NORM_COLUMNS]
+        figures = [e.share if not e.wrong else f"{e.share}, {e.worst}" for e in found]
+        lines.append(f"| {name} | " + " | ".join(figures) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def norm_errors(name: str, columns: int, count: int = NORM_CODES) -> Errors:
+    """One figure."""
+    generator, op, errors = torch.Generator().manual_seed(columns), op_named(name), Errors()
+    for scale in NORM_SCALES:
+        x, codes = qparams(scale, 128), random_rows(count // columns, columns, generator)
+        weight, bias = torch.randn(2, columns, generator=generator, dtype=torch.float64)
+        options: dict[str, Any] = {
+            "layer_norm": {"normalized_shape": (columns,), "weight": weight, "bias": bias},
+            "rms_norm": {"normalized_shape": (columns,), "weight": weight},
+            "normalize": {"dim": 1},
+        }[name]
+        options["eps"] = 1e-12 if name == "normalize" else 1e-5
+        real = op.function((codes.double() - 128) * x.scale.double(), **options)
+        y = covering(*extremes(real))
+        expected = torch.floor(real / y.scale.double() + 0.5) + y.zero_point
+        ours = integers(name, (x,), y, codes, **options)
+        errors.add(ours.numpy(), expected.clamp(0, 255).numpy())
+    return errors
+
+
 def random_rows(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     """Codes within a window of 1 to 256 of them, which lies anywhere."""
     spread = 2 ** (torch.rand(rows, 1, generator=generator) * 8)
@@ -287,7 +329,8 @@ def random_rows(rows: int, columns: int, generator: torch.Generator) -> Tensor:
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([HEAD, EXACT, functions(), arithmetic(), weighted_sums(), softmax()])
+    parts = (functions, arithmetic, weighted_sums, softmax, norms)
+    return "\n".join([HEAD, EXACT, *(part() for part in parts)])
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def multi_head_attention_forward(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Any, Any]:
-    """As torch.nn.functional has it: [L, N, E] or [L, E]. `is_causal` only says what the mask is."""
+    """As torch.nn.functional has it: [L, N, E] or [L, E]. `is_causal` says what the mask is."""
     if static_k is not None or static_v is not None:
         raise NotSpelledOutError("attention with static_k or static_v")
     _refuse_extra_keys(bias_k, add_zero_attn)
@@ -222,5 +222,7 @@ def like(x: Any) -> torch.Tensor:
     """A tensor of the dtype and rank of `x`, which may be traced."""
     example = example_of(x.node) if isinstance(x, fx.Proxy) else x
     if not isinstance(example, torch.Tensor):
-        raise NotSpelledOutError("attention with a mask whose shape is not known (pass example_inputs)")
+        raise NotSpelledOutError(
+            "attention with a mask whose shape is not known (pass example_inputs)"
+        )
     return example

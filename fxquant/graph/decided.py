@@ -80,8 +80,8 @@ def decided_values(
         else:
             reads = {part: found.get(part) for part in node.all_input_nodes}
             if takes_shape_only(node) and isinstance(node.args[0], fx.Node):
-                like = example_of(node.args[0])
-                reads[node.args[0]] = None if like is None else torch.zeros_like(like, device=device)
+                x, like = node.args[0], example_of(node.args[0])
+                reads[x] = None if like is None else torch.zeros_like(like, device=device)
             if all(value is not None for value in reads.values()):
                 found[node] = _call(node, reads, device)
     return found

@@ -3,8 +3,8 @@
     before   y = relu_(x);  z = x + y        x was overwritten: z reads the new value
     after    y = relu(x);   z = y + y
 
-    before   mask = zeros(9, 9);  mask[:3] = 1        bias[8:].zero_()
-    after    mask = with_part(zeros(9, 9), :3, 1)     with_part(bias, 8:, on_copy(bias[8:], "zero_"))
+    before   mask = zeros(9, 9);  mask[:3] = 1      b[8:].zero_()
+    after    mask = with_part(zeros(9, 9), :3, 1)   b = with_part(b, 8:, on_copy(b[8:], "zero_"))
 
 Parts are written in what parameters and shapes decide, as masks; in other values that is refused.
 This comes before any dead code is removed: `y.mul_(m)` whose result nobody uses looks dead

@@ -41,7 +41,8 @@ def _options(module: nn.GroupNorm) -> dict[str, Any]:
 
 
 def _kernel(n: MomentNumbers, dtype: torch.dtype, codes: Tensor, num_groups: int) -> Tensor:
-    grouped = codes.unflatten(1, (num_groups, codes.shape[1] // num_groups))
+    N, C, *places = codes.shape
+    grouped = codes.reshape(N, num_groups, C // num_groups, *places)
     t, bits = about_mean(n, grouped, tuple(range(2, grouped.dim())))
     return finish(n, dtype, Units(t.flatten(1, 2), bits), axis=1)
 

@@ -1,6 +1,6 @@
 """Instance norm without running statistics: each channel of each sample to mean 0, variance 1.
 
-    real      y = w[c]·(x - μ)/√(σ² + eps) + b[c]                μ, σ² over the N places of a channel
+    real      y = w[c]·(x - μ)/√(σ² + eps) + b[c]                μ, σ² over a channel's N places
     integer   q_y = z_y + (w[c]·u/√V + b[c])/s_y, rounded once   as in moments.py, about the mean
               u = N·d - Σd,  V = N·Σd² - (Σd)² + N²·eps/s_x²     d = q_x - z_x
 

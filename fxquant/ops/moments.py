@@ -15,9 +15,9 @@ over the N codes of a row:
 Where eps is larger than any variance of codes, u/√V is tiny. So that t keeps its bits, V is then
 divided by 4^g and m by 2^g: eps/s_x² · 4^-g < R²/2, for codes of R values; g is mostly 0.
 
-Nothing leaves int64. Rows are short enough for |u| < 2^31 and v < 2^62, and ε·4^-g < 2^61. A row of
-zeros u does not need i; else V·4^-g >= 1, hence V·4^h >= 2^59, i < 2^31.5 and |u·i| < 2^62.5. |u/√V|
-is at most √N, or √8 if g > 0: k follows, |t| <= 2^33, |t·m| < 2^61, |o << k| < 2^59, S + k < 60.
+Nothing leaves int64. Rows are short enough for |u| < 2^31 and v < 2^62, and ε·4^-g < 2^61. Where u
+is not 0, V·4^-g >= 1, so V·4^h >= 2^59, i < 2^31.5 and |u·i| < 2^62.5. |u/√V| is at most √N, or √8
+if g > 0: from that follows k, so that |t| <= 2^33, |t·m| < 2^61, |o << k| < 2^59 and S + k < 60.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import AccumulatorError
-from fxquant.intmath import integer_root, per_channel, rescale_of, shift_by, shift_half_up
+from fxquant.intmath import integer_root, per_channel, rescale_of, shift_by, shift_half_up_
 from fxquant.ops.spec import Call, Parameter, Reader, RealCall, signature_reader
 
 _LARGEST = 2**62  # of v
@@ -99,12 +99,12 @@ def moment_numbers(call: RealCall, eps: float) -> MomentNumbers:
     s_y = y.scale.double()
     factor = torch.ldexp((torch.ones_like(s_y) if weight is None else weight.double()) / s_y, -gain)
     offset = (torch.zeros_like(s_y) if bias is None else bias.double()) / s_y
-    factor, offset = torch.broadcast_tensors(factor, offset)
-    _, exponent = torch.frexp(torch.maximum(factor.abs(), offset.abs()))
+    larger = torch.maximum(factor.abs(), offset.abs())
+    _, exponent = torch.frexp(larger)
     shift = (_FACTOR_BITS - exponent).clamp(0, _FACTOR_BITS)
     top = 2**_FACTOR_BITS - 1
     multiplier, offset = (
-        torch.ldexp(real, shift).round().clamp(-top, top).to(torch.int64)
+        torch.ldexp(real.expand_as(larger), shift).round().clamp(-top, top).to(torch.int64)
         for real in (factor, offset)
     )
     return MomentNumbers(
@@ -123,23 +123,29 @@ def moment_numbers(call: RealCall, eps: float) -> MomentNumbers:
 
 def about_mean(n: MomentNumbers, codes: Tensor, dims: tuple[int, ...]) -> Units:
     """Over those dimensions, mean 0 and variance 1."""
-    count, d = _counted(codes, dims), codes.to(torch.int64) - n.x_zero
+    count, d = _counted(codes, dims), _centred(n, codes)
     total = d.sum(dims, keepdim=True)
     v = count * (d * d).sum(dims, keepdim=True) - total * total
-    return _units(n, count * d - total, v, count, torch.add)
+    return _units(n, d.mul_(count).sub_(total), v, count, torch.add)
 
 
 def about_zero(n: MomentNumbers, codes: Tensor, dims: tuple[int, ...]) -> Units:
     """Over those dimensions, mean square 1."""
-    count, d = _counted(codes, dims), codes.to(torch.int64) - n.x_zero
-    return _units(n, count * d, count * (d * d).sum(dims, keepdim=True), count, torch.add)
+    count, d = _counted(codes, dims), _centred(n, codes)
+    v = count * (d * d).sum(dims, keepdim=True)
+    return _units(n, d.mul_(count), v, count, torch.add)
 
 
 def to_length_one(n: MomentNumbers, codes: Tensor, dims: tuple[int, ...]) -> Units:
     """Over those dimensions, sum of squares 1; less where V is not v."""
     _counted(codes, dims)
-    d = codes.to(torch.int64) - n.x_zero
+    d = _centred(n, codes)
     return _units(n, d, (d * d).sum(dims, keepdim=True), 1, torch.maximum)
+
+
+def _centred(n: MomentNumbers, codes: Tensor) -> Tensor:
+    """`q - z` in memory of its own, in which all that has its shape is computed."""
+    return codes.to(torch.int64).sub_(n.x_zero)
 
 
 def _counted(codes: Tensor, dims: tuple[int, ...]) -> int:
@@ -162,10 +168,10 @@ def _units(
     count: int,
     join: Callable[[Tensor, Tensor], Tensor],
 ) -> Units:
-    """u/√V, where V is made of v and count²·eps: `join` says how."""
+    """u/√V in the memory of u, where V is made of v and count²·eps: `join` says how."""
     # M·N² in 62 bits, for an M of 31: what is left out of M·N, if N > 2^15, is beyond its 37th bit
-    room = max(2 * count.bit_length() - 31, 0)
-    epsilon, fraction = ((n.epsilon * count) >> room) * count, n.fraction - room
+    room = max(2 * (count - 1).bit_length() - 31, 0)
+    epsilon, fraction = ((n.epsilon * count) >> room) * count, n.fraction - room  # not below 0
     above = shift_by(v, -2 * n.gain) + (epsilon >> fraction) + 1
     _, exponent = torch.frexp(above.double())  # V·4^-g < 2^exponent
     h = (62 - exponent.to(torch.int64)) >> 1
@@ -173,17 +179,20 @@ def _units(
     root = integer_root(scaled).clamp(min=1)
     inverse = torch.full_like(root, 2**_INVERSE_BITS).div(root, rounding_mode="floor")
     bits = _UNIT_BITS - max((count.bit_length() + 1) // 2, 2)
-    return Units(shift_half_up(u * inverse, _INVERSE_BITS - h - bits), bits)
+    return Units(shift_half_up_(u.mul_(inverse), _INVERSE_BITS - h - bits), bits)
 
 
 def finish(
     n: MomentNumbers, dtype: torch.dtype, units: Units, axis: int | None = None
 ) -> Tensor:
-    """Weight and bias, along the last dimensions or along one axis, and the one rounding."""
+    """Weight and bias, along the last dimensions or along one axis, and the one rounding.
+
+    In the memory of the units.
+    """
     m, o, shift = (
         values if axis is None else per_channel(values, axis, units.t.dim())
         for values in (n.multiplier, n.offset, n.shift)
     )
-    total = units.t * m + (o << units.bits)
-    y = shift_half_up(total, shift + units.bits) + n.y_zero
+    total = units.t.mul_(m).add_(o << units.bits)
+    y = shift_half_up_(total, shift + units.bits).add_(n.y_zero)
     return torch.clamp(y, n.low, n.high).to(dtype)

@@ -114,6 +114,7 @@ def test_a_shape_alone_is_asserted():
 
 
 def test_constants_move_with_the_network():
-    prepared = fxquant.prepare_qat(Net(lambda m, x: x + torch.arange(x.shape[1])[:, None]), X.float())
+    net = Net(lambda m, x: x + torch.arange(x.shape[1])[:, None])
+    prepared = fxquant.prepare_qat(net, X.float())
     tables = [b for b in prepared.buffers() if b.dtype is torch.int64]
     assert [t.flatten().tolist() for t in tables] == [[0, 1, 2, 3, 4]]
