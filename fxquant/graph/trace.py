@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from traceback import walk_tb
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -336,7 +336,7 @@ def _called_by_forward(error: Exception) -> Callable[..., Any] | None:
     function = frame.f_globals.get(frame.f_code.co_name)
     if not is_users_function(function) or function.__code__ is not frame.f_code:
         return None
-    return cast(Callable[..., Any], function)
+    return function
 
 
 def _is_forward(frame: FrameType) -> bool:

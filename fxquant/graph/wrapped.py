@@ -12,7 +12,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FunctionType
+from typing import Any, TypeGuard
 
 from torch import fx
 from torch.fx import _symbolic_trace
@@ -35,7 +36,7 @@ def wrapped_functions_opened() -> Iterator[None]:
         wrapped.update(before)
 
 
-def is_users_function(value: Any) -> bool:
+def is_users_function(value: Any) -> TypeGuard[FunctionType]:
     """Whether `value` is written in Python, neither by torch nor for a capture."""
     if not inspect.isfunction(value):
         return False

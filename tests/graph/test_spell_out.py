@@ -191,13 +191,23 @@ def test_stack(dim):
     assert_same(lambda: torch.stack(tuple(tensors), dim=dim))
 
 
+def patched():
+    return nn.MultiheadAttention.forward, torch.finfo, torch.backends.mha.get_fastpath_enabled()
+
+
 def test_everything_is_as_before():
-    before = nn.MultiheadAttention.forward, torch.finfo, torch.backends.mha.get_fastpath_enabled()
-    with pytest.raises(ZeroDivisionError), spelled_out():
-        assert nn.MultiheadAttention.forward is not before[0]
-        _ = 1 / 0
-    after = nn.MultiheadAttention.forward, torch.finfo, torch.backends.mha.get_fastpath_enabled()
-    assert after == before
+    before = patched()
+    with spelled_out():
+        assert all(ours != theirs for ours, theirs in zip(patched(), before, strict=True))
+        assert torch.finfo(torch.float16).max == 65504.0
+    assert patched() == before
+
+
+def test_everything_is_as_before_also_behind_an_error():
+    before = patched()
+    with pytest.raises(RuntimeError), spelled_out():
+        torch.ones(2) @ torch.ones(3)
+    assert patched() == before
 
 
 def test_the_graph_asks_for_no_sizes():
