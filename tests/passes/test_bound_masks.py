@@ -15,6 +15,7 @@ from fxquant.graph.trace import trace
 from fxquant.passes import BoundMasks, Canonicalize
 from fxquant.schemes import INT16, UINT8
 from tests import laws
+from tests.ops.calls import integers, qparams
 from tests.passes.shapes import shape
 
 INF = float("inf")
@@ -122,6 +123,18 @@ def test_scores_with_a_mask_have_16_bits(low):
 
 def low_mask(m, low):
     return torch.where(m.mask, low, 0.0)
+
+
+def test_sums_of_16_bits_are_within_one_step():
+    """8-bit scores, a 16-bit mask: the sum as real numbers have it, rounded once."""
+    scores, mask = qparams(0.07, 130), qparams(0.002, 2**15 - 1, INT16)
+    total = qparams(0.0022, 28000, INT16)
+    codes = torch.randint(0, 256, (50, 50)).to(torch.uint8)
+    low = torch.randint(-(2**15), 2**15, (50,)).to(torch.int16)
+    found = integers("add", (scores, mask), total, codes, low)
+    real = (codes - 130.0).double() * 0.07 + (low.double() - (2**15 - 1)) * 0.002
+    expected = torch.floor(real / 0.0022 + 0.5) + 28000
+    assert (found - expected.clamp(-(2**15), 2**15 - 1)).abs().max() <= 1
 
 
 def test_a_bias_is_no_mask():
