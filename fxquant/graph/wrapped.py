@@ -48,5 +48,5 @@ def wrap_none_of_torchs(graph: fx.Graph) -> None:
     them in its module, where they are not.
     """
     for node in graph.nodes:
-        if node.op == "call_function" and not inspect.isfunction(node.target):
+        if node.op == "call_function" and not is_users_function(node.target):
             node.meta.pop("is_wrapped", None)

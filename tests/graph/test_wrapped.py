@@ -1,5 +1,7 @@
 """Functions that their authors marked with torch.fx.wrap are traced into."""
 
+import pickle
+
 import pytest
 import torch
 from torch import fx, nn
@@ -93,6 +95,18 @@ def test_what_only_training_does_stays_whole(net):
     quantized = fxquant.convert(prepared)
     assert torch.equal(quantized(X), prepared(X))
     assert quantized(X).flatten(1).var(1).min() > 0
+
+
+class Optional(nn.Module):
+    def forward(self, x, mask=None):
+        return x + torch.ones(x.shape[1], 5, 5)
+
+
+def test_later_traces_find_what_the_code_of_a_graph_wraps():
+    """Also that of a pickle, which torch traces anew: no function of torch is asked for by name."""
+    gm = pickle.loads(pickle.dumps(trace(Optional(), (X,))))
+    again = pickle.loads(pickle.dumps(gm))
+    assert torch.equal(again(X), X + 1.0)
 
 
 def test_what_cannot_be_captured_is_refused_with_its_line():
