@@ -336,6 +336,13 @@ def add(n: Buffers, *operands: Codes) -> Codes:
     return limit(rescale(total, np.int64(1), n["shift"]), n)
 
 
+def scale(n: Buffers, q: Codes) -> Codes:
+    """`q·m - z·m`, one rounding, with a multiplier for every factor."""
+    m = n["multiplier"]
+    assert largest(q) * largest(m) + largest(n["x_zero"] * m) < 2**62
+    return limit(rescale(q * m - n["x_zero"] * m, np.int64(1), n["shift"]), n)
+
+
 def new_zeros(n: Buffers, x: Codes, size: object) -> Codes:
     """The code of 0, everywhere."""
     return np.full(x.shape if size is None else size, n["zero"])
@@ -746,6 +753,7 @@ KERNELS: dict[str, Callable[..., Codes]] = {
     "new_zeros": new_zeros,
     "sum_of_products": sum_of_products,
     "weighted_sum": add,  # its weights are in the multipliers
+    "scale": scale,
     "cat": cat,
     **_in_dims(max_pool, "max_pool"),
     **_in_dims(avg_pool, "avg_pool"),

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from fxquant.errors import CaptureError
 from fxquant.graph.place import raised_at
+from fxquant.graph.spell_out import spelled_out
 from fxquant.graph.tensors import copy_of
 
 
@@ -49,7 +50,8 @@ def check_capture(gm: nn.Module, model: nn.Module, example_inputs: Sequence[Any]
     differences = largest_differences(model, gm, example_inputs, (False, True))
     for mode in ("eval", "train"):
         try:
-            difference = next(differences)
+            with spelled_out():
+                difference = next(differences)
         except Exception as error:
             text = (
                 f"{name}.forward cannot run on the example inputs in {mode}(), at "

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxquant.graph.decided import FACTORIES
 from fxquant.graph.live import plain
 from fxquant.graph.own import is_torchs_module
 
@@ -96,6 +97,8 @@ class Examples:
             with torch.random.fork_rng(devices=[]):
                 zeros = fx.node.map_aggregate((args, kwargs), _zeros)
                 return _to_meta(node.target(*zeros[0], **zeros[1]))
+        if node.target in FACTORIES:
+            kwargs = kwargs | {"device": "meta"}
         return node.target(*args, **kwargs)
 
 

@@ -22,10 +22,12 @@ from fxquant.graph.calls import Call
 from fxquant.graph.inplace import make_functional, overwriting_modules, refuse_overwriting_leaves
 from fxquant.graph.live import Asked, Decisions, live_floats, read_beside_parameters
 from fxquant.graph.modes import is_identity_in_eval
-from fxquant.graph.own import is_torchs_function, is_torchs_module
-from fxquant.graph.place import copy_place, raised_at
+from fxquant.graph.own import is_torchs_module
+from fxquant.graph.place import copy_place, is_user_code, raised_at
 from fxquant.graph.positional import put_first_argument_first
+from fxquant.graph.spell_out import spelled_out
 from fxquant.graph.tracer import Tracer
+from fxquant.graph.wrapped import is_users_function, wrapped_functions_opened
 
 
 class Traced:
@@ -88,7 +90,12 @@ class Forward:
         tracer = Tracer(self.example_inputs, self.leaves, decisions, functions, self.results)
         random_state = _random_state()
         try:
-            with torch.enable_grad(), live_floats(self.model, decisions):
+            with (
+                torch.enable_grad(),
+                live_floats(self.model, decisions),
+                wrapped_functions_opened(),
+                spelled_out(),
+            ):
                 graph = tracer.trace(self.model, _defaults(self.model, self.example_inputs))
             if random_state != _random_state():
                 raise TraceError(
@@ -124,7 +131,7 @@ class Forward:
 def raised_by_the_user(error: BaseException | None) -> bool:
     """Whether it comes from a `raise` or an `assert` in the user's own code."""
     frames = list(walk_tb(error.__traceback__)) if error is not None else []
-    if not frames:
+    if not frames or not is_user_code(frames[-1][0]):
         return False
     frame, line = frames[-1]
     source = linecache.getline(frame.f_code.co_filename, line).strip()
@@ -139,9 +146,9 @@ def _called_by_forward(error: Exception) -> Callable[..., Any] | None:
         return None
     frame = frames[forwards[-1] + 1]
     function = frame.f_globals.get(frame.f_code.co_name)
-    if not inspect.isfunction(function) or function.__code__ is not frame.f_code:
+    if not is_users_function(function) or function.__code__ is not frame.f_code:
         return None
-    return None if is_torchs_function(function) else function
+    return function
 
 
 def _is_forward(frame: FrameType) -> bool:
@@ -181,8 +188,7 @@ def _protect_inputs(graph: fx.Graph, model: nn.Module) -> None:
 def _is_users_own(node: fx.Node, model: nn.Module) -> bool:
     """Whether `node` calls a function of the user's, or a module of theirs that idles in eval()."""
     if node.op == "call_function":
-        function = node.target
-        return inspect.isfunction(function) and not is_torchs_function(function)
+        return is_users_function(node.target)
     if node.op != "call_module":
         return False
     module = model.get_submodule(str(node.target))

@@ -8,6 +8,7 @@ from torch import fx, nn
 
 from fxquant.graph.edit import Site
 from fxquant.graph.own import is_torchs_module
+from fxquant.graph.wrapped import wrapped_functions_opened
 
 _DROPOUTS = (
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
@@ -34,7 +35,8 @@ def is_identity_in_eval(module: nn.Module) -> bool:
         return False
     mode, module.training = module.training, False
     try:
-        nodes = list(fx.Tracer().trace(module).nodes)
+        with wrapped_functions_opened():
+            nodes = list(fx.Tracer().trace(module).nodes)
     except Exception:  # whatever the user's forward raises: it is not a plain identity
         return False
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack
@@ -12,12 +13,16 @@ from torch import fx, nn
 from torch.fx.proxy import TraceError
 
 from fxquant.graph.calls import Calls, Contents
+from fxquant.graph.decided import FACTORIES, UNKNOWN_FACTORIES, is_decided
+from fxquant.graph.edit import nodes_in
 from fxquant.graph.examples import UNKNOWN, Examples
 from fxquant.graph.inplace import IN_PLACE
 from fxquant.graph.live import Decisions, LiveFloat, is_constant
 from fxquant.graph.modes import is_identity_in_eval
 from fxquant.graph.place import caller_place, set_example, set_place
+from fxquant.graph.spell_out import is_spelled_out
 from fxquant.graph.tensors import lists_replaced
+from fxquant.graph.wrapped import wrap_none_of_torchs
 
 
 class _Proxy(fx.Proxy):
@@ -34,6 +39,20 @@ class _Proxy(fx.Proxy):
 
     def __getattr__(self, name: str) -> fx.proxy.Attribute:
         return _Attribute(self, name)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        assert isinstance(self.tracer, Tracer)
+        written = self.tracer.create_arg((self, index, value))
+        if not self.tracer.decided.issuperset(nodes_in(written)):
+            raise TraceError(
+                "it writes into a part of a tensor: build the result with torch.cat or torch.where"
+            )
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def __index__(self) -> int:
+        """The number that it is now, for whoever needs a plain one; for others it is refused."""
+        assert isinstance(self.tracer, Tracer)
+        return self.tracer.number(self)
 
     @property
     def data(self) -> fx.Proxy:
@@ -68,15 +87,16 @@ class Tracer(fx.Tracer):
         results: dict[str, Any] | None = None,
     ) -> None:
         """All default, because unpickling a GraphModule makes its tracer without arguments."""
-        super().__init__(autowrap_functions=functions)
+        super().__init__(autowrap_functions=(*functions, *FACTORIES, *UNKNOWN_FACTORIES))
         # also where they are called as attributes of the module that defines them
-        self._autowrap_search.extend(sys.modules[f.__module__] for f in functions)
+        self._autowrap_search.extend((torch, *(sys.modules[f.__module__] for f in functions)))
         self.decisions = Decisions() if decisions is None else decisions
         self.leaves = leaves
         self.examples = Examples(example_inputs or (), functions, self._is_identity, results)
         self.calls = Calls(self._known)
         self.decisions.call = lambda: self.calls.now
         self.held: set[fx.Node] = set()  # what parameters alone decide: inputs do not change it
+        self.decided: set[fx.Node] = set()  # what parameters and shapes decide
         self.names: dict[int, str] = {}
         self.read: dict[str, fx.Proxy] = {}
         self.writes = False  # whether a list or dict that the user's modules hold was changed
@@ -88,6 +108,7 @@ class Tracer(fx.Tracer):
         with ExitStack() as self.while_tracing:
             graph = super().trace(root, concrete_args)
             self.writes = self.contents.changed()
+        wrap_none_of_torchs(graph)
         return graph
 
     def create_args_for_root(self, *args: Any, **kwargs: Any) -> Any:
@@ -158,6 +179,8 @@ class Tracer(fx.Tracer):
             return True
         if m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m):
             return False  # so that what they do is in the graph, too
+        if is_spelled_out(m):
+            return False
         return super().is_leaf_module(m, module_qualified_name)
 
     def _is_identity(self, m: nn.Module) -> bool:
@@ -170,12 +193,16 @@ class Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if not torch.is_grad_enabled():
             raise TraceError("under no_grad, which a graph does not know: use detach() instead")
+        if args[1] in UNKNOWN_FACTORIES:
+            raise TraceError(f"torch.{args[1].__name__} of a size that is traced")
         node = super().create_node(*args, **kwargs)
         set_place(node, caller_place(self.scope.module_path, Tracer.trace.__code__))
         if node.op == "get_attr" or (
             node.all_input_nodes and self.held.issuperset(node.all_input_nodes)
         ):
             self.held.add(node)
+        if is_decided(node, self.decided):
+            self.decided.add(node)
         value = self.examples.add(node, self.root)
         if value is not UNKNOWN:
             set_example(node, value)
@@ -196,6 +223,15 @@ class Tracer(fx.Tracer):
                 self._guard(obj, value, "a decision")
             return bool(value)
         return super().to_bool(obj)
+
+    def number(self, obj: fx.Proxy) -> int:
+        """What `obj` is now, where that is an integer that the model's shapes decide."""
+        value = self.examples.of(obj.node)
+        if type(value) is not int:
+            raise TypeError(f"'{obj}' is no integer that shapes decide")
+        if obj.node not in self.held:
+            self._guard(obj, value, "a number")
+        return value
 
     def _guard(self, obj: Any, value: Any, what: str) -> None:
         """Let the graph refuse inputs for which the answer would have been another."""
