@@ -57,10 +57,13 @@ def centred(n: OperandNumbers, codes: Iterable[Tensor]) -> list[Tensor]:
 
 
 def accumulator_of_operands(call: IntegerCall) -> Accumulator:
-    """What a sum of operands adds up: 32 bits hold it, so short are its multipliers."""
+    """What a sum of operands adds up: 32 bits hold it, so short are its multipliers, and 64 where
+    an operand has 16.
+    """
     n: OperandNumbers = call.numbers
     worst = [reach(x.scheme, zero) for x, zero in zip(call.inputs, n.x_zero, strict=True)]
-    return accumulator_of_terms(n, worst, ACCUMULATOR_BITS)
+    bits = ACCUMULATOR_BITS if all(x.scheme.bits <= 8 for x in call.inputs) else 64
+    return accumulator_of_terms(n, worst, bits)
 
 
 def accumulator_of_terms(n: OperandNumbers, terms: Sequence[int], bits: int) -> Accumulator:

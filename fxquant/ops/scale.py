@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fxquant.intmath import Rescale, requantize, rescale_of
+from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.spec import OpSpec, Output, RealCall, not_spelled
 
 
@@ -46,6 +47,12 @@ def _kernel(n: ScaleNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
     return requantize(centred, Rescale(n.multiplier, n.shift), n.y_zero, n.low, n.high, dtype)
 
 
+def _accumulator(call: IntegerCall) -> Accumulator:
+    n: ScaleNumbers = call.numbers
+    product = reach(call.inputs[0].scheme, n.x_zero) * int(n.multiplier.abs().max())
+    return Accumulator((product + (1 << int(n.shift.max()) >> 1),), 1, bits=64)
+
+
 SCALE = OpSpec(
     name="scale",
     function=scale,
@@ -59,5 +66,7 @@ SCALE = OpSpec(
     weight_axis=None,
     numbers=_numbers,
     kernel=_kernel,
+    accumulator=_accumulator,
+    real=("factors",),
 )
 """Spelled as a product, of which the pass scale_by_parameters makes it."""
