@@ -30,6 +30,11 @@ _ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
 _OF_ONE = ("neg", "pos", "abs")
 
 
+def is_constant(name: str) -> bool:
+    """Whether torch.fx has put a tensor of the forward's own making under that name."""
+    return _CONSTANT.fullmatch(name) is not None
+
+
 class Decisions:
     """The comparisons asked of LiveFloats, and which of them are answered the other way."""
 
@@ -154,7 +159,7 @@ def _refuse_written(model: nn.Module, before: dict[str, dict[str, Any]]) -> None
     """A graph of the forward would not write them."""
     for path, held in _written(model).items():
         for name, value in held.items():
-            if _CONSTANT.fullmatch(name):
+            if is_constant(name):
                 continue
             if name not in before[path] or value is not before[path][name]:
                 where = f"of '{path}'" if path else "of the model"

@@ -42,6 +42,7 @@ from fxquant.graph.inplace import (
 from fxquant.graph.live import (
     Decisions,
     LiveFloat,
+    is_constant,
     live_floats,
     make_plain,
     plain,
@@ -469,7 +470,18 @@ class _Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, float) and type(a) not in (float, LiveFloat):
             a = float(a)  # of numpy, whose repr is no number in Python code
+        if isinstance(a, torch.Tensor):
+            self._share_constant(a)
         return super().create_arg(a)
+
+    def _share_constant(self, tensor: torch.Tensor) -> None:
+        """Let a tensor that the forward makes be the same constant in every trace of it."""
+        if tensor in self.tensor_attrs or id(tensor) in self.names:
+            return
+        for other, name in list(self.tensor_attrs.items()):
+            if is_constant(name) and isinstance(other, torch.Tensor) and _are_equal(tensor, other):
+                self.tensor_attrs[tensor] = name
+                return
 
     def call_module(self, m: nn.Module, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -606,6 +618,10 @@ def _patches_off() -> Iterator[None]:
 
 def _zeros(value: Any) -> Any:
     return torch.zeros_like(value, device="cpu") if isinstance(value, torch.Tensor) else value
+
+
+def _are_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype is b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 def _alike(module: nn.Module, arguments: Any) -> str:
