@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxquant.graph.decided import decided, decided_values, takes_shape_only
+from fxquant.graph.decided import CASTS, decided, decided_values, taken_as_model
 from fxquant.graph.edit import constant_site, erase, map_nodes
 from fxquant.graph.held import held
 from fxquant.graph.place import copy_place, example_of, place_of, set_example
@@ -47,7 +47,7 @@ class FixShapes(Pass):
                 fix.numbers_of(node)
                 log.change(node, "reads numbers as they are in the example")
             for value in node.all_input_nodes:
-                if value in fix.by_shapes and _is_table(gm, value, by_shapes):
+                if _is_table(gm, value, by_shapes, constants):
                     log.change(value, "is as for the shapes of the example")
                     fix.tensor(value)
 
@@ -63,15 +63,17 @@ def _needs_numbers(gm: fx.GraphModule, node: fx.Node, by_shapes: set[fx.Node]) -
     return isinstance(known, tuple) and not any(map(_is_number, known[1].inputs))
 
 
-def _is_table(gm: fx.GraphModule, value: fx.Node, by_shapes: set[fx.Node]) -> bool:
-    """Whether `value` is a tensor that is computed, and not merely a parameter, or zeros, moved."""
-    if not isinstance(example_of(value), Tensor):
+def _is_table(
+    gm: fx.GraphModule, value: fx.Node, by_shapes: set[fx.Node], constants: set[fx.Node]
+) -> bool:
+    """Whether `value` is a tensor that shapes decide, and no mere parameter, or zeros, moved."""
+    if value not in by_shapes or not isinstance(example_of(value), Tensor):
         return False
-    while is_move(gm, value) and value.args[0] in by_shapes:
-        value = value.args[0]  # type: ignore[assignment]
+    while value not in constants and is_move(gm, value) and isinstance(value.args[0], fx.Node):
+        value = value.args[0]
     found = read_call(gm, value)
     reads_values = isinstance(found, tuple) and not by_shapes.issuperset(found[1].inputs)
-    return value.op != "get_attr" and not reads_values
+    return value not in constants and not reads_values
 
 
 def _is_number(node: fx.Node) -> bool:
@@ -103,7 +105,10 @@ class _Fix:
 
     def tensor(self, node: fx.Node) -> None:
         """A constant in the place of `node`; where parameters decide it too, of what it reads."""
-        if any(part.op == "get_attr" for part in _ancestry(node, self.by_shapes)):
+        if not self.by_shapes.issuperset(_ancestry(node, self.by_shapes)):
+            if node.target in CASTS:  # what the network holds is where the network is
+                node.target, node.kwargs = "to", {}
+                node.args = (node.args[0], example_of(node).dtype)
             self.numbers_of(node)
             for part in node.all_input_nodes:
                 if part in self.by_shapes and isinstance(example_of(part), Tensor):
@@ -133,7 +138,7 @@ class _Fix:
 
     def _guard_inputs(self, node: fx.Node) -> None:
         for part in node.all_input_nodes:
-            if takes_shape_only(node) and node.op == "call_function" and part is node.args[0]:
+            if node.op == "call_function" and part is taken_as_model(node):
                 self._guard_shape(part)
             elif part in self.by_shapes and _is_number(part):
                 self._guard(part)
@@ -163,8 +168,7 @@ def _ancestry(node: fx.Node, by_shapes: set[fx.Node]) -> list[fx.Node]:
     """
     found = {node}
     for part in reversed(node.graph.nodes):
-        if part in found and part in by_shapes:
-            skipped = part.args[0] if takes_shape_only(part) else None
-            inputs = [x for x in part.all_input_nodes if x is not skipped]
+        if part in found and part in by_shapes and isinstance(example_of(part), Tensor):
+            inputs = [x for x in part.all_input_nodes if x is not taken_as_model(part)]
             found.update(x for x in inputs if not _is_number(x))
     return [part for part in reversed(node.graph.nodes) if part in found]

@@ -28,6 +28,7 @@ UNKNOWN_FACTORIES: tuple[Callable[..., Any], ...] = (
     *(torch.empty, torch.rand, torch.randint, torch.randn),
 )
 _LIKE = ("new_full", "new_ones", "new_zeros")
+CASTS = ("to", "type_as")  # methods: to the dtype and device of another tensor, or to given ones
 _LIKE_FUNCTIONS = (torch.full_like, torch.ones_like, torch.zeros_like)
 
 
@@ -46,18 +47,21 @@ def is_decided(node: fx.Node, before: set[fx.Node]) -> bool:
         return True
     if node.op not in ("call_function", "call_method") or is_random(node.target):
         return False
-    inputs = node.all_input_nodes
-    if takes_shape_only(node):
-        inputs = [x for x in inputs if x is not node.args[0]]
-    elif not inputs:
-        return False
-    return before.issuperset(inputs)
+    like = taken_as_model(node)
+    return bool(node.all_input_nodes) and before.issuperset(set(node.all_input_nodes) - {like})
 
 
-def takes_shape_only(node: fx.Node) -> bool:
-    """Whether `node` asks its first argument for no more than its shape and dtype."""
-    kinds = _LIKE if node.op == "call_method" else _LIKE_FUNCTIONS
-    return node.target in kinds
+def taken_as_model(node: fx.Node) -> fx.Node | None:
+    """The argument of which `node` takes no more than its shape or dtype, if there is one."""
+    index = 0
+    if node.op == "call_method" and node.target in CASTS:
+        index = 1
+    elif node.target not in (_LIKE if node.op == "call_method" else _LIKE_FUNCTIONS):
+        return None
+    like = node.args[index] if len(node.args) > index else None
+    if not isinstance(like, fx.Node) or (index and not isinstance(example_of(like), Tensor)):
+        return None
+    return like
 
 
 def decided_values(
@@ -79,9 +83,9 @@ def decided_values(
             found[node] = get_attribute(gm, str(node.target))
         else:
             reads = {part: found.get(part) for part in node.all_input_nodes}
-            if takes_shape_only(node) and isinstance(node.args[0], fx.Node):
-                x, like = node.args[0], example_of(node.args[0])
-                reads[x] = None if like is None else torch.zeros_like(like, device=device)
+            like = taken_as_model(node)
+            if like is not None and (example := example_of(like)) is not None:
+                reads[like] = torch.zeros_like(example, device=device)
             if all(value is not None for value in reads.values()):
                 found[node] = _call(node, reads, device)
     return found

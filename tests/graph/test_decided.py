@@ -158,3 +158,12 @@ def test_a_size_that_nobody_knows_is_no_number():
 def test_what_is_drawn_for_a_size_is_refused_in_eval():
     with pytest.raises(CaptureError, match=r"(?s)torch.rand of a size that is traced.*What to do"):
         trace(Net(lambda m, x: x * torch.rand(x.shape[0], 1, 1)), (X,))
+
+
+def test_a_tensor_that_the_forward_makes_is_one_constant_in_both_modes():
+    gm = captured(lambda m, x: (x + torch.ones(4).sqrt() + torch.ones(4)) * torch.ones(4).cumsum(0))
+    assert not [node for node in gm.graph.nodes if node.op == "call_module"]  # no Switch
+    assert {name for name in gm.state_dict() if "constant" in name} == {
+        "_tensor_constant0",
+        "_tensor_constant1",
+    }

@@ -81,6 +81,7 @@ def test_rewrites(function, after):
         (lambda m, x: torch.nn.functional.pad(x, (0, x.shape[1] % 3)), X),
         (lambda m, x: x[:, : x.shape[1] - 1], X),
         (lambda m, x: x + m.slope.expand(x.shape[0], 1, 1), X),  # a parameter, moved
+        (lambda m, x: x + m.slope.exp().expand(x.shape[0], 1, 1), X),
         (lambda m, x: torch.cat([x, x.new_zeros(x.shape[0], 1, x.shape[2])], 1), X),
         (lambda m, x: x * x.shape[1], None),  # no example tells
         (lambda m, x: x + 1.0, X),
@@ -104,6 +105,23 @@ def test_a_buffer_is_read_where_it_is():
     gm.causal.fill_(0.25)
     assert gm(X).eq(0).all() or gm(X).eq(X).all()  # 9 quarters are not 2
     assert torch.equal(gm(X), X)
+
+
+@pytest.mark.parametrize(
+    "cast",
+    [
+        lambda m, x: m.double().to(x.device),
+        lambda m, x: m.to(device=x.device, dtype=x.dtype),
+        lambda m, x: m.to(x),
+        lambda m, x: m.type_as(x),
+    ],
+)
+def test_casts_of_what_the_network_holds_read_nothing_else(cast):
+    """In integers x has another dtype; the network's buffers are where it is."""
+    gm, _ = fix(lambda m, x: x + cast(m.causal[0], x).sum())
+    (to,) = (node for node in gm.graph.nodes if node.target == "to")
+    assert to.args[1:] == (torch.float64,)
+    assert not to.kwargs
 
 
 def test_a_shape_alone_is_asserted():
