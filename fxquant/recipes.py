@@ -20,6 +20,7 @@ from fxquant.passes import (
     WeighTerms,
 )
 from fxquant.pipeline import Pass, Recipe
+from fxquant.rounding import rounding_named
 
 STEPS = {"observed": ObservedStep, "learned": LearnedStep}
 
@@ -33,6 +34,7 @@ def prepare_recipe(config: QuantConfig, float_leaves: frozenset[str]) -> Recipe:
     equalize: tuple[Pass, ...] = (EqualizeCrossLayer(config.weight),) if config.equalize else ()
     absorb: tuple[Pass, ...] = (AbsorbHighBias(),) if config.absorb_high_bias else ()
     correct: tuple[Pass, ...] = (CorrectBias(),) if config.correct_bias else ()
+    rounding = rounding_named(config.rounding)
     return Recipe(
         "prepare_qat",
         (
@@ -46,7 +48,7 @@ def prepare_recipe(config: QuantConfig, float_leaves: frozenset[str]) -> Recipe:
             InsertObservers(float_leaves),  # after fuse: nothing is observed inside a site
             *equalize,  # after fold: it compares the weights as they will be used
             *absorb,  # after equalize, which makes biases high
-            InsertFakeQuant(config.activation, config.weight, STEPS[config.step]),
+            InsertFakeQuant(config.activation, config.weight, STEPS[config.step], rounding),
             *correct,  # last: it asks what rounding does to the weights
         ),
     )

@@ -15,19 +15,21 @@ from torch import Tensor
 from fxquant import QuantScheme
 from fxquant.intmath import (
     LayerNumbers,
-    Rescale,
     Target,
     accumulator_bound,
     carrier,
+    exact_total,
+    layer_numbers,
+)
+from fxquant.ops import op_named
+from fxquant.rounding import (
+    HALF_UP,
+    Rescale,
     common_rescale,
     divide_half_up,
-    layer_numbers,
-    mean_half_up,
-    requantize,
     rescale_of,
     shift_half_up,
 )
-from fxquant.ops import op_named
 from fxquant.schemes import INT8_WEIGHT, UINT8, Channels, QParams, weight_scale
 
 # not imported: what is promised does not follow the code
@@ -172,7 +174,7 @@ def requantized(acc: int, m: int, shift: int, zero: int, low: int, high: int) ->
 def test_requantize(accs: list[int], m: int, shift: int, zero: int, ends: tuple[int, int]):
     low, high = sorted(ends)
     number = torch.tensor
-    codes = requantize(
+    codes = HALF_UP.requantize(
         number(accs, dtype=torch.int64),
         Rescale(number(m), number(shift)),
         *(number(n, dtype=torch.int32) for n in (zero, low, high)),
@@ -221,7 +223,9 @@ def test_the_mean_of_two_axes_is_half_up(count: tuple[int, int], quotient: int, 
     n = first * second
     total = -(-(2 * quotient - 1) * n // 2)  # the least one that gives `quotient`
     mean = torch.tensor(float(total - late), dtype=torch.float64) / first / second
-    assert int(mean_half_up(mean, torch.tensor(n))) == quotient - late
+    count = torch.tensor(n)
+    assert int(exact_total(mean, count)) == total - late
+    assert int(divide_half_up(exact_total(mean, count), count)) == quotient - late
 
 
 # ------------------------------------------------------------------------ bounds
@@ -449,6 +453,7 @@ def exact_layer(rows: list[list[int]], biases: list[int], zero: int) -> LayerNum
         y_zero=y_zero,
         low=low,
         high=high,
+        rounding=HALF_UP,
     )
 
 

@@ -1,9 +1,10 @@
 """Adaptive average pooling. The output keeps its input's range: no multiplier.
 
     real      y = (Σ over the cell of x) / c
-    integer   q_y = z + floor((2·Σ(q_x - z) + c) / (2c))        round half-up of the mean
+    integer   q_y = z + round(Σ(q_x - z) / c)
 
-Cell i of n over a length L reaches from floor(i·L/n) to ceil((i+1)·L/n); c is its size.
+Cell i of n over a length L reaches from floor(i·L/n) to ceil((i+1)·L/n); c is its size. Unlike a
+window's, this mean is rounded before the zero point is added, as QLinearGlobalAveragePool has it.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.intmath import centered, mean_half_up, per_channel
+from fxquant.intmath import centered, exact_total, per_channel
 from fxquant.ops.spec import (
+    MeanNumbers,
     OpSpec,
     Output,
-    ZeroPoint,
+    mean_numbers,
     module_options,
     signature_reader,
-    zero_point,
 )
 
 
@@ -54,7 +55,7 @@ def _record(
         return module_options(module, "output_size")
 
     def kernel(
-        n: ZeroPoint, dtype: torch.dtype, codes: Tensor, output_size: Any
+        n: MeanNumbers, dtype: torch.dtype, codes: Tensor, output_size: Any
     ) -> Tensor:
         mean = function(centered(codes, n.zero, torch.float64), output_size)
         size = torch.ones((1,) * dims, dtype=torch.int64)
@@ -62,7 +63,7 @@ def _record(
             cells = cell_sizes(codes.shape[i - dims], mean.shape[i - dims])
             size = size * per_channel(cells, i, dims)
         size = size.to(codes.device)
-        return (mean_half_up(mean, size) + n.zero).to(dtype)
+        return (n.rounding.divide(exact_total(mean, size), size) + n.zero).to(dtype)
 
     return OpSpec(
         name=function.__name__,
@@ -75,7 +76,7 @@ def _record(
         range=None,
         homogeneous=False,
         weight_axis=None,
-        numbers=zero_point,
+        numbers=mean_numbers,
         kernel=kernel,
     )
 

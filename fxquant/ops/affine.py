@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from fxquant.intmath import rescale_of, shift_half_up
 from fxquant.ops.spec import Call, OpSpec, Output, Reader, RealCall
+from fxquant.rounding import Rounding, rescale_of
 
 DOES_NOTHING = {"factor": 1.0, "offset": 0.0}
 _OFFSET_LIMIT = 2.0**62  # so that the sum stays inside int64
@@ -34,6 +34,7 @@ class AffineNumbers(NamedTuple):
     y_zero: Tensor
     low: Tensor
     high: Tensor
+    rounding: Rounding
 
 
 def affine(input: Tensor, factor: float, offset: float) -> Tensor:
@@ -95,7 +96,7 @@ def _read_neg(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
 
 
 def _numbers(call: RealCall) -> AffineNumbers:
-    x, (y, low, high) = call.inputs[0], call.target
+    x, (y, low, high, rounding) = call.inputs[0], call.target
     s_y = y.scale.double()
     rescale = rescale_of(call.options["factor"] * x.scale.double() / s_y)
     offset = torch.ldexp(call.options["offset"] / s_y, rescale.shift).round()
@@ -107,6 +108,7 @@ def _numbers(call: RealCall) -> AffineNumbers:
         y_zero=y.zero_point,
         low=low,
         high=high,
+        rounding=rounding,
     )
 
 
@@ -114,7 +116,7 @@ def _kernel(
     n: AffineNumbers, dtype: torch.dtype, codes: Tensor, factor: float, offset: float
 ) -> Tensor:
     product = (codes.to(torch.int64) - n.x_zero) * n.multiplier + n.offset
-    return torch.clamp(shift_half_up(product, n.shift) + n.y_zero, n.low, n.high).to(dtype)
+    return torch.clamp(n.rounding.shift(product, n.shift) + n.y_zero, n.low, n.high).to(dtype)
 
 
 def _record(

@@ -1,10 +1,11 @@
 """Average pooling with a window. The output keeps its input's range: no multiplier.
 
     real      y = (Σ over the window of x) / c
-    integer   q_y = z + floor((2·Σ(q_x - z) + c) / (2c))        round half-up of the mean
+    integer   q_y = round((Σ(q_x - z) + c·z) / c)
 
 `c` is the window's divisor as torch counts it: with or without padding, ceil_mode's clipped
-windows, or `divisor_override`.
+windows, or `divisor_override`. What is rounded is a mean of codes, zero point and all, as engines
+have it. Half-up that is the same; but a tie's even neighbour, or 0, may lie on its other side.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.intmath import centered, mean_half_up, per_channel
+from fxquant.intmath import centered, exact_total, per_channel
 from fxquant.ops.spec import (
     Call,
+    MeanNumbers,
     OpSpec,
     Output,
-    ZeroPoint,
+    mean_numbers,
     module_options,
     signature_reader,
-    zero_point,
 )
 
 
@@ -108,11 +109,12 @@ def _record(
         call = by_signature(args, kwargs)
         return call if call is not None and _stays_in_range(call.options, dims) else None
 
-    def kernel(n: ZeroPoint, dtype: torch.dtype, codes: Tensor, **settings: Any) -> Tensor:
+    def kernel(n: MeanNumbers, dtype: torch.dtype, codes: Tensor, **settings: Any) -> Tensor:
         x = centered(codes, n.zero, torch.float64)
         mean = function(x, **settings)
         divisor = _divisor(x, mean, dims, settings).to(x.device)
-        return (mean_half_up(mean, divisor) + n.zero).to(dtype)
+        total = exact_total(mean, divisor) + divisor * n.zero
+        return n.rounding.divide(total, divisor).to(dtype)
 
     return OpSpec(
         name=function.__name__,
@@ -125,7 +127,7 @@ def _record(
         range=None,
         homogeneous=False,
         weight_axis=None,
-        numbers=zero_point,
+        numbers=mean_numbers,
         kernel=kernel,
     )
 

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fxquant.intmath import per_channel, rescale_of, shift_half_up
+from fxquant.intmath import per_channel
 from fxquant.ops.spec import OpSpec, Output, Parameter, RealCall, not_spelled
+from fxquant.rounding import Rounding, rescale_of
 
 _OFFSET_LIMIT = 2.0**62  # so that the sum stays inside int64
 
@@ -30,6 +31,7 @@ class BatchNormNumbers(NamedTuple):
     y_zero: Tensor
     low: Tensor
     high: Tensor
+    rounding: Rounding
 
 
 def batch_norm(input: Tensor, *, batch_norm: Callable[[Tensor], Tensor]) -> Tensor:
@@ -56,6 +58,7 @@ def _numbers(call: RealCall) -> BatchNormNumbers:
         y_zero=call.target.qparams.zero_point,
         low=call.target.low,
         high=call.target.high,
+        rounding=call.target.rounding,
     )
 
 
@@ -63,7 +66,7 @@ def _kernel(n: BatchNormNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
     dims = codes.dim()
     centred = codes.to(torch.int64) - n.x_zero
     product = centred * per_channel(n.multiplier, 1, dims) + per_channel(n.offset, 1, dims)
-    y = shift_half_up(product, per_channel(n.shift, 1, dims)) + n.y_zero
+    y = n.rounding.shift(product, per_channel(n.shift, 1, dims)) + n.y_zero
     return torch.clamp(y, n.low, n.high).to(dtype)
 
 

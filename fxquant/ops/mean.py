@@ -1,7 +1,9 @@
 """Mean over dimensions, such as the last two of [N, C, H, W]. The output keeps the range.
 
     real      y = (Σ x) / c
-    integer   q_y = z + floor((2·Σ(q_x - z) + c) / (2c))        round half-up of the mean
+    integer   q_y = round(Σ q_x / c)
+
+The mean of the codes themselves: the zero point goes through it.
 """
 
 from __future__ import annotations
@@ -11,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxquant.intmath import divide_half_up
-from fxquant.ops.spec import OpSpec, Output, ZeroPoint, signature_reader, zero_point
+from fxquant.ops.spec import MeanNumbers, OpSpec, Output, mean_numbers, signature_reader
 
 
 def mean(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
@@ -32,11 +33,11 @@ def spaces(dim: Any, rank: int | None) -> set[int] | None:
 
 
 def _kernel(
-    n: ZeroPoint, dtype: torch.dtype, codes: Tensor, dim: Any, keepdim: bool
+    n: MeanNumbers, dtype: torch.dtype, codes: Tensor, dim: Any, keepdim: bool
 ) -> Tensor:
-    total = torch.sum(codes.to(torch.int64) - n.zero, dim, keepdim)
+    total = torch.sum(codes.to(torch.int64), dim, keepdim)
     count = torch.tensor(codes.numel() // max(total.numel(), 1), device=codes.device)
-    return (divide_half_up(total, count) + n.zero).to(dtype)
+    return n.rounding.divide(total, count).to(dtype)
 
 
 MEAN = OpSpec(
@@ -50,6 +51,6 @@ MEAN = OpSpec(
     range=None,
     homogeneous=False,
     weight_axis=None,
-    numbers=zero_point,
+    numbers=mean_numbers,
     kernel=_kernel,
 )

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxquant.intmath import Target
+from fxquant.rounding import Rounding
 from fxquant.schemes import Channels, QParams, QuantScheme
 
 
@@ -111,7 +112,8 @@ class OpSpec:
     range         the range of its output where that is known beforehand, else None
     homogeneous   whether it works on each element alone and f(c·x) = c·f(x) for every c > 0
     weight_axis   the axis of its weight's output channels; None if it has no weight
-    numbers       every integer it computes with, as a NamedTuple of tensors
+    numbers       every integer it computes with, as a NamedTuple of tensors; and the `Rounding`,
+                  under that name, if it rounds
     kernel        `kernel(numbers, dtype, *codes, **options)`: integer tensors in and out
     """
 
@@ -125,7 +127,7 @@ class OpSpec:
     range: tuple[float, float] | None
     homogeneous: bool
     weight_axis: int | None
-    numbers: Callable[[RealCall], tuple[Tensor, ...]]
+    numbers: Callable[[RealCall], tuple[Tensor | Rounding, ...]]
     kernel: Callable[..., Tensor]
 
     @property
@@ -158,6 +160,18 @@ class ZeroPoint(NamedTuple):
 def zero_point(call: RealCall) -> ZeroPoint:
     """The zero point that input and output share."""
     return ZeroPoint(call.target.qparams.zero_point)
+
+
+class MeanNumbers(NamedTuple):
+    """Of an operator that divides: `zero`, 0-dim int32, which input and output share."""
+
+    zero: Tensor
+    rounding: Rounding
+
+
+def mean_numbers(call: RealCall) -> MeanNumbers:
+    """The zero point that input and output share, and how a quotient is rounded."""
+    return MeanNumbers(call.target.qparams.zero_point, call.target.rounding)
 
 
 class Parameter(NamedTuple):

@@ -12,15 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxquant.intmath import MAX_SHIFT, common_rescale
-from fxquant.ops.operands import (
-    OperandNumbers,
-    centred,
-    operand_numbers,
-    scales_of,
-    sum_terms,
-)
+from fxquant.ops.operands import OperandNumbers, centred, operand_numbers, scales_of
 from fxquant.ops.spec import OpSpec, Output, RealCall, not_spelled
+from fxquant.rounding import MAX_SHIFT, common_rescale
 
 
 def sum_of_products(*inputs: Tensor) -> Tensor:
@@ -41,7 +35,10 @@ def _numbers(call: RealCall) -> OperandNumbers:
 def _kernel(n: OperandNumbers, dtype: torch.dtype, *codes: Tensor) -> Tensor:
     values = centred(n, codes)
     half = len(values) // 2
-    return sum_terms(n, dtype, [x * w for x, w in zip(values[:half], values[half:], strict=True)])
+    total = torch.zeros((), dtype=torch.int64, device=n.multiplier.device)
+    for x, w, multiplier in zip(values[:half], values[half:], n.multiplier, strict=True):
+        total = total + x * w * multiplier
+    return torch.clamp(n.rounding.shift(total, n.shift) + n.y_zero, n.low, n.high).to(dtype)
 
 
 SUM_OF_PRODUCTS = OpSpec(
