@@ -166,7 +166,9 @@ shift_ruy = _in_two_steps(shift_half_up)
 # ------------------------------------------------------------------------ integer factors
 
 
-def rescale_of(factor: Tensor, most: int = MAX_SHIFT) -> Rescale:
+def rescale_of(
+    factor: Tensor, most: int = MAX_SHIFT, nearest: Callable[[Tensor], Tensor] = torch.round
+) -> Rescale:
     """The nearest `m · 2^-S` to each real factor (float64, any sign, any shape).
 
     `m` has 31 bits while S <= `most`; smaller factors have fewer. A factor beyond 2^31 becomes
@@ -174,12 +176,17 @@ def rescale_of(factor: Tensor, most: int = MAX_SHIFT) -> Rescale:
     """
     mantissa, exponent = torch.frexp(factor.to(torch.float64))
     shift = (MULTIPLIER_BITS - exponent).clamp(0, most)
-    multiplier = torch.ldexp(mantissa, exponent + shift).round()
+    multiplier = nearest(torch.ldexp(mantissa, exponent + shift))
     top = 2**MULTIPLIER_BITS
     # rounding up to 2^31 moves one bit from the multiplier to the shift
     full = (multiplier.abs() == top) & (shift > 0)
     multiplier = torch.where(full, multiplier / 2, multiplier).clamp(-(top - 1), top - 1)
     return Rescale(multiplier.to(torch.int64), (shift - full.to(shift.dtype)).to(torch.int64))
+
+
+def _litert_rescale(factor: Tensor) -> Rescale:
+    """LiteRT's QuantizeMultiplier: 31 bits of every factor down to 2^-31."""
+    return rescale_of(factor, LITERT_MAX_SHIFT, round_half_away)
 
 
 def common_rescale(factors: Tensor, most: int = 30) -> Rescale:
@@ -239,8 +246,8 @@ def _rescale_terms_of_litert(factors: Tensor, bits: int) -> Rescale:
     left = 20 if bits <= 8 else 15
     largest = factors.abs().max().clamp(min=SMALLEST_SCALE)
     unit = largest * 2 ** max(len(factors) - 1, 1).bit_length()
-    terms = rescale_of(factors / unit, LITERT_MAX_SHIFT)
-    total = rescale_of((unit / 2**left).reshape(1), LITERT_MAX_SHIFT)
+    terms = _litert_rescale(factors / unit)
+    total = _litert_rescale((unit / 2**left).reshape(1))
     return Rescale(
         torch.cat([terms.multiplier << left, total.multiplier]),
         torch.cat([terms.shift, total.shift]),
@@ -342,10 +349,6 @@ def _two_roundings(name: str, shift: Callable[[Tensor, Tensor], Tensor]) -> Roun
         rescale_terms=_rescale_terms_of_litert,
         add_up=_add_up_as_litert,
     )
-
-
-def _litert_rescale(factor: Tensor) -> Rescale:
-    return rescale_of(factor, LITERT_MAX_SHIFT)
 
 
 HALF_UP = _one_rounding("half_up", round_half_up, shift_half_up, divide_half_up)
