@@ -336,12 +336,14 @@ def _one_rounding(
     )
 
 
-def _two_roundings(name: str, shift: Callable[[Tensor, Tensor], Tensor]) -> Rounding:
-    """As in LiteRT, which rounds everything else half away from 0."""
+def _two_roundings(
+    name: str, nearest: Callable[[Tensor], Tensor], shift: Callable[[Tensor, Tensor], Tensor]
+) -> Rounding:
+    """As in LiteRT, which divides half away from 0 and adds up as gemmlowp does, in both."""
     return Rounding(
         name=name,
         reals=torch.float64,
-        nearest=round_half_away,
+        nearest=nearest,
         shift=shift,
         divide=divide_half_away,
         rescale=_litert_rescale,
@@ -354,8 +356,8 @@ def _two_roundings(name: str, shift: Callable[[Tensor, Tensor], Tensor]) -> Roun
 HALF_UP = _one_rounding("half_up", round_half_up, shift_half_up, divide_half_up)
 HALF_EVEN = _one_rounding("half_even", torch.round, shift_half_even, divide_half_even)
 HALF_AWAY = _one_rounding("half_away", round_half_away, shift_half_away, divide_half_away)
-GEMMLOWP = _two_roundings("gemmlowp", shift_gemmlowp)
-RUY = _two_roundings("ruy", shift_ruy)
+GEMMLOWP = _two_roundings("gemmlowp", round_half_away, shift_gemmlowp)
+RUY = _two_roundings("ruy", torch.round, shift_ruy)  # LiteRT's optimized QUANTIZE goes to even
 FP32_RNE = Rounding(
     name="fp32_rne",
     reals=torch.float32,

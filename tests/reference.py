@@ -224,7 +224,7 @@ NEAREST: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
     "half_even": np.rint,
     "half_away": _away,
     "gemmlowp": _away,
-    "ruy": _away,
+    "ruy": np.rint,
     "fp32_rne": np.rint,
 }
 

@@ -26,7 +26,7 @@ from fxquant.rounding import FP32_RNE, GEMMLOWP, HALF_EVEN, ROUNDINGS, RUY, Roun
 from fxquant.schemes import QParams
 from tests import laws
 from tests.ops.calls import all_codes, integers, pairs, qparams
-from tests.test_rounding import NEAREST, litert_add, multiplied, quantized_multiplier
+from tests.test_rounding import NEAREST, REAL, litert_add, multiplied, quantized_multiplier
 
 SIGNED = QuantScheme(symmetric=False)
 every_rounding = pytest.mark.parametrize("rounding", ROUNDINGS, ids=lambda r: r.name)
@@ -142,7 +142,7 @@ def test_entries_of_a_table(rounding: Rounding):
     scale = Fraction(float(x.scale))
     for code, result in zip(all_codes().tolist(), found, strict=True):
         real = float(scale * (code - 128)) / 6 + 0.5
-        assert result == min(max(NEAREST[rounding.name](Fraction(real * 256)), 0), 255)
+        assert result == min(max(REAL[rounding.name](Fraction(real * 256)), 0), 255)
 
 
 @every_rounding
