@@ -53,11 +53,11 @@ _GROUP = {
 # The first family that the operator's name starts with gives the fill.
 _FILLS = (
     (("conv", "linear", "matmul"), "#cfe2f8"),
-    (("batch_norm", "layer_norm", "group_norm"), "#c6ece8"),
+    (("batch_norm", "fixed_batch_norm", "layer_norm", "group_norm"), "#c6ece8"),
     (("instance_norm", "rms_norm", "normalize"), "#c6ece8"),
-    (("relu", "hardtanh", "clamp", "leaky_relu", "elu", "silu", "gelu"), "#fde3c4"),
+    (("relu", "hardtanh", "clamp", "leaky_relu", "prelu", "elu", "silu", "gelu"), "#fde3c4"),
     (("sigmoid", "tanh", "hardsigmoid", "hardswish", "exp", "softmax"), "#fde3c4"),
-    (("max_pool", "avg_pool", "adaptive_avg_pool", "mean"), "#d6efcf"),
+    (("max_pool", "avg_pool", "adaptive", "mean", "interpolate"), "#d6efcf"),
     (("add", "cat", "sub", "mul", "div", "neg"), "#e6dcf5"),
     (("quantize", "dequantize", "fake_quant"), "#f9d0d4"),
     (("input", "output"), "#ffffff"),

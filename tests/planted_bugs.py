@@ -656,7 +656,7 @@ BUGS = (
         (f"{EVAL}[convs-default]",),
     ),
     Bug(
-        "a float slips through: max pooling gives its carrier",
+        "a float slips through: a selection gives its carrier",
         "fxquant/ops/selection.py",
         "return function(codes.to(torch.float32), **settings).to(dtype)",
         "return function(codes.to(torch.float32), **settings)",

@@ -291,12 +291,8 @@ def test_no_real_number_is_left_beside_the_integers(name):
             assert not any(isinstance(value, (float, torch.Tensor)) for value in settings)
 
 
-AVERAGES = ("mean", *(f"{kind}avg_pool{n}d" for kind in ("", "adaptive_") for n in (1, 2, 3)))
-
-
-@pytest.mark.parametrize("name", [name for name in EXAMPLES if name not in AVERAGES])
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_every_sum_is_proved_to_fit(name):
-    """Those of averages nobody has told yet; then the audit proves nothing."""
     assert op_named(name).accumulator is not None
     for rounding in ROUNDINGS:
         *_, quantized = quantized_example(name, 0, QuantConfig(rounding=rounding.name))
