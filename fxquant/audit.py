@@ -35,7 +35,8 @@ class AuditRow:
     scale, zero_point
                      what they stand for: (q - zero_point)·scale
     multiplier, shift
-                     the least and the greatest of its rescaling, which is m·2^-S
+                     the least and the greatest of its rescaling, which is m·2^-S; m is an integer,
+                     but in fp32_rne the factor itself
     terms            how many products or codes it adds up
     sum_bits         what the worst case of its sum takes, sign included
     width            what that has to fit
@@ -49,7 +50,7 @@ class AuditRow:
     scheme: QuantScheme | None = None
     scale: float | None = None
     zero_point: int | None = None
-    multiplier: tuple[int, int] | None = None
+    multiplier: tuple[float, float] | None = None
     shift: tuple[int, int] | None = None
     terms: int | None = None
     sum_bits: int | None = None
@@ -136,8 +137,8 @@ def _operator_row(path: str, module: IntegerOp, settings: Mapping[str, Any]) -> 
     )
 
 
-def _ends(values: Tensor | None) -> tuple[int, int] | None:
-    return None if values is None else (int(values.min()), int(values.max()))
+def _ends(values: Tensor | None) -> tuple[Any, Any] | None:
+    return None if values is None else (values.min().item(), values.max().item())
 
 
 _HEAD = (
@@ -171,6 +172,6 @@ def _span(low: str, high: str) -> str:
     return low if low == high else f"{low} … {high}"
 
 
-def _power(number: int) -> str:
+def _power(number: float) -> str:
     """A multiplier as a power of two: 31 bits are hard to read."""
     return "0" if number == 0 else f"{'-' if number < 0 else ''}2^{log2(abs(number)):.1f}"

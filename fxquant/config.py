@@ -7,6 +7,7 @@ from typing import Literal
 
 from fxquant.errors import ConfigError
 from fxquant.intmath import ACCUMULATOR_BITS
+from fxquant.rounding import rounding_named
 from fxquant.schemes import INT8_WEIGHT, UINT8, QuantScheme
 
 
@@ -24,6 +25,8 @@ class QuantConfig:
                  "learned": they start from the first batch's range and are parameters, `step`,
                  that the loss trains (weight decay would shrink them); a range that is known
                  beforehand, such as a sigmoid's, stays
+    rounding     how eval() and the integers round: "half_up", "half_even", "half_away",
+                 "gemmlowp", "ruy" or "fp32_rne"; docs/rounding.md says which engine rounds how
     batch_norm   "train": batch norms stay live, train on, and are folded into the integers of
                  eval(); "fold": they are folded into the weights before training
     freeze_after batch norms that stay live use the statistics of each batch for so many steps
@@ -46,6 +49,9 @@ class QuantConfig:
     weight: QuantScheme = INT8_WEIGHT
     accumulator_bits: int = ACCUMULATOR_BITS
     step: Literal["observed", "learned"] = "observed"
+    rounding: Literal["half_up", "half_even", "half_away", "gemmlowp", "ruy", "fp32_rne"] = (
+        "half_up"
+    )
     batch_norm: Literal["train", "fold"] = "train"
     freeze_after: int | None = None
     equalize: bool = False
@@ -69,6 +75,7 @@ class QuantConfig:
             raise ConfigError(f"accumulator_bits is 16 to 32, got {self.accumulator_bits!r}")
         if self.step not in ("observed", "learned"):
             raise ConfigError(f"step is 'observed' or 'learned', got {self.step!r}")
+        rounding_named(self.rounding)  # or it says which there are
         if self.batch_norm not in ("train", "fold"):
             raise ConfigError(f"batch_norm is 'train' or 'fold', got {self.batch_norm!r}")
         if self.freeze_after is not None:

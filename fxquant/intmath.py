@@ -3,22 +3,24 @@
     y = clamp(((acc · m + 2^(S-1)) >> S) + z, low, high)
 
 `acc` is an exact integer of at most 32 bits, `m` an integer of 31 bits, `S` a shift of at
-most 44 bits; `>>` floors, so the rounding is half-up. Every number that a layer needs is
-made here, once, for the prepared model's eval and for the converted model alike.
+most 44 bits; `>>` floors, so the rounding is half-up, unless another one is asked for
+(`rounding.py`). Every number that a layer needs is made here, once, for the prepared model's eval
+and for the converted model alike.
 """
 
 from __future__ import annotations
 
+import operator
 from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fxquant.rounding import HALF_UP, Rescale, Rounding
 from fxquant.schemes import SMALLEST_SCALE, Channels, QParams, QuantScheme, round_half_up
 
-MULTIPLIER_BITS = 31
-MAX_SHIFT = 44  # up to here float64 evaluates the formula exactly too
 ACCUMULATOR_BITS = 32  # of a sum, unless fewer are asked for
 FLOAT32_EXACT = 2**24  # sums of integers below this are exact in float32, in any order
 
@@ -30,15 +32,9 @@ def accumulator_limit(bits: int) -> int:
     return 1 << (bits - 1)
 
 
-class Rescale(NamedTuple):
-    """A real factor as `multiplier · 2^-shift`, both int64 of one shape."""
-
-    multiplier: Tensor
-    shift: Tensor
-
-
 class Target(NamedTuple):
-    """Where a result goes: its parameters, and the codes it is clamped to (0-dim int32).
+    """Where a result goes: its parameters, the codes it is clamped to (0-dim int32), and how it is
+    rounded on the way.
 
     `low` and `high` are the scheme's ends, or tighter where an activation is fused.
     """
@@ -46,53 +42,13 @@ class Target(NamedTuple):
     qparams: QParams
     low: Tensor
     high: Tensor
+    rounding: Rounding = HALF_UP
 
-
-def rescale_of(factor: Tensor) -> Rescale:
-    """The nearest `m · 2^-S` to each real factor (float64, any sign, any shape).
-
-    `m` has 31 bits while S <= 44; smaller factors have fewer. A factor beyond 2^31 becomes
-    the largest `m` there is: any non-zero accumulator saturates with it, as it should.
-    """
-    mantissa, exponent = torch.frexp(factor.to(torch.float64))
-    shift = (MULTIPLIER_BITS - exponent).clamp(0, MAX_SHIFT)
-    multiplier = torch.ldexp(mantissa, exponent + shift).round()
-    top = 2**MULTIPLIER_BITS
-    # rounding up to 2^31 moves one bit from the multiplier to the shift
-    full = (multiplier.abs() == top) & (shift > 0)
-    multiplier = torch.where(full, multiplier / 2, multiplier).clamp(-(top - 1), top - 1)
-    return Rescale(multiplier.to(torch.int64), (shift - full.to(shift.dtype)).to(torch.int64))
-
-
-def common_rescale(factors: Tensor, most: int = 30) -> Rescale:
-    """Multipliers of n factors (float64, shape [n], any signs) over one common shift (0-dim).
-
-    The multipliers are short enough for n products of a 9-bit number and the rounding term
-    to fit 32 bits: 21 bits for two operands, 19 for eight. The shift is at `most` 30; a sum of
-    longer numbers, whose factors are smaller, has 64 bits and may shift further.
-    """
-    return short_rescale(factors, 22 - max(len(factors) - 1, 1).bit_length(), most)
-
-
-def short_rescale(factors: Tensor, bits: int, most: int) -> Rescale:
-    """Multipliers of at most `bits` bits, of float64 factors of any shape and signs, over one
-    common shift of at most `most` (0-dim).
-    """
-    _, exponent = torch.frexp(factors.abs().max())
-    shift = (bits - exponent).clamp(0, most)
-    top = 2**bits - 1
-    multiplier = torch.ldexp(factors, shift).round().clamp(-top, top)
-    return Rescale(multiplier.to(torch.int64), shift.to(torch.int64))
-
-
-def shift_half_up(product: Tensor, shift: Tensor) -> Tensor:
-    """`product / 2^shift`, rounded half-up: int64 in and out."""
-    return (product + ((1 << shift) >> 1)) >> shift
-
-
-def shift_half_up_(product: Tensor, shift: Tensor) -> Tensor:
-    """The same in the memory of `product`, where fresh memory would cost more than the shift."""
-    return product.add_((1 << shift) >> 1).bitwise_right_shift_(shift)
+    def rescale(self, *scales: Tensor) -> Rescale:
+        """What brings a product of integers with these scales to the output: Π s_i / s_y."""
+        reals = self.rounding.reals
+        above = reduce(operator.mul, (scale.to(reals) for scale in scales))
+        return self.rounding.rescale(above / self.qparams.scale.to(reals))
 
 
 def shift_by(value: Tensor, by: Tensor) -> Tensor:
@@ -111,11 +67,6 @@ def integer_root(value: Tensor) -> Tensor:
     return root + ((root + 1) * (root + 1) <= value).to(torch.int64)
 
 
-def divide_half_up(total: Tensor, divisor: Tensor) -> Tensor:
-    """`total / divisor`, rounded half-up: int64 in and out, divisor positive."""
-    return torch.div(2 * total + divisor, 2 * divisor, rounding_mode="floor")
-
-
 def sum_of_mean(mean: Tensor, count: Tensor) -> Tensor:
     """The sum of `count` integers, int64, from their mean in float64; `count` broadcasts.
 
@@ -125,20 +76,12 @@ def sum_of_mean(mean: Tensor, count: Tensor) -> Tensor:
     return exact_integer(mean * count)
 
 
-def requantize(
-    acc: Tensor, rescale: Rescale, zero_point: Tensor, low: Tensor, high: Tensor, dtype: torch.dtype
-) -> Tensor:
-    """Accumulator (int64) to codes of `dtype`: the formula at the top of this file."""
-    codes = shift_half_up(acc * rescale.multiplier, rescale.shift) + zero_point
-    return torch.clamp(codes, low, high).to(dtype)
-
-
 class LayerNumbers(NamedTuple):
     """What an integer convolution or linear layer is made of; C output channels.
 
     `weight` int8 in the float weight's shape; `bias` int32 [C] at scale s_x·s_w; `bound`
-    int64 [C], no partial sum of the products exceeds it; `multiplier` and `shift` int64 [C];
-    the others 0-dim int32.
+    int64 [C], no partial sum of the products exceeds it; `multiplier` and `shift` [C], a
+    `Rescale`; the others 0-dim int32.
     """
 
     weight: Tensor
@@ -150,6 +93,7 @@ class LayerNumbers(NamedTuple):
     y_zero: Tensor
     low: Tensor
     high: Tensor
+    rounding: Rounding
 
 
 def layer_numbers(
@@ -179,7 +123,7 @@ def layer_numbers(
     codes = codes.clamp(scheme.qmin, scheme.qmax)
     s_acc = s_x * s_w.double()
     b_codes = round_half_up(b / s_acc).clamp(-bias_limit, bias_limit)
-    rescale = rescale_of(s_acc / target.qparams.scale.double())
+    rescale = target.rescale(x.scale, s_w)
     return LayerNumbers(
         weight=codes.to(scheme.dtype),
         bias=b_codes.to(torch.int32),
@@ -190,6 +134,7 @@ def layer_numbers(
         y_zero=target.qparams.zero_point,
         low=target.low,
         high=target.high,
+        rounding=target.rounding,
     )
 
 
@@ -199,7 +144,8 @@ def finish_layer(total: Tensor, n: LayerNumbers, axis: int, dtype: torch.dtype) 
         per_channel(values, axis, total.dim()) for values in (n.bias, n.multiplier, n.shift)
     )
     acc = exact_integer(total) + bias
-    return requantize(acc, Rescale(multiplier, shift), n.y_zero, n.low, n.high, dtype)
+    rescale = Rescale(multiplier, shift)
+    return n.rounding.requantize(acc, rescale, n.y_zero, n.low, n.high, dtype)
 
 
 def per_channel(values: Tensor, axis: int, dims: int) -> Tensor:

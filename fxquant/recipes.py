@@ -23,6 +23,7 @@ from fxquant.passes import (
     WeighTerms,
 )
 from fxquant.pipeline import Pass, Recipe
+from fxquant.rounding import rounding_named
 
 STEPS = {"observed": ObservedStep, "learned": LearnedStep}
 
@@ -53,7 +54,11 @@ def prepare_recipe(config: QuantConfig, float_leaves: frozenset[str]) -> Recipe:
             *equalize,  # after fold: it compares the weights as they will be used
             *absorb,  # after equalize, which makes biases high
             InsertFakeQuant(
-                config.activation, config.weight, STEPS[config.step], config.accumulator_bits
+                config.activation,
+                config.weight,
+                STEPS[config.step],
+                config.accumulator_bits,
+                rounding_named(config.rounding),
             ),
             *correct,  # last: it asks what rounding does to the weights
         ),

@@ -31,6 +31,7 @@ from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.softmax import SOFTMAX
 from fxquant.ops.sum_of_products import SUM_OF_PRODUCTS
 from fxquant.pipeline import Keeps, Log, Pass, Stage
+from fxquant.rounding import HALF_UP, Rounding
 from fxquant.schemes import INT8_WEIGHT, INT16, UINT8, QuantScheme
 
 
@@ -49,14 +50,16 @@ class InsertFakeQuant(Pass):
         weight: QuantScheme = INT8_WEIGHT,
         step: Callable[[QuantScheme, Observer], ActivationFakeQuant] = ObservedStep,
         accumulator_bits: int = ACCUMULATOR_BITS,
+        rounding: Rounding = HALF_UP,
     ) -> None:
-        """The schemes of activations and of weights, what quantizes an activation, and the bits
-        that sums may have.
+        """The schemes of activations and of weights, what quantizes an activation, the bits that
+        sums may have, and how eval() rounds.
         """
         self.activation = activation
         self.weight = weight
         self.step = step
         self.accumulator_bits = accumulator_bits
+        self.rounding = rounding
 
     def edit(self, gm: fx.GraphModule, log: Log) -> None:
         """Wrap the observers, quantize the weights, then tell each site what it reads."""
@@ -65,6 +68,7 @@ class InsertFakeQuant(Pass):
             module = called_module(gm, node)
             if not isinstance(module, (CallSite, InputQuantizer)):
                 continue
+            module.rounding = self.rounding
             if isinstance(module.output, Observer):
                 wide = _weighs_others(gm, node) or _is_masked(gm, node) or _masks(gm, node)
                 scheme = INT16 if wide else self.activation

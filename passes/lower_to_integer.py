@@ -35,7 +35,6 @@ from fxquant.ops.integer import Dequantize, Facts, IntegerOp, Quantize
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.verify import verify_fake_quant
 from fxquant.pipeline import Keeps, Log, Pass, Stage
-from fxquant.schemes import quantize
 
 _COPIES = ("clone", "detach", torch.clone, torch.detach)  # no integer is ever overwritten
 
@@ -61,7 +60,7 @@ class LowerToInteger(Pass):
         for node in list(gm.graph.nodes):
             module = called_module(gm, node)
             if isinstance(module, InputQuantizer):
-                _lower_entrance(gm, node, quantizers[node], constants)
+                _lower_entrance(gm, node, module, constants)
             elif isinstance(module, CallSite):
                 _lower_site(gm, node, module, constants)
                 log.change(node, f"{module.extra_repr()}, in integers")
@@ -115,16 +114,16 @@ def _add_exits(gm: fx.GraphModule, quantizers: dict[fx.Node, ActivationFakeQuant
 def _lower_entrance(
     gm: fx.GraphModule,
     node: fx.Node,
-    quantizer: ActivationFakeQuant,
+    entrance: InputQuantizer,
     constants: dict[fx.Node, Any],
 ) -> None:
-    value = inputs_of(node)[0]
+    value, q = inputs_of(node)[0], quantizer_of(gm, node).qparams
     if value in constants:  # of the network: its integers are constants too
-        codes = quantize(constants[value], quantizer.qparams)
+        codes = entrance.rounding.quantize(constants[value], q)
         with gm.graph.inserting_before(node):
             erase(node, constant_site(gm, f"{value.name}_codes", codes))
     else:
-        replace_site(gm, node, Quantize(quantizer.qparams))
+        replace_site(gm, node, Quantize(q, entrance.rounding))
 
 
 def _lower_site(

@@ -4,11 +4,12 @@
     here        Σ w·q - z·Σ w      in int64, padding is z                windows gathered one by one
                                    transposed: both sums scattered       element by element
 
-Only numpy and Python integers compute here; of fxquant this reads the graph and the buffers,
-and nothing of its kernels or its arithmetic. int64 is exact because each product is first
-proved, with Python's integers, to stay within 63 bits. On the way it checks what a converted
-network promises: sums stay within their certified `bound` and within 32 bits, codes within
-their scheme. Real numbers appear at the border only: quantize and dequantize are IEEE float32.
+Only numpy and Python integers compute here; of fxquant this reads the graph, the buffers and the
+name of the rounding, and nothing of its kernels or its arithmetic. int64 is exact because each
+product is first proved, with Python's integers, to stay within 63 bits. On the way it checks what a
+converted network promises: sums stay within their certified `bound` and within 32 bits, codes
+within their scheme. Real numbers appear at the border only: quantize and dequantize are IEEE
+float32, as are the factors of fp32_rne.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
 from fxquant.schemes import QuantScheme
 
 Codes = NDArray[np.int64]
-Buffers = dict[str, Codes]  # every number of an operator, under its name
+Buffers = dict[str, Any]  # every number of an operator, under its name, and its "rounding"
 
 ACCUMULATOR_LIMIT = 2**31
 BELOW_ALL_CODES = -(2**20)
@@ -86,11 +87,21 @@ def _call(gm: fx.GraphModule, node: fx.Node, args: Any, kwargs: Any) -> Any:
     if isinstance(module, Dequantize):
         return dequantize(args[0], module)
     if isinstance(module, IntegerOp):
-        buffers = {name: value.numpy().astype(np.int64) for name, value in module.named_buffers()}
-        codes = KERNELS[module.op.name](buffers, *args, **kwargs)
+        codes = KERNELS[module.op.name](numbers(module), *args, **kwargs)
         check_range(codes, module.scheme)
         return codes
     return MODULES[type(module)](module, *args)
+
+
+def numbers(module: IntegerOp) -> Buffers:
+    """The buffers as int64, but for float32 factors, and the name of the rounding."""
+    arrays = {name: value.numpy() for name, value in module.named_buffers()}
+    whole = {
+        name: value if value.dtype == np.float32 else value.astype(np.int64)
+        for name, value in arrays.items()
+    }
+    rounding = getattr(module.numbers, "rounding", None)
+    return whole | ({} if rounding is None else {"rounding": rounding.name})
 
 
 def check_range(codes: Codes, scheme: QuantScheme) -> None:
@@ -103,8 +114,8 @@ def check_range(codes: Codes, scheme: QuantScheme) -> None:
 
 
 def quantize(x: NDArray[np.float32], module: Quantize) -> Codes:
-    """`clamp(floor(x/s + 1/2) + z)`: float32 up to the floor, integers from there on."""
-    steps = np.floor(x / module.scale.numpy() + np.float32(0.5))
+    """`clamp(round(x/s) + z)`: float32 up to the rounding, integers from there on."""
+    steps = NEAREST[module.rounding.name](x / module.scale.numpy())
     # limited to more than the distance of any two codes, so that an integer holds it
     codes = np.clip(steps, -1000, 1000).astype(np.int64) + int(module.zero_point)
     low = -(2 ** (module.scheme.bits - 1)) + module.scheme.narrow if module.scheme.signed else 0
@@ -127,26 +138,114 @@ def largest(x: Codes) -> int:
     return max(abs(int(x.max())), abs(int(x.min()))) if x.size else 0
 
 
-def rescale(acc: Codes, multiplier: Codes, shift: Codes) -> Codes:
-    """`(acc·m + 2^(S-1)) >> S`, proved not to leave 63 bits; `>>` floors, as Python's does."""
-    half = (np.int64(1) << shift) >> 1
-    worst = largest(acc) * largest(multiplier) + largest(half)
+def rescale(n: Buffers, acc: Codes, multiplier: Any, shift: Codes) -> Codes:
+    """An accumulator times its factor, rounded as the operator rounds."""
+    if n["rounding"] == "fp32_rne":
+        assert multiplier.dtype == np.float32
+        return to_integers(np.rint(np.float32(acc) * multiplier))
+    return shifted(n, acc, multiplier, shift)
+
+
+def shifted(n: Buffers, acc: Codes, multiplier: Codes, shift: Codes) -> Codes:
+    """`acc·m / 2^S`, rounded as the operator rounds, proved not to leave 63 bits."""
+    worst = largest(acc) * largest(multiplier) + (1 << largest(shift)) // 2
     assert worst < 2**63, f"a product may reach {worst}, beyond 63 bits"
-    return (acc * multiplier + half) >> shift
+    return SHIFTS[n["rounding"]](acc * multiplier, shift)
 
 
-def mean_half_up(total: Codes, count: Codes) -> Codes:
-    """`floor(total/count + 1/2)` as one floor division."""
-    return (2 * total + count) // (2 * count)
+def half_up(product: Codes, shift: Codes) -> Codes:
+    """`(p + 2^(S-1)) >> S`; `>>` floors, as Python's does."""
+    return (product + ((np.int64(1) << shift) >> 1)) >> shift
 
 
-def average(n: Buffers, total: Codes, count: Codes) -> Codes:
-    """`z + floor(total·m/(count·2^S) + 1/2)` as one floor division, proved to have 63 bits."""
+def half_even(product: Codes, shift: Codes) -> Codes:
+    """The floor, and one more where what it cut off is more than half, or half of an odd one."""
+    floor = product >> shift
+    twice = 2 * (product - (floor << shift))
+    return floor + ((twice > (1 << shift)) | ((twice == (1 << shift)) & (floor % 2 != 0)))
+
+
+def half_away(product: Codes, shift: Codes) -> Codes:
+    """What half-up makes of the absolute value, with the sign put back."""
+    return np.sign(product) * half_up(np.abs(product), shift)
+
+
+def high_mul(product: Codes, shift: Codes) -> tuple[Codes, Codes]:
+    """SaturatingRoundingDoublingHighMul as gemmlowp has it, and how far to shift from there on.
+
+    The accumulator is shifted to the left before it, where S < 31. In Python's integers, which
+    that does not overflow; their `//` floors, C's `/` goes towards 0.
+    """
+    wide = np.asarray(product, dtype=object) * 2 ** np.maximum(31 - shift, 0).astype(object)
+    nudged = wide + np.where(wide >= 0, 2**30, 1 - 2**30)
+    return np.sign(nudged) * (abs(nudged) // 2**31), np.maximum(shift - 31, 0).astype(object)
+
+
+def gemmlowp(product: Codes, shift: Codes) -> Codes:
+    """RoundingDivideByPOT as gemmlowp has it, of the high multiplication: by mask and threshold."""
+    x, exponent = high_mul(product, shift)
+    mask = 2**exponent - 1
+    threshold = mask // 2 + (x < 0).astype(object)
+    return (x // 2**exponent + ((x & mask) > threshold)).astype(np.int64)
+
+
+def ruy(product: Codes, shift: Codes) -> Codes:
+    """A rounding right shift, `(x + 2^(e-1)) >> e`, of the high multiplication."""
+    x, exponent = high_mul(product, shift)
+    return ((x + 2**exponent // 2) // 2**exponent).astype(np.int64)
+
+
+SHIFTS: dict[str, Callable[[Codes, Codes], Codes]] = {
+    "half_up": half_up,
+    "half_even": half_even,
+    "half_away": half_away,
+    "gemmlowp": gemmlowp,
+    "ruy": ruy,
+    "fp32_rne": half_even,
+}
+
+
+def divided(n: Buffers, total: Codes, count: Codes) -> Codes:
+    """`total/count` as a floor division, rounded as the operator rounds; LiteRT's ties go away."""
+    if n["rounding"] == "half_up":
+        return (2 * total + count) // (2 * count)
+    if n["rounding"] in ("half_even", "fp32_rne"):
+        floor, rest = total // count, total % count
+        return floor + ((2 * rest > count) | ((2 * rest == count) & (floor % 2 != 0)))
+    return np.sign(total) * ((2 * np.abs(total) + count) // (2 * count))
+
+
+def _away(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """C's round(): what is cut off tells whether to go one further from 0."""
+    return np.trunc(x) + np.copysign(np.abs(x - np.trunc(x)) >= np.float32(0.5), x)
+
+
+NEAREST: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
+    "half_up": lambda x: np.floor(x + np.float32(0.5)),
+    "half_even": np.rint,
+    "half_away": _away,
+    "gemmlowp": _away,
+    "ruy": np.rint,
+    "fp32_rne": np.rint,
+}
+
+
+def to_integers(whole: NDArray[np.float32]) -> Codes:
+    """Whole floats, limited to what int64 holds and further than the distance of any codes."""
+    return np.clip(whole, -(2.0**31), 2.0**31).astype(np.int64)
+
+
+def average(n: Buffers, total: Codes, count: Codes, first: int = 0) -> Codes:
+    """`total·m/(count·2^S)`, rounded as the operator rounds, proved to have 63 bits.
+
+    What is added `first`, to be taken away again, decides ties; Python's integers hold it.
+    """
     assert largest(total) * largest(n["multiplier"]) < 2**62
     product, divisor = total * n["multiplier"], np.asarray(count) << n["shift"]
     worst = 2 * largest(product) + largest(divisor)
     assert worst < 2**63, f"a mean may reach {worst}, beyond 63 bits"
-    return limit((2 * product + divisor) // (2 * divisor), n)
+    dividend = np.asarray(product, dtype=object) + first * int(divisor)
+    return limit(divided(n, dividend, int(divisor)).astype(np.int64) - first, n)
 
 
 def along_channels(values: Codes, dims: int) -> Codes:
@@ -220,7 +319,7 @@ def layer(n: Buffers, acc: Codes) -> Codes:
     assert (np.abs(acc) <= n["bound"]).all(), "a sum exceeds its certified bound"
     acc = acc + n["bias"]
     assert largest(acc) < ACCUMULATOR_LIMIT, "an accumulator exceeds 32 bits"
-    return limit(rescale(acc, n["multiplier"], n["shift"]), n)
+    return limit(rescale(n, acc, n["multiplier"], n["shift"]), n)
 
 
 def linear(n: Buffers, q: Codes) -> Codes:
@@ -315,7 +414,7 @@ def scatter(
 
 
 def batch_norm(n: Buffers, q: Codes) -> Codes:
-    """`((q - z)·m + offset + 2^(S-1)) >> S` per channel, with the offset brought to q's side.
+    """`((q - z)·m + offset) / 2^S` per channel, with the offset brought to q's side.
 
     The whole is one rounding of `q·m + (offset - z·m)`.
     """
@@ -323,24 +422,54 @@ def batch_norm(n: Buffers, q: Codes) -> Codes:
         along_channels(n[name], q.ndim) for name in ("multiplier", "shift", "offset")
     )
     assert largest(q) * largest(multiplier) * 2 + largest(offset) + 2**44 < 2**63
-    constant = offset - n["x_zero"] * multiplier + ((np.int64(1) << shift) >> 1)
-    return limit((q * multiplier + constant) >> shift, n)
+    constant = offset - n["x_zero"] * multiplier
+    return limit(shifted(n, q * multiplier + constant, np.int64(1), shift), n)
 
 
 def add(n: Buffers, *operands: Codes) -> Codes:
     """`Σ q·m - Σ z·m`, one rounding; the sum and the rounding term fit 32 bits."""
+    if n["rounding"] in ("gemmlowp", "ruy"):
+        return limit(litert_sum(n, operands), n)
+    if n["rounding"] == "fp32_rne":
+        return np.clip(float32_sum(n, operands), n["low"], n["high"])
     constant = int((n["x_zero"] * n["multiplier"]).sum())
     products = (q * m for q, m in zip(operands, n["multiplier"], strict=True))
     total = sum(products, np.int64(0)) - constant
     assert largest(total) + 2 ** int(n["shift"]) // 2 < ACCUMULATOR_LIMIT
-    return limit(rescale(total, np.int64(1), n["shift"]), n)
+    return limit(shifted(n, total, np.int64(1), n["shift"]), n)
+
+
+def litert_sum(n: Buffers, operands: Sequence[Codes]) -> Codes:
+    """reference_ops::Add: each operand 20 bits to the left and rounded, then their sum, in 32 bits.
+
+    The multipliers of the operands hold those 20 bits.
+    """
+    assert not (n["multiplier"][:-1] % 2**20).any()
+    rows = zip(operands, n["x_zero"], n["multiplier"], n["shift"], strict=False)
+    total = sum((gemmlowp((q - z) * 2**20 * (m // 2**20), s) for q, z, m, s in rows), np.int64(0))
+    assert largest(total) < ACCUMULATOR_LIMIT
+    return gemmlowp(total * n["multiplier"][-1], n["shift"][-1])
+
+
+def float32_sum(n: Buffers, operands: Sequence[Codes]) -> Codes:
+    """MlasQLinearAdd: `(z_y - Σ f·z) + Σ f·q` in fused multiply-adds, the last operand first."""
+
+    def fused(factor: Any, x: Codes, summand: Any) -> Any:
+        return np.float32(np.longdouble(factor) * np.longdouble(x) + np.longdouble(summand))
+
+    rows = [*zip(operands, n["x_zero"], n["multiplier"], strict=True)][::-1]
+    zeros, total = np.float32(0), np.float32(0)
+    for _, z, factor in rows:
+        zeros = fused(factor, z, zeros)
+    total = np.float32(n["y_zero"]) - zeros
+    for q, _, factor in rows:
+        total = fused(factor, q, total)
+    return to_integers(np.rint(total))
 
 
 def scale(n: Buffers, q: Codes) -> Codes:
-    """`q·m - z·m`, one rounding, with a multiplier for every factor."""
-    m = n["multiplier"]
-    assert largest(q) * largest(m) + largest(n["x_zero"] * m) < 2**62
-    return limit(rescale(q * m - n["x_zero"] * m, np.int64(1), n["shift"]), n)
+    """`(q - z)·m`, one rounding, with a multiplier for every factor."""
+    return limit(rescale(n, q - n["x_zero"], n["multiplier"], n["shift"]), n)
 
 
 def new_zeros(n: Buffers, x: Codes, size: object) -> Codes:
@@ -354,13 +483,13 @@ def sum_of_products(n: Buffers, *operands: Codes) -> Codes:
     half = len(centred) // 2
     pairs = zip(centred[:half], centred[half:], n["multiplier"], strict=True)
     total = sum((a * b * m for a, b, m in pairs), np.int64(0))
-    return limit(rescale(total, np.int64(1), n["shift"]), n)
+    return limit(shifted(n, total, np.int64(1), n["shift"]), n)
 
 
 def cat(n: Buffers, *operands: Codes, dim: int) -> Codes:
     """Each operand on the output's grid, then side by side."""
     rows = zip(operands, n["x_zero"], n["multiplier"], n["shift"], strict=True)
-    return np.concatenate([limit(rescale(q - z, m, s), n) for q, z, m, s in rows], dim)
+    return np.concatenate([limit(rescale(n, q - z, m, s), n) for q, z, m, s in rows], dim)
 
 
 def relu(n: Buffers, q: Codes, inplace: bool = False) -> Codes:
@@ -394,7 +523,7 @@ def avg_pool(
     n: Buffers, q: Codes, *, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool,
     count_include_pad: bool, divisor_override: int | None = None, dims: int,
 ) -> Codes:
-    """The mean of each window.
+    """The mean of each window of codes, zero points and all.
 
     A window's divisor is counted, not computed: it is the sum over the same window of an image
     that is 1 where elements count, and 0 elsewhere.
@@ -407,7 +536,7 @@ def avg_pool(
     ]
     steps = [range(k) for k in kernel]
     elements = tuple(range(-dims, 0))
-    total = gather(q - n["zero"], starts, steps, 0).sum(elements)
+    total = gather(q, starts, steps, int(n["zero"])).sum(elements)
     counted = np.ones(q.shape[-dims:], dtype=np.int64)
     counted = np.pad(counted, [(p, p) for p in padding], constant_values=int(count_include_pad))
     shifted = [
@@ -416,11 +545,11 @@ def avg_pool(
     count = gather(counted, shifted, steps, fill=0).sum(elements)
     if divisor_override:
         count = np.full_like(count, divisor_override)
-    return n["zero"] + mean_half_up(total, count)
+    return divided(n, total + n["zero"] * (count - math.prod(kernel)), count)
 
 
 def adaptive_avg_pool(n: Buffers, q: Codes, *, output_size: Any, dims: int) -> Codes:
-    """The mean of each cell, cell by cell.
+    """The mean of each cell, rounded before the zero point is added, cell by cell.
 
     Cell i of n over a length L reaches from ⌊i·L/n⌋ to ⌈(i+1)·L/n⌉.
     """
@@ -434,24 +563,23 @@ def adaptive_avg_pool(n: Buffers, q: Codes, *, output_size: Any, dims: int) -> C
             for i, L, size in zip(cell, lengths, sizes, strict=True)
         ]
         inside = q[(..., *(slice(*pair) for pair in ends))]
-        y[(..., *cell)] = mean_over(n, inside, tuple(range(-dims, 0)))
+        total = (inside - n["x_zero"]).sum(tuple(range(-dims, 0)))
+        y[(..., *cell)] = average(n, total, np.asarray(math.prod(inside.shape[-dims:])))
     return y
 
 
 def mean(n: Buffers, q: Codes, dim: Any, keepdim: bool = False) -> Codes:
+    """The mean over `dim`, rounded with the zero point."""
     axes = tuple(dim) if isinstance(dim, (tuple, list)) else dim
-    return mean_over(n, q, axes, keepdim)
+    total = (q - n["x_zero"]).sum(axes, keepdims=keepdim)
+    return average(n, total, np.asarray(q.size // max(total.size, 1)), int(n["y_zero"]))
 
 
 def total_of(n: Buffers, q: Codes, dim: Any, keepdim: bool = False) -> Codes:
-    """The sum over `dim`."""
+    """The sum over `dim`, likewise."""
     axes = tuple(dim) if isinstance(dim, (tuple, list)) else dim
-    return average(n, (q - n["x_zero"]).sum(axes, keepdims=keepdim), np.asarray(1))
-
-
-def mean_over(n: Buffers, q: Codes, axes: Any, keepdims: bool = False) -> Codes:
-    total = (q - n["x_zero"]).sum(axes, keepdims=keepdims)
-    return average(n, total, np.asarray(q.size // max(total.size, 1)))
+    total = (q - n["x_zero"]).sum(axes, keepdims=keepdim)
+    return average(n, total, np.asarray(1), int(n["y_zero"]))
 
 
 def adaptive_max_pool(n: Buffers, q: Codes, *, output_size: Any, dims: int) -> Codes:
@@ -476,7 +604,7 @@ def pad(n: Buffers, q: Codes, pad: Sequence[int], mode: str) -> Codes:
 
 def pad_value(n: Buffers, q: Codes, pad: Sequence[int], mode: str) -> Codes:
     """All on the output's grid, the constant around; an activation clamps both."""
-    inner = limit(rescale(q - n["x_zero"], n["multiplier"], n["shift"]), n)
+    inner = limit(rescale(n, q - n["x_zero"], n["multiplier"], n["shift"]), n)
     return surround(inner, pad, np.clip(n["fill"], n["low"], n["high"]))
 
 
@@ -537,7 +665,7 @@ def interpolate_linear(
             weights[i, min(math.floor(place) + 1, length - 1)] += share
         q = np.moveaxis(np.tensordot(weights, q, (1, axis)), 0, axis)
     assert largest(q) < 2**63 // 2
-    return rescale(q, np.int64(1), np.int64(bits * len(axes)))
+    return divided(n, q, np.int64(1) << (bits * len(axes)))
 
 
 def embedding(
@@ -549,17 +677,16 @@ def embedding(
 
 
 def prelu(n: Buffers, q: Codes) -> Codes:
-    """Python's integers, channel by channel: one multiplier above zero, another below."""
+    """Channel by channel: one multiplier above zero, another below."""
     y = np.empty_like(q)
     channels = range(q.shape[1]) if n["multiplier"].shape[1] > 1 else [0]
     for c in channels:
         part = (slice(None), slice(c, c + 1) if len(channels) > 1 else slice(None))
-        pairs = [(int(n["multiplier"][row, c]), int(n["shift"][row, c])) for row in (0, 1)]
-        steps = []
-        for code in (q[part] - n["x_zero"]).flatten().tolist():
-            m, shift = pairs[code < 0]
-            steps.append(min(max((code * m + (1 << shift >> 1)) >> shift, -1000), 1000))
-        y[part] = np.array(steps, np.int64).reshape(q[part].shape)
+        steps = q[part] - n["x_zero"]
+        above, below = (
+            rescale(n, steps, n["multiplier"][row, c], n["shift"][row, c]) for row in (0, 1)
+        )
+        y[part] = np.where(steps > 0, above, below)
     return limit(y, n)
 
 
@@ -583,7 +710,7 @@ def look_up(n: Buffers, q: Codes) -> Codes:
 
 
 def softmax(n: Buffers, q: Codes, dim: int) -> Codes:
-    """Row by row in Python's integers; `round(a/b)` as `(a + b/2) // b` of doubled numbers."""
+    """Row by row, in Python's integers up to the one division."""
     y = np.empty_like(q)
     m, unit, table = int(n["multiplier"]), 2 ** int(n["shift"]), n["table"].tolist()
     for at in np.ndindex(*np.delete(q.shape, dim)):
@@ -591,8 +718,8 @@ def softmax(n: Buffers, q: Codes, dim: int) -> Codes:
         row.insert(dim % q.ndim, slice(None))  # type: ignore[arg-type]
         codes = q[tuple(row)].tolist()
         exponentials = [table[max(codes) - code] for code in codes]
-        divisor = sum(exponentials) * unit
-        y[tuple(row)] = [(2 * e * m + divisor) // (2 * divisor) for e in exponentials]
+        dividends = np.array([e * m for e in exponentials], np.int64)
+        y[tuple(row)] = divided(n, dividends, np.int64(sum(exponentials) * unit))
     return limit(y, n)
 
 
@@ -621,7 +748,7 @@ def norm(
     n: Buffers, rows: Codes, moments: Callable[[Row], tuple[Row, int, int]],
     parameters: Callable[[Codes], Codes] = lambda values: values, join: Any = operator.add,
 ) -> Codes:
-    """Rows [R, N] in Python's integers, fractions instead of shifts.
+    """Rows [R, N] in Python's integers, fractions instead of shifts, but for the last rounding.
 
     `parameters` shapes multiplier, offset and shift so that they broadcast against the rows.
     """
@@ -642,10 +769,8 @@ def norm(
         k = 33 - max(-(-count.bit_length() // 2), 2)
         assert max(map(abs, u)) * inverse < 2**63
         t = [math.floor(a * inverse / two ** (61 - h - k) + half) for a in u]
-        y[i] = [
-            math.floor((a * m_ + o_ * 2**k) / two ** (S_ + k) + half)
-            for a, m_, o_, S_ in zip(t, m[i], o[i], S[i], strict=True)
-        ]
+        total = [a * m_ + o_ * 2**k for a, m_, o_ in zip(t, m[i], o[i], strict=True)]
+        y[i] = shifted(n, np.array(total, np.int64), np.int64(1), np.array(S[i], np.int64) + k)
     return limit(y, n)
 
 
@@ -688,7 +813,7 @@ def normalize(n: Buffers, q: Codes, dim: int) -> Codes:
 def mul(n: Buffers, a: Codes, b: Codes) -> Codes:
     """`(a - z_a)·(b - z_b)` as four products."""
     products = a * b - n["a_zero"] * b - n["b_zero"] * a + n["a_zero"] * n["b_zero"]
-    return limit(rescale(products, n["multiplier"], n["shift"]), n)
+    return limit(rescale(n, products, n["multiplier"], n["shift"]), n)
 
 
 def div(n: Buffers, a: Codes, b: Codes) -> Codes:
@@ -699,7 +824,7 @@ def div(n: Buffers, a: Codes, b: Codes) -> Codes:
         if below == 0:
             return far * ((above > 0) - (above < 0))
         above, below = (-above, -below) if below < 0 else (above, below)
-        return (2 * above * m + below * unit) // (2 * below * unit)
+        return int(divided(n, np.int64(above * m), np.int64(below * unit)))
 
     left, right = np.broadcast_arrays(a - n["a_zero"], b - n["b_zero"])
     pairs = zip(left.flatten().tolist(), right.flatten().tolist(), strict=True)
@@ -714,16 +839,13 @@ def matmul(n: Buffers, a: Codes, b: Codes) -> Codes:
     constant = K * n["a_zero"] * n["b_zero"]
     total = a @ b - n["a_zero"] * columns - n["b_zero"] * rows + constant
     assert largest(total) <= K * int(n["bound"]) < ACCUMULATOR_LIMIT
-    return limit(rescale(total, n["multiplier"], n["shift"]), n)
+    return limit(rescale(n, total, n["multiplier"], n["shift"]), n)
 
 
 def affine(n: Buffers, q: Codes) -> Codes:
-    """`q·m + (offset - z·m)` and half a step, floored: one rounding."""
-    m, shift = int(n["multiplier"]), int(n["shift"])
-    constant = int(n["offset"]) - int(n["x_zero"]) * m + (1 << shift >> 1)
-    steps = [(code * m + constant) >> shift for code in q.flatten().tolist()]
-    near = [min(max(step, -1000), 1000) for step in steps]  # beyond the distance of any codes
-    return limit(np.array(near, np.int64).reshape(q.shape), n)
+    """`q·m + (offset - z·m)`: one rounding."""
+    constant = n["offset"] - n["x_zero"] * n["multiplier"]
+    return limit(shifted(n, q * n["multiplier"] + constant, np.int64(1), n["shift"]), n)
 
 
 def _in_dims(operator_of_n: Callable[..., Codes], name: str) -> dict[str, Callable[..., Codes]]:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("errors",),
     ("schemes",),
+    ("rounding",),
     ("intmath",),
     ("observers",),
     ("fake_quant",),

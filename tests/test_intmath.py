@@ -15,22 +15,24 @@ from torch import Tensor
 from fxquant import QuantScheme
 from fxquant.intmath import (
     LayerNumbers,
-    Rescale,
     Target,
     accumulator_bound,
     carrier,
-    common_rescale,
-    divide_half_up,
     integer_root,
     layer_numbers,
-    requantize,
-    rescale_of,
     shift_by,
-    shift_half_up,
-    shift_half_up_,
     sum_of_mean,
 )
 from fxquant.ops import op_named
+from fxquant.rounding import (
+    HALF_UP,
+    Rescale,
+    common_rescale,
+    divide_half_up,
+    rescale_of,
+    shift_half_up,
+    shift_half_up_,
+)
 from fxquant.schemes import INT8_WEIGHT, UINT8, Channels, QParams, weight_scale
 
 # not imported: what is promised does not follow the code
@@ -175,7 +177,7 @@ def requantized(acc: int, m: int, shift: int, zero: int, low: int, high: int) ->
 def test_requantize(accs: list[int], m: int, shift: int, zero: int, ends: tuple[int, int]):
     low, high = sorted(ends)
     number = torch.tensor
-    codes = requantize(
+    codes = HALF_UP.requantize(
         number(accs, dtype=torch.int64),
         Rescale(number(m), number(shift)),
         *(number(n, dtype=torch.int32) for n in (zero, low, high)),
@@ -251,9 +253,11 @@ def test_the_mean_of_two_axes_gives_the_sum_back(
     """Sums on either side of where the mean is rounded up; torch divides once per axis."""
     first, second = count
     n = first * second
-    total = -(-(2 * quotient - 1) * n // 2) - late
-    mean = torch.tensor(float(total), dtype=torch.float64) / first / second
-    assert int(sum_of_mean(mean, torch.tensor(n))) == total
+    total = -(-(2 * quotient - 1) * n // 2)  # the least one that gives `quotient`
+    mean = torch.tensor(float(total - late), dtype=torch.float64) / first / second
+    count = torch.tensor(n)
+    assert int(sum_of_mean(mean, count)) == total - late
+    assert int(divide_half_up(sum_of_mean(mean, count), count)) == quotient - late
 
 
 # ------------------------------------------------------------------------ bounds
@@ -481,6 +485,7 @@ def exact_layer(rows: list[list[int]], biases: list[int], zero: int) -> LayerNum
         y_zero=y_zero,
         low=low,
         high=high,
+        rounding=HALF_UP,
     )
 
 

@@ -18,6 +18,6 @@ def test_every_file_has_its_tests():
     files = {
         *(f"fxquant/ops/{path.name}" for path in (ROOT / "fxquant/ops").glob("*.py")),
         *(f"passes/{path.name}" for path in (ROOT / "passes").glob("[!_]*.py")),
-        *("fxquant/schemes.py", "fxquant/intmath.py"),
+        *("fxquant/schemes.py", "fxquant/rounding.py", "fxquant/intmath.py"),
     }
     assert listed == files

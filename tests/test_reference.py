@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -44,6 +45,11 @@ CONFIGS = {
         activation=QuantScheme(bits=4, signed=False, symmetric=False),
         weight=QuantScheme(bits=4, narrow=True, per_channel=True),
     ),
+}
+
+ROUNDINGS = {
+    name: QuantConfig(rounding=name)
+    for name in ("half_even", "half_away", "gemmlowp", "ruy", "fp32_rne")
 }
 
 
@@ -605,7 +611,7 @@ def prepare(
 def case(name: str, config: str) -> Case:
     """One network under one configuration, made once; its tests only evaluate it."""
     build, shape = (SMALL | LARGE)[name]
-    prepared = prepare(build, shape, CONFIGS[config])
+    prepared = prepare(build, shape, (CONFIGS | ROUNDINGS)[config])
     return Case(prepared.eval(), fxquant.convert(prepared), shape)
 
 
@@ -620,6 +626,8 @@ LARGE_CASES = [
     ("mobilenet_v2", "symmetric"),
     ("mobilenet_v2", "4 bits"),
 ]
+ROUNDING_CASES = [(name, rounding) for name in SMALL for rounding in ROUNDINGS]
+rounding_cases = pytest.mark.parametrize(("name", "rounding"), ROUNDING_CASES)
 small_cases = pytest.mark.parametrize(("name", "config"), SMALL_CASES)
 every_case = pytest.mark.parametrize(("name", "config"), SMALL_CASES + LARGE_CASES)
 
@@ -651,13 +659,25 @@ def test_every_activation_is_the_reference(name: str, config: str):
     assert_equals_reference(quantized, case(name, config).inputs(3))
 
 
+@pytest.mark.parametrize("rounding", ["half_up", *ROUNDINGS])
 @pytest.mark.parametrize("dims", [1, 2, 3])
-def test_some_weights_of_a_resize_are_not_exact(dims: int):
+def test_some_weights_of_a_resize_are_not_exact(dims: int, rounding: str):
     """Those of the networks here are, and then it does not matter how they are rounded."""
     model = nn.Sequential(nn.Upsample(size=(7, 12, 5)[:dims], mode=MODES[dims]))
     shape = (2, 5, 7, 3)[: dims + 1]
-    prepared = prepare(lambda: model, shape, QuantConfig())
+    prepared = prepare(lambda: model, shape, QuantConfig(rounding=rounding))
     assert_equals_reference(fxquant.convert(prepared), random_inputs(3, shape, 9))
+
+
+@rounding_cases
+def test_every_rounding_is_the_reference(name: str, rounding: str):
+    """And eval() is what `convert` gives. Inputs half way between two codes are ties at once."""
+    prepared, quantized, shape = case(name, rounding)
+    entrance = next(m for m in quantized.modules() if isinstance(m, Quantize))
+    steps = torch.arange(2 * math.prod(shape)) % 16 - 8 + 0.5
+    for x in (case(name, rounding).inputs(3), (steps * entrance.scale).reshape(2, *shape)):
+        assert_equals_reference(quantized, x)
+        assert_same(quantized(x), prepared(x))
 
 
 def test_the_reference_notices_a_bound_that_does_not_hold():
@@ -745,6 +765,16 @@ def test_every_operator_is_within_half_a_step_of_the_real_one(name: str, config:
     `y_real` is the operator in float64 on the values that eval() read: with weights rounded
     here, with its batch norm and activation as modules, and limited to what codes can stand for.
     """
+    assert_within(0.5, name, config)
+
+
+@rounding_cases
+def test_in_every_rounding_operators_are_near_the_real_ones(name: str, rounding: str):
+    """The first of two roundings is half a unit off, and a unit is at most half a step."""
+    assert_within(0.75 if rounding in ("gemmlowp", "ruy") else 0.5, name, rounding)
+
+
+def assert_within(steps: float, name: str, config: str) -> None:
     prepared, _, _ = case(name, config)
     values = activations(prepared, case(name, config).inputs(4))
     for node, site in sites(prepared):
@@ -752,7 +782,7 @@ def test_every_operator_is_within_half_a_step_of_the_real_one(name: str, config:
         y, unit = real_output(site, args, options)
         q = site.target.qparams
         error = (values[node.name].double() - limited(y, q)).abs() / q.scale.double()
-        assert (error <= 0.5 + unit / q.scale.double() / 2 + 0.01).all(), (node.name, error.max())
+        assert (error <= steps + unit / q.scale.double() / 2 + 0.01).all(), (node.name, error.max())
 
 
 def real_output(site: CallSite, args: tuple[Any, ...], options: Any) -> tuple[Tensor, Tensor]:

@@ -124,6 +124,10 @@ POOLS = "pools_1d pools_2d pools_3d means"
 # by file, quickest first; the first failure decides
 TESTS: dict[str, list[str]] = {
     "fxquant/schemes.py": [*NUMBERS, *networks("convs transposed", "default,symmetric,4 bits")],
+    "fxquant/rounding.py": [
+        "tests/test_rounding.py", *NUMBERS, "tests/ops/test_rounding.py",
+        *networks("convs readers joined means pools_2d", "default,symmetric,4 bits"),
+    ],
     "fxquant/intmath.py": [
         *NUMBERS,
         "tests/passes/test_lower_to_integer.py::"

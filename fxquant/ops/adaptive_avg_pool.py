@@ -3,7 +3,8 @@
     real      y = (Σ over the cell of x) / c
     integer   q_y = clamp(z_y + round((s_x/s_y)·Σ(q_x - z_x) / c))
 
-Cell i of n over a length L reaches from floor(i·L/n) to ceil((i+1)·L/n); c is its size.
+Cell i of n over a length L reaches from floor(i·L/n) to ceil((i+1)·L/n); c is its size. Unlike a
+window's, this mean is rounded before the zero point is added, as QLinearGlobalAveragePool has it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fxquant.ops.average import (
     AverageNumbers,
     accumulator_of_average,
     average_numbers,
-    finish_average,
+    finish_cells,
 )
 from fxquant.ops.spec import OpSpec, Output, module_options, signature_reader
 
@@ -69,7 +70,7 @@ def _record(
             size = size * per_channel(cells, i, dims)
         size = size.to(codes.device)
         elements = _most_elements(codes.shape[-dims:], mean.shape[-dims:])
-        return finish_average(sum_of_mean(mean, size), elements, size, n, dtype)
+        return finish_cells(sum_of_mean(mean, size), elements, size, n, dtype)
 
     def accumulator(call: IntegerCall) -> Accumulator:
         shape = call.inputs[0].shape

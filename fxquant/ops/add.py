@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxquant.intmath import common_rescale
 from fxquant.ops.operands import (
     OperandNumbers,
     accumulator_of_operands,
-    operand_numbers,
     ratios_of,
+    sum_numbers,
     sum_operands,
 )
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall
@@ -45,7 +44,7 @@ def _read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
 
 
 def _numbers(call: RealCall) -> OperandNumbers:
-    return operand_numbers(call, common_rescale(ratios_of(call)))
+    return sum_numbers(call, ratios_of(call))
 
 
 ADD = OpSpec(

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from fxquant.intmath import rescale_of, shift_half_up
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.spec import Call, OpSpec, Output, Reader, RealCall
+from fxquant.rounding import Rounding, rescale_of
 
 DOES_NOTHING = {"factor": 1.0, "offset": 0.0}
 _OFFSET_LIMIT = 2.0**62  # so that the sum stays inside int64
@@ -35,6 +35,7 @@ class AffineNumbers(NamedTuple):
     y_zero: Tensor
     low: Tensor
     high: Tensor
+    rounding: Rounding
 
 
 def affine(input: Tensor, factor: float, offset: float) -> Tensor:
@@ -96,7 +97,7 @@ def _read_neg(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
 
 
 def _numbers(call: RealCall) -> AffineNumbers:
-    x, (y, low, high) = call.inputs[0], call.target
+    x, (y, low, high, rounding) = call.inputs[0], call.target
     s_y = y.scale.double()
     rescale = rescale_of(call.options["factor"] * x.scale.double() / s_y)
     offset = torch.ldexp(call.options["offset"] / s_y, rescale.shift).round()
@@ -108,12 +109,13 @@ def _numbers(call: RealCall) -> AffineNumbers:
         y_zero=y.zero_point,
         low=low,
         high=high,
+        rounding=rounding,
     )
 
 
 def _kernel(n: AffineNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
     product = (codes.to(torch.int64) - n.x_zero) * n.multiplier + n.offset
-    return torch.clamp(shift_half_up(product, n.shift) + n.y_zero, n.low, n.high).to(dtype)
+    return torch.clamp(n.rounding.shift(product, n.shift) + n.y_zero, n.low, n.high).to(dtype)
 
 
 def _accumulator(call: IntegerCall) -> Accumulator:

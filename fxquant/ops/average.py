@@ -1,9 +1,12 @@
 """What reductions share: the means of cells and of dimensions, and sums. Each has its own range.
 
     real      y = (Σ x) / c
-    integer   q_y = clamp(z_y + floor((2·Σ(q_x - z_x)·m + (c << S)) / (c << (S + 1))))
+    integer   q_y = clamp(round(z_y + m·Σ(q_x - z_x) / (c << S)))       over dimensions
+              q_y = clamp(z_y + round(m·Σ(q_x - z_x) / (c << S)))       of cells
 
-with m·2^-S = s_x/s_y. The sum is exact, and one division rounds, whatever the count is.
+with m·2^-S = s_x/s_y. The sum is exact, and one division rounds, whatever the count is. Half-up the
+two are the same; but a tie's even neighbour, or 0, may lie on its other side. XNNPACK's MEAN rounds
+with the zero point, QLinearGlobalAveragePool of onnxruntime without.
 """
 
 from __future__ import annotations
@@ -15,9 +18,9 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import AccumulatorError
-from fxquant.intmath import divide_half_up, short_rescale
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.spec import RealCall
+from fxquant.rounding import Rounding, short_rescale
 
 # Nothing leaves int64: with b bits |q - z| < 2^b and m < 2^(39-b), so the sum of c elements times
 # m stays below c·2^39, and c << S too, with S <= 40. Up to 2^21 elements the dividend, of twice
@@ -35,14 +38,16 @@ class AverageNumbers(NamedTuple):
     y_zero: Tensor
     low: Tensor
     high: Tensor
+    rounding: Rounding
 
 
 def average_numbers(call: RealCall) -> AverageNumbers:
     """From the parameters of what is summed to those of the result."""
-    x, (y, low, high) = call.inputs[0], call.target
+    x, (y, low, high, rounding) = call.inputs[0], call.target
     factor = x.scale.double() / y.scale.double()
     multiplier, shift = short_rescale(factor, _PRODUCT_BITS - x.scheme.bits, _MAX_SHIFT)
-    return AverageNumbers(multiplier, shift, x.zero_point, y.zero_point, low, high)
+    zeros = x.zero_point, y.zero_point
+    return AverageNumbers(multiplier, shift, *zeros, low, high, rounding)
 
 
 def accumulator_of_average(call: IntegerCall, elements: int | None) -> Accumulator:
@@ -67,13 +72,28 @@ def accumulator_over_dimensions(call: IntegerCall) -> Accumulator:
 def finish_average(
     total: Tensor, elements: int, count: Tensor, n: AverageNumbers, dtype: torch.dtype
 ) -> Tensor:
-    """Sums (int64) of centred codes over `count` (int64, broadcasts); both are at most of
-    `elements`.
+    """Of a reduction over dimensions: sums (int64) of centred codes over `count` (int64,
+    broadcasts); both are at most of `elements`.
     """
+    y = n.rounding.divide(*_fraction(total, elements, count, n), n.y_zero)
+    return torch.clamp(y, n.low, n.high).to(dtype)
+
+
+def finish_cells(
+    total: Tensor, elements: int, count: Tensor, n: AverageNumbers, dtype: torch.dtype
+) -> Tensor:
+    """Of cells, rounded before the zero point is added."""
+    y = n.rounding.divide(*_fraction(total, elements, count, n)) + n.y_zero
+    return torch.clamp(y, n.low, n.high).to(dtype)
+
+
+def _fraction(
+    total: Tensor, elements: int, count: Tensor, n: AverageNumbers
+) -> tuple[Tensor, Tensor]:
+    """Dividend and divisor, proved to be small enough."""
     if elements > MAX_COUNT:
         raise AccumulatorError(
             f"a sum of {elements} values may leave 64 bits, one of {MAX_COUNT} may not.\n"
             "What to do: sum in two steps, or keep it in float, QuantConfig(keep_float=(…,))."
         )
-    y = divide_half_up(total * n.multiplier, count << n.shift) + n.y_zero
-    return torch.clamp(y, n.low, n.high).to(dtype)
+    return total * n.multiplier, count << n.shift

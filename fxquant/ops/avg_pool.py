@@ -1,33 +1,41 @@
 """Average pooling with a window. The output keeps its input's range: no multiplier.
 
     real      y = (Σ over the window of x) / c
-    integer   q_y = z + floor((2·Σ(q_x - z) + c) / (2c))        round half-up of the mean
+    integer   q_y = round(z + Σ(q_x - z) / c)
 
 `c` is the window's divisor as torch counts it: with or without padding, ceil_mode's clipped
-windows, or `divisor_override`.
+windows, or `divisor_override`. What is rounded is a mean of codes, zero point and all, as engines
+have it. Half-up that is the same; but a tie's even neighbour, or 0, may lie on its other side.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.intmath import centered, divide_half_up, per_channel, sum_of_mean
+from fxquant.intmath import centered, per_channel, sum_of_mean
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.spec import (
     Call,
     OpSpec,
     Output,
-    ZeroPoint,
+    RealCall,
     module_options,
     signature_reader,
-    zero_point,
 )
+from fxquant.rounding import Rounding
+
+
+class AvgPoolNumbers(NamedTuple):
+    """`zero`, 0-dim int32, which input and output share."""
+
+    zero: Tensor
+    rounding: Rounding
 
 
 def avg_pool1d(
@@ -93,6 +101,10 @@ def _stays_in_range(settings: Mapping[str, Any], dims: int) -> bool:
     return divisor is None or divisor >= math.prod(_per_axis(settings["kernel_size"], dims))
 
 
+def _numbers(call: RealCall) -> AvgPoolNumbers:
+    return AvgPoolNumbers(call.target.qparams.zero_point, call.target.rounding)
+
+
 def _record(
     function: Callable[..., Tensor], spellings: tuple[Any, ...], module: type[nn.Module], dims: int
 ) -> OpSpec:
@@ -109,11 +121,11 @@ def _record(
         call = by_signature(args, kwargs)
         return call if call is not None and _stays_in_range(call.options, dims) else None
 
-    def kernel(n: ZeroPoint, dtype: torch.dtype, codes: Tensor, **settings: Any) -> Tensor:
+    def kernel(n: AvgPoolNumbers, dtype: torch.dtype, codes: Tensor, **settings: Any) -> Tensor:
         x = centered(codes, n.zero, torch.float64)
         mean = function(x, **settings)
         divisor = _divisor(x, mean, dims, settings).to(x.device)
-        return (divide_half_up(sum_of_mean(mean, divisor), divisor) + n.zero).to(dtype)
+        return n.rounding.divide(sum_of_mean(mean, divisor), divisor, n.zero).to(dtype)
 
     def accumulator(call: IntegerCall) -> Accumulator:
         window = math.prod(_per_axis(call.settings["kernel_size"], dims))
@@ -131,7 +143,7 @@ def _record(
         range=None,
         homogeneous=False,
         weight_axis=None,
-        numbers=zero_point,
+        numbers=_numbers,
         kernel=kernel,
         accumulator=accumulator,
     )

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.intmath import per_channel, rescale_of, shift_half_up
+from fxquant.intmath import per_channel
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.site import batch_norm_affine
 from fxquant.ops.spec import (
@@ -28,6 +28,7 @@ from fxquant.ops.spec import (
     not_spelled,
     signature_reader,
 )
+from fxquant.rounding import Rounding, rescale_of
 
 _OFFSET_LIMIT = 2.0**62  # so that the sum stays inside int64
 
@@ -42,6 +43,7 @@ class BatchNormNumbers(NamedTuple):
     y_zero: Tensor
     low: Tensor
     high: Tensor
+    rounding: Rounding
 
 
 def batch_norm(input: Tensor, *, batch_norm: Callable[[Tensor], Tensor]) -> Tensor:
@@ -90,6 +92,7 @@ def _numbers(call: RealCall) -> BatchNormNumbers:
         y_zero=call.target.qparams.zero_point,
         low=call.target.low,
         high=call.target.high,
+        rounding=call.target.rounding,
     )
 
 
@@ -97,7 +100,7 @@ def _kernel(n: BatchNormNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
     dims = codes.dim()
     centred = codes.to(torch.int64) - n.x_zero
     product = centred * per_channel(n.multiplier, 1, dims) + per_channel(n.offset, 1, dims)
-    y = shift_half_up(product, per_channel(n.shift, 1, dims)) + n.y_zero
+    y = n.rounding.shift(product, per_channel(n.shift, 1, dims)) + n.y_zero
     return torch.clamp(y, n.low, n.high).to(dtype)
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxquant.intmath import Rescale, requantize, rescale_of
 from fxquant.ops.accumulator import adds_nothing
-from fxquant.ops.operands import OperandNumbers, centred, operand_numbers, ratios_of
+from fxquant.ops.operands import OperandNumbers, centred, operand_numbers, scales_of
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall
+from fxquant.rounding import Rescale
 
 
 def cat(*inputs: Tensor, dim: int) -> Tensor:
@@ -37,12 +37,12 @@ def _read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
 
 
 def _numbers(call: RealCall) -> OperandNumbers:
-    return operand_numbers(call, rescale_of(ratios_of(call)))
+    return operand_numbers(call, call.target.rescale(scales_of(call)))
 
 
 def _kernel(n: OperandNumbers, dtype: torch.dtype, *codes: Tensor, dim: int) -> Tensor:
     parts = [
-        requantize(x, Rescale(multiplier, shift), n.y_zero, n.low, n.high, dtype)
+        n.rounding.requantize(x, Rescale(multiplier, shift), n.y_zero, n.low, n.high, dtype)
         for x, multiplier, shift in zip(centred(n, codes), n.multiplier, n.shift, strict=True)
     ]
     return torch.cat(parts, dim)

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fxquant.intmath import divide_half_up, rescale_of
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall, signature_reader
+from fxquant.rounding import Rounding, rescale_of
 
 
 class DivNumbers(NamedTuple):
@@ -32,6 +32,7 @@ class DivNumbers(NamedTuple):
     y_zero: Tensor
     low: Tensor
     high: Tensor
+    rounding: Rounding
 
 
 def div(input: Tensor, other: Tensor) -> Tensor:
@@ -51,16 +52,17 @@ def _read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
 
 
 def _numbers(call: RealCall) -> DivNumbers:
-    (a, b), (y, low, high) = call.inputs, call.target
+    (a, b), (y, low, high, rounding) = call.inputs, call.target
     multiplier, shift = rescale_of(a.scale.double() / (b.scale.double() * y.scale.double()))
-    return DivNumbers(multiplier, shift, a.zero_point, b.zero_point, y.zero_point, low, high)
+    zeros = a.zero_point, b.zero_point, y.zero_point
+    return DivNumbers(multiplier, shift, *zeros, low, high, rounding)
 
 
 def _kernel(n: DivNumbers, dtype: torch.dtype, a: Tensor, b: Tensor) -> Tensor:
     above, below = a.to(torch.int64) - n.a_zero, b.to(torch.int64) - n.b_zero
     above, below = above * torch.where(below < 0, -1, 1), below.abs()
     # |A| and B < 2^16, m < 2^31 and S <= 44: 2·A·m and B << (S + 1) stay below 2^62
-    steps = divide_half_up(above * n.multiplier, below.clamp(min=1) << n.shift)
+    steps = n.rounding.divide(above * n.multiplier, below.clamp(min=1) << n.shift)
     beyond = torch.sign(above) * 2**16  # the distance of any two codes is less
     y = torch.where(below == 0, beyond, steps) + n.y_zero
     return torch.clamp(y, n.low, n.high).to(dtype)

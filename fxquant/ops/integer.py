@@ -11,7 +11,8 @@ from torch import Tensor
 from fxquant.graph.edit import Site
 from fxquant.ops.accumulator import Accumulator, IntegerCall, Operand
 from fxquant.ops.spec import OpSpec
-from fxquant.schemes import QParams, QuantScheme, dequantize, quantize
+from fxquant.rounding import Rounding
+from fxquant.schemes import QParams, QuantScheme, dequantize
 
 
 class Facts(NamedTuple):
@@ -30,12 +31,13 @@ class Facts(NamedTuple):
 class IntegerOp(Site):
     """One operator on integer tensors; every number it uses is a buffer of that name.
 
-    `text` says what it came from, such as 'conv2d → relu': the ReLU is in the clamp. `facts` are
-    for those who audit it.
+    Beside them stands how it rounds, if it does. `text` says what it came from, such as
+    'conv2d → relu': the ReLU is in the clamp. `facts` are for those who audit it.
     """
 
     def __init__(
-        self, op: OpSpec, numbers: tuple[Tensor, ...], scheme: QuantScheme, text: str, facts: Facts
+        self, op: OpSpec, numbers: tuple[Tensor | Rounding, ...], scheme: QuantScheme, text: str,
+        facts: Facts,
     ) -> None:
         super().__init__()
         self.op = op
@@ -43,8 +45,12 @@ class IntegerOp(Site):
         self.text = text
         self.facts = facts
         self._numbers = type(numbers)
+        self._roundings: dict[str, Rounding] = {}  # one or none
         for name, value in numbers._asdict().items():  # type: ignore[attr-defined]
-            self.register_buffer(name, value.clone())
+            if isinstance(value, Rounding):
+                self._roundings[name] = value
+            else:
+                self.register_buffer(name, value.clone())
 
     def forward(self, *codes: Tensor, **options: Any) -> Tensor:
         """Integer tensors in, one integer tensor out."""
@@ -52,9 +58,9 @@ class IntegerOp(Site):
             return self.op.kernel(self.numbers, self.scheme.dtype, *codes, **options)
 
     @property
-    def numbers(self) -> tuple[Tensor, ...]:
-        """The buffers, as the kernel takes them."""
-        return self._numbers(**self._buffers)
+    def numbers(self) -> tuple[Tensor | Rounding, ...]:
+        """The buffers, and the rounding, as the kernel takes them."""
+        return self._numbers(**self._buffers, **self._roundings)
 
     def accumulator(self, settings: Mapping[str, Any]) -> Accumulator | None:
         """What it sums, if anything, when it is called with those settings."""
@@ -89,9 +95,13 @@ class _Boundary(Site):
 class Quantize(_Boundary):
     """Real numbers in, integers out."""
 
+    def __init__(self, q: QParams, rounding: Rounding) -> None:
+        super().__init__(q)
+        self.rounding = rounding
+
     def forward(self, x: Tensor) -> Tensor:
         """Same shape, of the scheme's integer dtype."""
-        return quantize(x.detach(), self.qparams)
+        return self.rounding.quantize(x.detach(), self.qparams)
 
 
 class Dequantize(_Boundary):

@@ -4,7 +4,7 @@
     integer   q_y[i] = q_x[nearest(i)]
 
     real      y[i] = (1 - λ)·x[j] + λ·x[j+1]        along each of d dimensions
-    integer   q_y = z + ((Σ w·(q_x - z) + 2^(K-1)) >> K)        Σ w = 2^K, one rounding for all
+    integer   q_y = round(Σ w·q_x / 2^K)            Σ w = 2^K, one rounding for all
 
 Each w is a product of d integers, round(λ·2^k) or 2^k less that, K = d·k. Codes of 8 bits have
 k = 11: a sum fits 32 bits in two dimensions, 64 in three, λ is off by 2^-12 at most, and so a code
@@ -24,10 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.intmath import ACCUMULATOR_BITS, shift_half_up
-from fxquant.ops.accumulator import Accumulator, IntegerCall, adds_nothing, reach
+from fxquant.intmath import ACCUMULATOR_BITS
+from fxquant.ops.accumulator import Accumulator, IntegerCall, adds_nothing
 from fxquant.ops.selection import no_numbers, selection_kernel
 from fxquant.ops.spec import Call, OpSpec, Output, Reader, RealCall, signature_reader
+from fxquant.rounding import Rounding
 
 NEAREST = ("nearest", "nearest-exact")
 LINEAR = ("linear", "bilinear", "trilinear")
@@ -36,10 +37,10 @@ LONG_BITS = 15  # of weights for longer ones: 16 + 3·15 < 64
 
 
 class LinearNumbers(NamedTuple):
-    """`zero`, and `fraction`, the bits of a weight along each dimension: 0-dim int32."""
+    """`fraction`, the bits of a weight along each dimension: 0-dim int32."""
 
-    zero: Tensor
     fraction: Tensor
+    rounding: Rounding
 
 
 def interpolate(
@@ -133,9 +134,9 @@ def new_sizes(
 
 
 def _numbers(call: RealCall) -> LinearNumbers:
-    zero = call.target.qparams.zero_point
     bits = SHORT_BITS if call.inputs[0].scheme.bits <= 8 else LONG_BITS
-    return LinearNumbers(zero, torch.full_like(zero, bits))
+    fraction = torch.full_like(call.target.qparams.zero_point, bits)
+    return LinearNumbers(fraction, call.target.rounding)
 
 
 def _accumulator(call: IntegerCall) -> Accumulator:
@@ -145,7 +146,7 @@ def _accumulator(call: IntegerCall) -> Accumulator:
         return Accumulator(None, None, bits=64)
     dims = len(x.shape) - 2
     fraction = dims * int(n.fraction)
-    worst = (reach(x.scheme, n.zero) << fraction) + (1 << fraction >> 1)
+    worst = (max(-x.scheme.qmin, x.scheme.qmax) << fraction) + (1 << fraction >> 1)
     return Accumulator((worst,), 2**dims, bits=ACCUMULATOR_BITS if worst < 2**31 else 64)
 
 
@@ -154,7 +155,7 @@ def _linear(
     align_corners: bool | None, recompute_scale_factor: bool | None,
 ) -> Tensor:
     lengths, bits = tuple(codes.shape[2:]), int(n.fraction)
-    total = codes.to(torch.int64) - n.zero
+    total = codes.to(torch.int64)
     sizes = new_sizes(lengths, size, scale_factor, recompute_scale_factor)
     for axis, (length, (new, step)) in enumerate(zip(lengths, sizes, strict=True), start=2):
         found = taps(length, new, step, bool(align_corners), bits)
@@ -163,7 +164,7 @@ def _linear(
         above = total.index_select(axis, second) * weight
         total = total.index_select(axis, first) * (2**bits - weight) + above
     shift = torch.tensor(bits * len(lengths), device=codes.device)
-    return (shift_half_up(total, shift) + n.zero).to(dtype)
+    return n.rounding.divide_shift(total, shift).to(dtype)
 
 
 INTERPOLATE_NEAREST = OpSpec(

@@ -17,22 +17,20 @@ import torch
 from torch import Tensor
 
 from fxquant.intmath import (
-    Rescale,
     accumulator_limit,
     carrier,
     centered,
     exact_integer,
-    requantize,
-    rescale_of,
     without_autocast,
 )
 from fxquant.ops.accumulator import Accumulator, IntegerCall, overflow, reach
 from fxquant.ops.spec import OpSpec, Output, RealCall, signature_reader
+from fxquant.rounding import Rescale, Rounding
 
 
 class MatmulNumbers(NamedTuple):
-    """`multiplier`, `shift`, of s_a·s_b/s_y, and `bound`, the largest |product| of two codes, are
-    int64; the others int32: all 0-dim. `accumulator_bits` have to hold the sum.
+    """`multiplier`, `shift`, a `Rescale`, of s_a·s_b/s_y; `bound`, the largest |product| of two
+    codes, int64; the others int32: all 0-dim. `accumulator_bits` have to hold the sum.
     """
 
     multiplier: Tensor
@@ -44,6 +42,7 @@ class MatmulNumbers(NamedTuple):
     low: Tensor
     high: Tensor
     accumulator_bits: Tensor
+    rounding: Rounding
 
 
 def matmul(input: Tensor, other: Tensor) -> Tensor:
@@ -59,8 +58,8 @@ def prove_fits(n: MatmulNumbers, terms: int, which: str) -> None:
 
 
 def _numbers(call: RealCall) -> MatmulNumbers:
-    (a, b), (y, low, high) = call.inputs, call.target
-    multiplier, shift = rescale_of(a.scale.double() * b.scale.double() / y.scale.double())
+    (a, b), (y, low, high, rounding) = call.inputs, call.target
+    multiplier, shift = call.target.rescale(a.scale, b.scale)
     of_a, of_b = (
         torch.maximum(x.scheme.qmax - x.zero_point, x.zero_point - x.scheme.qmin) for x in (a, b)
     )
@@ -74,6 +73,7 @@ def _numbers(call: RealCall) -> MatmulNumbers:
         low=low,
         high=high,
         accumulator_bits=torch.full_like(y.zero_point, call.accumulator_bits),
+        rounding=rounding,
     )
 
 
@@ -95,7 +95,7 @@ def _kernel(n: MatmulNumbers, dtype: torch.dtype, a: Tensor, b: Tensor) -> Tenso
     with without_autocast(a):
         total = matmul(centered(a, n.a_zero, kind), centered(b, n.b_zero, kind))
     rescale = Rescale(n.multiplier, n.shift)
-    return requantize(exact_integer(total), rescale, n.y_zero, n.low, n.high, dtype)
+    return n.rounding.requantize(exact_integer(total), rescale, n.y_zero, n.low, n.high, dtype)
 
 
 MATMUL = OpSpec(

@@ -1,7 +1,7 @@
 """Mean over dimensions, such as the last two of [N, C, H, W], as `ops/average.py` computes it.
 
     real      y = (Σ x) / c
-    integer   q_y = clamp(z_y + round((s_x/s_y)·Σ(q_x - z_x) / c))
+    integer   q_y = clamp(round(z_y + (s_x/s_y)·Σ(q_x - z_x) / c))
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     real      y = w·u/√V + b                          V = v + ε
     integer   i   = ⌊2^61 / ⌊√(V·4^h)⌋⌋               V·4^h has 60 to 62 bits
               t   = (u·i + 2^(60-h-k)) >> (61-h-k)    u/√V with k bits behind the point
-              q_y = clamp(z_y + ((t·m + (o << k) + 2^(S+k-1)) >> (S+k)))
+              q_y = clamp(z_y + round((t·m + (o << k)) / 2^(S+k)))
 
 with m·2^-S = w/s_y and o·2^-S = b/s_y. u and v are exact integers, of d = q_x - z_x and its sums
 over the N codes of a row:
@@ -30,9 +30,10 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import AccumulatorError
-from fxquant.intmath import integer_root, per_channel, rescale_of, shift_by, shift_half_up_
+from fxquant.intmath import integer_root, per_channel, shift_by
 from fxquant.ops.accumulator import Accumulator, IntegerCall
 from fxquant.ops.spec import Call, Parameter, RealCall, Spelling, signature_reader
+from fxquant.rounding import Rounding, rescale_of, shift_half_up_
 
 _LARGEST = 2**62  # of v
 _INVERSE_BITS = 61
@@ -56,6 +57,7 @@ class MomentNumbers(NamedTuple):
     y_zero: Tensor
     low: Tensor
     high: Tensor
+    rounding: Rounding
 
 
 def accumulator_of_norm(call: IntegerCall) -> Accumulator:
@@ -94,7 +96,7 @@ def norm_numbers(call: RealCall) -> MomentNumbers:
 
 def moment_numbers(call: RealCall, eps: float) -> MomentNumbers:
     """The numbers of a call whose real squares `eps` is added to, or which it is the least of."""
-    x, (y, low, high) = call.inputs[0], call.target
+    x, (y, low, high, rounding) = call.inputs[0], call.target
     epsilon = eps / x.scale.double().square()
     values = 2 ** torch.iinfo(x.scheme.dtype).bits
     _, exponent = torch.frexp(epsilon / (values**2 / 2))
@@ -124,6 +126,7 @@ def moment_numbers(call: RealCall, eps: float) -> MomentNumbers:
         y_zero=y.zero_point,
         low=low,
         high=high,
+        rounding=rounding,
     )
 
 
@@ -200,5 +203,5 @@ def finish(
         for values in (n.multiplier, n.offset, n.shift)
     )
     total = units.t.mul_(m).add_(o << units.bits)
-    y = shift_half_up_(total, shift + units.bits).add_(n.y_zero)
+    y = n.rounding.shift(total, shift + units.bits).add_(n.y_zero)
     return torch.clamp(y, n.low, n.high).to(dtype)

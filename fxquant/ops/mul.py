@@ -14,13 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fxquant.intmath import Rescale, requantize, rescale_of
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.spec import OpSpec, Output, RealCall, signature_reader
+from fxquant.rounding import Rescale, Rounding
 
 
 class MulNumbers(NamedTuple):
-    """`multiplier`, `shift` int64, of s_a·s_b/s_y; the others int32: all 0-dim."""
+    """`multiplier`, `shift`, a `Rescale`, of s_a·s_b/s_y; the others int32: all 0-dim."""
 
     multiplier: Tensor
     shift: Tensor
@@ -29,6 +29,7 @@ class MulNumbers(NamedTuple):
     y_zero: Tensor
     low: Tensor
     high: Tensor
+    rounding: Rounding
 
 
 def mul(input: Tensor, other: Tensor) -> Tensor:
@@ -37,14 +38,16 @@ def mul(input: Tensor, other: Tensor) -> Tensor:
 
 
 def _numbers(call: RealCall) -> MulNumbers:
-    (a, b), (y, low, high) = call.inputs, call.target
-    multiplier, shift = rescale_of(a.scale.double() * b.scale.double() / y.scale.double())
-    return MulNumbers(multiplier, shift, a.zero_point, b.zero_point, y.zero_point, low, high)
+    (a, b), (y, low, high, rounding) = call.inputs, call.target
+    multiplier, shift = call.target.rescale(a.scale, b.scale)
+    zeros = a.zero_point, b.zero_point, y.zero_point
+    return MulNumbers(multiplier, shift, *zeros, low, high, rounding)
 
 
 def _kernel(n: MulNumbers, dtype: torch.dtype, a: Tensor, b: Tensor) -> Tensor:
     acc = (a.to(torch.int64) - n.a_zero) * (b.to(torch.int64) - n.b_zero)
-    return requantize(acc, Rescale(n.multiplier, n.shift), n.y_zero, n.low, n.high, dtype)
+    rescale = Rescale(n.multiplier, n.shift)
+    return n.rounding.requantize(acc, rescale, n.y_zero, n.low, n.high, dtype)
 
 
 def _accumulator(call: IntegerCall) -> Accumulator:

@@ -1,24 +1,27 @@
 """What sums of n terms have in common: their numbers and their kernel.
 
-    integer   q_y = clamp(z_y + ((Σ t_i·m_i + 2^(S-1)) >> S))        t_i = q_i - z_i, or a product
+    integer   q_y = clamp(z_y + ((Σ (q_i - z_i)·m_i + 2^(S-1)) >> S))
+
+That is half-up; the other ways to round add up as their engines do (`rounding.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fxquant.intmath import ACCUMULATOR_BITS, Rescale, requantize
+from fxquant.intmath import ACCUMULATOR_BITS
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.spec import RealCall
+from fxquant.rounding import Rescale, Rounding
 
 
 class OperandNumbers(NamedTuple):
-    """`multiplier` int64, one a term; `shift` int64, one or one a term; `x_zero` int32, one an
-    operand; the others 0-dim int32.
+    """`multiplier` and `shift`, a `Rescale`: one a term, or one shift for all, or one more for the
+    sum; `x_zero` int32, one an operand; the others 0-dim int32.
     """
 
     multiplier: Tensor
@@ -27,6 +30,7 @@ class OperandNumbers(NamedTuple):
     y_zero: Tensor
     low: Tensor
     high: Tensor
+    rounding: Rounding
 
 
 def scales_of(call: RealCall) -> Tensor:
@@ -48,7 +52,14 @@ def operand_numbers(call: RealCall, rescale: Rescale) -> OperandNumbers:
         y_zero=call.target.qparams.zero_point,
         low=call.target.low,
         high=call.target.high,
+        rounding=call.target.rounding,
     )
+
+
+def sum_numbers(call: RealCall, factors: Tensor) -> OperandNumbers:
+    """The numbers of a sum whose operands each have a factor (float64 [n])."""
+    bits = max(q.scheme.bits for q in call.inputs)
+    return operand_numbers(call, call.target.rounding.rescale_terms(factors, bits))
 
 
 def centred(n: OperandNumbers, codes: Iterable[Tensor]) -> list[Tensor]:
@@ -56,31 +67,19 @@ def centred(n: OperandNumbers, codes: Iterable[Tensor]) -> list[Tensor]:
     return [x.to(torch.int64) - zero for x, zero in zip(codes, n.x_zero, strict=True)]
 
 
-def accumulator_of_operands(call: IntegerCall) -> Accumulator:
+def accumulator_of_operands(call: IntegerCall) -> Accumulator | None:
     """What a sum of operands adds up: 32 bits hold it, so short are its multipliers, and 64 where
     an operand has 16.
     """
     n: OperandNumbers = call.numbers
-    worst = [reach(x.scheme, zero) for x, zero in zip(call.inputs, n.x_zero, strict=True)]
+    terms = [reach(x.scheme, zero) for x, zero in zip(call.inputs, n.x_zero, strict=True)]
+    worst = n.rounding.worst_sum(terms, Rescale(n.multiplier, n.shift))
     bits = ACCUMULATOR_BITS if all(x.scheme.bits <= 8 for x in call.inputs) else 64
-    return accumulator_of_terms(n, worst, bits)
-
-
-def accumulator_of_terms(n: OperandNumbers, terms: Sequence[int], bits: int) -> Accumulator:
-    """What is added up of terms that are at most so large, and half a step for the rounding."""
-    products = (t * abs(m) for t, m in zip(terms, n.multiplier.tolist(), strict=True))
-    return Accumulator((sum(products) + (1 << int(n.shift) >> 1),), len(terms), bits)
+    return None if worst is None else Accumulator((worst,), len(terms), bits)
 
 
 def sum_operands(n: OperandNumbers, dtype: torch.dtype, *codes: Tensor) -> Tensor:
     """The kernel of sums of operands."""
-    return sum_terms(n, dtype, centred(n, codes))
-
-
-def sum_terms(n: OperandNumbers, dtype: torch.dtype, terms: Iterable[Tensor]) -> Tensor:
-    """All terms (int64) brought to one scale and summed, then one rounding."""
-    total = torch.zeros((), dtype=torch.int64, device=n.multiplier.device)
-    for term, multiplier in zip(terms, n.multiplier, strict=True):
-        total = total + term * multiplier
-    one = torch.ones_like(n.shift)
-    return requantize(total, Rescale(one, n.shift), n.y_zero, n.low, n.high, dtype)
+    wide = [x.to(torch.int64) for x in codes]
+    y = n.rounding.add_up(wide, n.x_zero, Rescale(n.multiplier, n.shift), n.y_zero)
+    return torch.clamp(y, n.low, n.high).to(dtype)

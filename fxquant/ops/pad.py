@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.intmath import Rescale, requantize, rescale_of
 from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import (
     Call,
@@ -27,6 +26,7 @@ from fxquant.ops.spec import (
     signature_reader,
     zero_point,
 )
+from fxquant.rounding import Rescale, Rounding
 from fxquant.schemes import code_of
 
 
@@ -36,7 +36,7 @@ def pad(input: Tensor, pad: Any, mode: str = "constant", value: float | None = N
 
 
 class PadValueNumbers(NamedTuple):
-    """`multiplier`, `shift` int64, of s_x/s_y; the others int32: all 0-dim."""
+    """`multiplier`, `shift`, a `Rescale`, of s_x/s_y; the others int32: all 0-dim."""
 
     multiplier: Tensor
     shift: Tensor
@@ -45,6 +45,7 @@ class PadValueNumbers(NamedTuple):
     fill: Tensor
     low: Tensor
     high: Tensor
+    rounding: Rounding
 
 
 def _reader(zeros: bool) -> Reader:
@@ -80,10 +81,10 @@ def _pad_zero(n: ZeroPoint, dtype: torch.dtype, codes: Tensor, pad: Any, mode: s
 
 def _value_numbers(call: RealCall) -> PadValueNumbers:
     q = call.target.qparams
-    multiplier, shift = rescale_of(call.inputs[0].scale.double() / q.scale.double())
+    multiplier, shift = call.target.rescale(call.inputs[0].scale)
     fill = code_of(call.options["value"], q)
-    x_zero, (_, low, high) = call.inputs[0].zero_point, call.target
-    return PadValueNumbers(multiplier, shift, x_zero, q.zero_point, fill, low, high)
+    x_zero, (_, low, high, rounding) = call.inputs[0].zero_point, call.target
+    return PadValueNumbers(multiplier, shift, x_zero, q.zero_point, fill, low, high, rounding)
 
 
 def _pad_value(
@@ -91,7 +92,7 @@ def _pad_value(
 ) -> Tensor:
     centred = codes.to(torch.int64) - n.x_zero
     rescale = Rescale(n.multiplier, n.shift)
-    inner = requantize(centred, rescale, n.y_zero, n.low, n.high, dtype)
+    inner = n.rounding.requantize(centred, rescale, n.y_zero, n.low, n.high, dtype)
     return F.pad(inner, pad, mode, int(n.fill.clamp(n.low, n.high)))
 
 

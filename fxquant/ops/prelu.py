@@ -1,7 +1,7 @@
 """PReLU: a slope below zero that is trained, one for all channels or one for each.
 
     real      y = x where x > 0, else a[c]·x
-    integer   q_y = clamp(z_y + (((q_x - z_x)·m + 2^(S-1)) >> S))
+    integer   q_y = clamp(z_y + round((q_x - z_x)·m / 2^S))
 
 with m·2^-S = s_x/s_y above zero and a[c]·s_x/s_y, of either sign, below: one rounding.
 """
@@ -14,14 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.intmath import Rescale, per_channel, requantize, rescale_of
+from fxquant.intmath import per_channel
 from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import OpSpec, Output, Parameter, RealCall, signature_reader
+from fxquant.rounding import Rescale, Rounding
 
 
 class PReluNumbers(NamedTuple):
-    """`multiplier`, `shift` int64 [2, C], above zero and below, C = 1 where all channels have one
-    slope; the others 0-dim int32.
+    """`multiplier`, `shift`, a `Rescale`, [2, C], above zero and below, C = 1 where all channels
+    have one slope; the others 0-dim int32.
     """
 
     multiplier: Tensor
@@ -30,6 +31,7 @@ class PReluNumbers(NamedTuple):
     y_zero: Tensor
     low: Tensor
     high: Tensor
+    rounding: Rounding
 
 
 def prelu(input: Tensor, weight: Tensor) -> Tensor:
@@ -42,11 +44,12 @@ def _options(module: nn.PReLU) -> dict[str, Any]:
 
 
 def _numbers(call: RealCall) -> PReluNumbers:
-    x, (y, low, high) = call.inputs[0], call.target
+    x, (y, low, high, rounding) = call.inputs[0], call.target
     below = call.options["weight"].detach().double().reshape(-1)
-    factors = torch.stack([torch.ones_like(below), below]) * x.scale.double() / y.scale.double()
-    multiplier, shift = rescale_of(factors)
-    return PReluNumbers(multiplier, shift, x.zero_point, y.zero_point, low, high)
+    slopes = torch.stack([torch.ones_like(below), below])
+    multiplier, shift = call.target.rescale(slopes, x.scale)
+    zeros = x.zero_point, y.zero_point
+    return PReluNumbers(multiplier, shift, *zeros, low, high, rounding)
 
 
 def _kernel(n: PReluNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
@@ -59,7 +62,7 @@ def _kernel(n: PReluNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
         return torch.where(centred > 0, above, below)
 
     rescale = Rescale(of_sign(n.multiplier), of_sign(n.shift))
-    return requantize(centred, rescale, n.y_zero, n.low, n.high, dtype)
+    return n.rounding.requantize(centred, rescale, n.y_zero, n.low, n.high, dtype)
 
 
 PRELU = OpSpec(

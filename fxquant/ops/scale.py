@@ -14,13 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fxquant.intmath import Rescale, requantize, rescale_of
-from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
+from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import OpSpec, Output, RealCall, not_spelled
+from fxquant.rounding import Rescale, Rounding
 
 
 class ScaleNumbers(NamedTuple):
-    """`multiplier`, `shift` int64, in the shape of the factors; the others int32, 0-dim."""
+    """`multiplier`, `shift` int64, in the shape of the factors; the other tensors int32, 0-dim."""
 
     multiplier: Tensor
     shift: Tensor
@@ -28,6 +28,7 @@ class ScaleNumbers(NamedTuple):
     y_zero: Tensor
     low: Tensor
     high: Tensor
+    rounding: Rounding
 
 
 def scale(input: Tensor, factors: Tensor) -> Tensor:
@@ -36,21 +37,16 @@ def scale(input: Tensor, factors: Tensor) -> Tensor:
 
 
 def _numbers(call: RealCall) -> ScaleNumbers:
-    x, (y, low, high) = call.inputs[0], call.target
+    x, (y, low, high, rounding) = call.inputs[0], call.target
     factors = call.options["factors"].detach().double()
-    multiplier, shift = rescale_of(factors * (x.scale.double() / y.scale.double()))
-    return ScaleNumbers(multiplier, shift, x.zero_point, y.zero_point, low, high)
+    multiplier, shift = call.target.rescale(factors, x.scale)
+    return ScaleNumbers(multiplier, shift, x.zero_point, y.zero_point, low, high, rounding)
 
 
 def _kernel(n: ScaleNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
     centred = codes.to(torch.int64) - n.x_zero
-    return requantize(centred, Rescale(n.multiplier, n.shift), n.y_zero, n.low, n.high, dtype)
-
-
-def _accumulator(call: IntegerCall) -> Accumulator:
-    n: ScaleNumbers = call.numbers
-    product = reach(call.inputs[0].scheme, n.x_zero) * int(n.multiplier.abs().max())
-    return Accumulator((product + (1 << int(n.shift.max()) >> 1),), 1, bits=64)
+    rescale = Rescale(n.multiplier, n.shift)
+    return n.rounding.requantize(centred, rescale, n.y_zero, n.low, n.high, dtype)
 
 
 SCALE = OpSpec(
@@ -66,7 +62,7 @@ SCALE = OpSpec(
     weight_axis=None,
     numbers=_numbers,
     kernel=_kernel,
-    accumulator=_accumulator,
+    accumulator=adds_nothing,
     real=("factors",),
 )
 """Spelled as a product, of which the pass scale_by_parameters makes it."""

@@ -22,6 +22,7 @@ from fxquant.intmath import ACCUMULATOR_BITS, Target
 from fxquant.observers import Observer
 from fxquant.ops.freeze import FreezeAfter
 from fxquant.ops.spec import Affine, Clamp, OpSpec, Output, RealCall, Weights
+from fxquant.rounding import HALF_UP, Rounding
 from fxquant.schemes import Channels, QParams, code_of, dequantize, quantize
 
 
@@ -29,8 +30,8 @@ class CallSite(Site):
     """One operator call: `site(*inputs, **options)` as `op.function` takes them.
 
     Passes fill it in: `activation` (fuse_conv_bn_relu), `freeze` (freeze_batch_norm), `output`
-    and `weight_quant` (insert_observers, insert_fake_quant), and `sources`, the quantizers of
-    its inputs.
+    and `weight_quant` (insert_observers, insert_fake_quant), `rounding`, and `sources`, the
+    quantizers of its inputs.
     `batch_norm=` among the options is a BatchNorm module that stands behind the operator.
     """
 
@@ -44,6 +45,7 @@ class CallSite(Site):
         self.freeze: FreezeAfter | None = None
         self.weight_quant: WeightFakeQuant | None = None
         self.output: Observer | ActivationFakeQuant | None = None
+        self.rounding = HALF_UP
         # a tuple, hence not registered: each quantizer belongs to the site that it follows
         self.sources: tuple[ActivationFakeQuant, ...] = ()
         self.accumulator_bits = ACCUMULATOR_BITS
@@ -129,7 +131,7 @@ class CallSite(Site):
             _limit(value, end, self.clamp_divisor, q)
             for value, end in ((clamp.low, scheme.qmin), (clamp.high, scheme.qmax))
         )
-        return Target(q, low, high)
+        return Target(q, low, high, self.rounding)
 
     def divide_clamp(self, divisor: Tensor) -> None:
         """Divide the activation's limits channel by channel; shaped to broadcast, positive."""
@@ -139,7 +141,7 @@ class CallSite(Site):
 
     def numbers_and_settings(
         self, options: dict[str, Any]
-    ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    ) -> tuple[tuple[Tensor | Rounding, ...], dict[str, Any]]:
         """Every integer of this call, and the settings that its kernel takes beside them."""
         batch_norm, weight = options.get("batch_norm"), options.get("weight")
         affine = None if batch_norm is None else batch_norm_affine(batch_norm)
@@ -164,6 +166,7 @@ class InputQuantizer(Site):
     def __init__(self, output: Observer | ActivationFakeQuant) -> None:
         super().__init__()
         self.output = output
+        self.rounding = HALF_UP
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` on its grid; as it is while only observed, or while no range is known."""
@@ -172,7 +175,7 @@ class InputQuantizer(Site):
             return out
         if not self.output.ready:
             return x
-        return dequantize(quantize(x, self.output.qparams), self.output.qparams)
+        return dequantize(self.rounding.quantize(x, self.output.qparams), self.output.qparams)
 
 
 def batch_norm_affine(batch_norm: object) -> Affine:

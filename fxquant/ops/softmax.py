@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.errors import AccumulatorError
-from fxquant.intmath import MULTIPLIER_BITS, divide_half_up, rescale_of
 from fxquant.ops.accumulator import Accumulator, IntegerCall
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall, signature_reader
+from fxquant.rounding import MULTIPLIER_BITS, Rounding, rescale_of
 from fxquant.schemes import QParams
 
 ONE_BITS = 20  # e^0 is 2^20
@@ -43,6 +43,7 @@ class SoftmaxNumbers(NamedTuple):
     y_zero: Tensor
     low: Tensor
     high: Tensor
+    rounding: Rounding
 
 
 def softmax(input: Tensor, dim: int) -> Tensor:
@@ -74,14 +75,15 @@ def _options2d(module: nn.Softmax2d) -> dict[str, Any]:
 
 
 def _numbers(call: RealCall) -> SoftmaxNumbers:
-    x, (y, low, high) = call.inputs[0], call.target
+    x, (y, low, high, rounding) = call.inputs[0], call.target
     distances = torch.arange(_farthest(x) + 1, device=x.scale.device)
     exponentials = torch.ldexp(torch.exp(-distances * x.scale.double()), torch.tensor(ONE_BITS))
     steps = 1 / y.scale.double()
     shift = rescale_of(steps).shift.clamp(max=_MAX_SHIFT)
     multiplier = torch.ldexp(steps, shift).round().clamp(max=2**MULTIPLIER_BITS - 1)
     table = exponentials.round().to(torch.int32)
-    return SoftmaxNumbers(table, multiplier.to(torch.int64), shift, y.zero_point, low, high)
+    multiplier = multiplier.to(torch.int64)
+    return SoftmaxNumbers(table, multiplier, shift, y.zero_point, low, high, rounding)
 
 
 def _farthest(x: QParams) -> int:
@@ -103,7 +105,7 @@ def _kernel(n: SoftmaxNumbers, dtype: torch.dtype, codes: Tensor, dim: int) -> T
     looked_up = torch.index_select(n.table, 0, distances.flatten()).reshape(codes.shape)
     exponentials = looked_up.to(torch.int64)
     total = exponentials.sum(dim, keepdim=True)
-    y = divide_half_up(exponentials * n.multiplier, total << n.shift) + n.y_zero
+    y = n.rounding.divide(exponentials * n.multiplier, total << n.shift) + n.y_zero
     return torch.clamp(y, n.low, n.high).to(dtype)
 
 

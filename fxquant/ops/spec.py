@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.intmath import ACCUMULATOR_BITS, Target
 from fxquant.ops.accumulator import Accumulator, IntegerCall
+from fxquant.rounding import Rounding
 from fxquant.schemes import Channels, QParams, QuantScheme
 
 
@@ -121,7 +122,8 @@ class OpSpec:
     range         the range of its output where that is known beforehand, else None
     homogeneous   whether it works on each element alone and f(c·x) = c·f(x) for every c > 0
     weight_axis   the axis of its weight's output channels; None if it has no weight
-    numbers       every integer it computes with, as a NamedTuple of tensors
+    numbers       every integer it computes with, as a NamedTuple of tensors; and the `Rounding`,
+                  under that name, if it rounds
     kernel        `kernel(numbers, dtype, *codes, **options)`: integer tensors in and out
     accumulator   what it sums before it rounds, at most; the result is None where that is nothing
     indices       the options that are integer tensors of the network: they say what to pick
@@ -138,7 +140,7 @@ class OpSpec:
     range: tuple[float, float] | None
     homogeneous: bool
     weight_axis: int | None
-    numbers: Callable[[RealCall], tuple[Tensor, ...]]
+    numbers: Callable[[RealCall], tuple[Tensor | Rounding, ...]]
     kernel: Callable[..., Tensor]
     accumulator: Callable[[IntegerCall], Accumulator | None]
     indices: tuple[str, ...] = ()

@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxquant.intmath import common_rescale
 from fxquant.ops.operands import (
     OperandNumbers,
     accumulator_of_operands,
-    operand_numbers,
     ratios_of,
+    sum_numbers,
     sum_operands,
 )
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall, signature_reader
@@ -45,7 +44,7 @@ def _read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
 
 def _numbers(call: RealCall) -> OperandNumbers:
     factors = ratios_of(call)
-    return operand_numbers(call, common_rescale(factors * factors.new_tensor([1.0, -1.0])))
+    return sum_numbers(call, factors * factors.new_tensor([1.0, -1.0]))
 
 
 SUB = OpSpec(

@@ -1,7 +1,7 @@
 """Sum over dimensions, as `ops/average.py` computes it, of one element at a time.
 
     real      y = Σ x
-    integer   q_y = clamp(z_y + round((s_x/s_y)·Σ(q_x - z_x)))
+    integer   q_y = clamp(round(z_y + (s_x/s_y)·Σ(q_x - z_x)))
 """
 
 from __future__ import annotations

@@ -12,17 +12,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxquant.intmath import MAX_SHIFT, common_rescale
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.operands import (
     OperandNumbers,
-    accumulator_of_terms,
     centred,
     operand_numbers,
     scales_of,
-    sum_terms,
 )
 from fxquant.ops.spec import OpSpec, Output, RealCall, not_spelled
+from fxquant.rounding import MAX_SHIFT, Rescale, common_rescale, worst_in_one_step
 
 
 def sum_of_products(*inputs: Tensor) -> Tensor:
@@ -43,7 +41,10 @@ def _numbers(call: RealCall) -> OperandNumbers:
 def _kernel(n: OperandNumbers, dtype: torch.dtype, *codes: Tensor) -> Tensor:
     values = centred(n, codes)
     half = len(values) // 2
-    return sum_terms(n, dtype, [x * w for x, w in zip(values[:half], values[half:], strict=True)])
+    total = torch.zeros((), dtype=torch.int64, device=n.multiplier.device)
+    for x, w, multiplier in zip(values[:half], values[half:], n.multiplier, strict=True):
+        total = total + x * w * multiplier
+    return torch.clamp(n.rounding.shift(total, n.shift) + n.y_zero, n.low, n.high).to(dtype)
 
 
 def _accumulator(call: IntegerCall) -> Accumulator:
@@ -51,7 +52,9 @@ def _accumulator(call: IntegerCall) -> Accumulator:
     far = [reach(x.scheme, zero) for x, zero in zip(call.inputs, zeros, strict=True)]
     half = len(far) // 2
     products = [x * w for x, w in zip(far[:half], far[half:], strict=True)]
-    return accumulator_of_terms(call.numbers, products, bits=64)
+    n: OperandNumbers = call.numbers
+    worst = worst_in_one_step(products, Rescale(n.multiplier, n.shift))
+    return Accumulator((worst,), len(products), bits=64)
 
 
 SUM_OF_PRODUCTS = OpSpec(

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.ops.spec import Call, Reader, RealCall, signature_reader
-from fxquant.schemes import round_half_up
 
 
 class TableNumbers(NamedTuple):
@@ -47,10 +46,10 @@ def table_numbers(function: Callable[..., Tensor]) -> Callable[[RealCall], Table
     """How to make the table of `function(x, **options)`, which computes in the dtype of x."""
 
     def numbers(call: RealCall) -> TableNumbers:
-        x, (y, low, high) = call.inputs[0], call.target
+        x, (y, low, high, rounding) = call.inputs[0], call.target
         codes = torch.arange(x.scheme.qmin, x.scheme.qmax + 1, device=x.scale.device)
         real = function((codes - x.zero_point).double() * x.scale.double(), **call.options)
-        results = round_half_up(real / y.scale.double()) + y.zero_point
+        results = rounding.nearest(real / y.scale.double()) + y.zero_point
         lowest = torch.full_like(x.zero_point, x.scheme.qmin)
         return TableNumbers(torch.clamp(results, low, high).to(y.scheme.dtype), lowest)
 

@@ -14,12 +14,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fxquant.intmath import common_rescale
 from fxquant.ops.operands import (
     OperandNumbers,
     accumulator_of_operands,
-    operand_numbers,
     ratios_of,
+    sum_numbers,
     sum_operands,
 )
 from fxquant.ops.spec import OpSpec, Output, RealCall, not_spelled
@@ -38,7 +37,7 @@ def _numbers(call: RealCall) -> OperandNumbers:
     factors = [torch.as_tensor(w, device=scale.device) for w in call.options["factors"]]
     weights = torch.stack([w.detach().double().reshape(()) for w in factors])
     ratios = ratios_of(call)
-    return operand_numbers(call, common_rescale(ratios * weights))
+    return sum_numbers(call, ratios * weights)
 
 
 WEIGHTED_SUM = OpSpec(

@@ -13,9 +13,9 @@ import fxquant
 from fxquant import QuantScheme
 from fxquant.errors import UncalibratedError
 from fxquant.fake_quant import LearnedStep, fake_quantize
-from fxquant.intmath import divide_half_up, requantize, rescale_of, shift_half_up
 from fxquant.observers import MinMax, MovingAverage
 from fxquant.ops.flow import sites
+from fxquant.rounding import HALF_UP, divide_half_up, rescale_of, shift_half_up
 from fxquant.schemes import UINT8, QParams, code_of, quantize, range_to_qparams, round_half_up
 from tests import laws
 from tests.edge_cases.checks import IMAGE, Net, contract, conv, explains, kept, settle_norms
@@ -186,7 +186,7 @@ def test_case_54_one_rounding():
     assert divide_half_up(halves, torch.tensor(2)).tolist() == expected
     rescale = rescale_of(torch.tensor(0.5, dtype=torch.float64))
     ends = torch.tensor(-128), torch.tensor(127)
-    codes = requantize(halves, rescale, torch.tensor(0), *ends, torch.int8)
+    codes = HALF_UP.requantize(halves, rescale, torch.tensor(0), *ends, torch.int8)
     assert codes.tolist() == expected
 
 

@@ -84,7 +84,7 @@ def test_an_argument_that_comes_back_is_told_from_another_list():
     assert looks(same) != looks(other)
 
 
-@pytest.mark.parametrize("value", [object(), torch.ones(1), {1}, lambda: 1, iter([])], ids=str)
+@pytest.mark.parametrize("value", [object(), torch.ones(1), {1}, lambda: 1, iter([])], ids=lambda v: type(v).__name__)
 def test_what_can_hide_anything_has_no_look(value):
     assert looks(lambda x, y, z: ([value], lambda: x)) == (None, None)
     assert looks(lambda x, y, z: ([x], lambda: value))[1] is None

@@ -10,6 +10,7 @@ from torch import Tensor
 from fxquant.intmath import Target
 from fxquant.ops import op_named
 from fxquant.ops.spec import RealCall
+from fxquant.rounding import HALF_UP, Rounding
 from fxquant.schemes import UINT8, QParams, QuantScheme
 
 
@@ -28,19 +29,23 @@ def pairs(a: QParams, b: QParams) -> tuple[Tensor, Tensor]:
     return grid[:, 0].to(a.scheme.dtype), grid[:, 1].to(b.scheme.dtype)
 
 
-def real_call(inputs: tuple[QParams, ...], output: QParams, options: dict[str, Any]) -> RealCall:
+def real_call(
+    inputs: tuple[QParams, ...], output: QParams, options: dict[str, Any],
+    rounding: Rounding = HALF_UP,
+) -> RealCall:
     """A call whose result is clamped to nothing but the scheme's ends."""
     low, high = (
         torch.tensor(end, dtype=torch.int32) for end in (output.scheme.qmin, output.scheme.qmax)
     )
-    return RealCall(inputs, Target(output, low, high), None, None, options)
+    return RealCall(inputs, Target(output, low, high, rounding), None, None, options)
 
 
 def integers(
-    name: str, inputs: tuple[QParams, ...], output: QParams, *codes: Tensor, **options: Any
+    name: str, inputs: tuple[QParams, ...], output: QParams, *codes: Tensor,
+    rounding: Rounding = HALF_UP, **options: Any,
 ) -> Tensor:
     """The codes that the operator of that name gives."""
     op = op_named(name)
-    numbers = op.numbers(real_call(inputs, output, options))
+    numbers = op.numbers(real_call(inputs, output, options, rounding))
     settings = {k: v for k, v in options.items() if k not in op.real}  # they are in the numbers
     return op.kernel(numbers, output.scheme.dtype, *codes, **settings)

@@ -13,11 +13,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxquant
+from fxquant import QuantConfig
 from fxquant.graph.edit import called_module
 from fxquant.ops import OPS, op_named
+from fxquant.ops.clamp import ClampNumbers
 from fxquant.ops.flow import sites
 from fxquant.ops.integer import IntegerOp
 from fxquant.ops.spec import Output, not_spelled
+from fxquant.ops.table import TableNumbers
+from fxquant.rounding import HALF_UP, ROUNDINGS
 from tests import laws
 
 
@@ -175,13 +179,13 @@ def draw(shape):
     return shape() if callable(shape) else torch.randn(shape)
 
 
-def quantized_example(name, seed):
+def quantized_example(name, seed, config=None):
     make, shapes = EXAMPLES[name]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module, inputs = make(), [draw(shape) for shape in shapes]
     module = nn.Sequential(module) if len(inputs) == 1 else module
-    prepared = fxquant.prepare_qat(module.eval(), inputs)
+    prepared = fxquant.prepare_qat(module.eval(), inputs, config)
     # a standalone batch norm would change its statistics while ranges settle
     state = {k: v.clone() for k, v in module.state_dict().items()}
     laws.settle(prepared, *inputs)
@@ -198,7 +202,21 @@ def test_every_operator_has_an_example():
 @given(seed=st.integers(0, 1000))
 def test_integers_follow_the_real_operator(name, seed):
     """Within one step of the output, where the real operator reads what the integers stand for."""
-    module, inputs, prepared, quantized = quantized_example(name, seed)
+    assert_near_the_real_operator(name, *quantized_example(name, seed))
+
+
+@pytest.mark.parametrize("rounding", [r.name for r in ROUNDINGS if r is not HALF_UP])
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_in_every_rounding_integers_follow_the_real_operator(name, rounding):
+    """And eval() is what `convert` gives."""
+    example = quantized_example(name, 0, QuantConfig(rounding=rounding))
+    assert_near_the_real_operator(name, *example)
+    _, inputs, prepared, quantized = example
+    for x in ([3 * i for i in inputs], [torch.zeros_like(i) for i in inputs]):
+        laws.assert_equal(quantized(*x), prepared(*x))
+
+
+def assert_near_the_real_operator(name, module, inputs, prepared, quantized):
     kinds = [m.op.name for m in quantized.modules() if isinstance(m, IntegerOp)]
     assert name in kinds
     sources = [m for n, m in prepared.fxquant.named_children() if n.startswith("quantize_")]
@@ -212,6 +230,25 @@ def test_integers_follow_the_real_operator(name, seed):
     weights = 0.0 if last.weight_quant is None else _weight_error(last, prepared)
     error = (quantized(*inputs) - real.clamp(low, high)).abs().max()
     assert error <= step * 1.01 + weights
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_what_shifts_divides_or_looks_up_asks_the_rounding(name):
+    """A shift of its own, without the rounding that goes with it, would be half-up for ever."""
+    for rounding in ROUNDINGS:
+        _, _, prepared, quantized = quantized_example(name, 0, QuantConfig(rounding=rounding.name))
+        assert {site.rounding for _, site in sites(prepared)} == {rounding}
+        for module in quantized.modules():
+            if isinstance(module, IntegerOp):
+                numbers = module.numbers
+                assert getattr(numbers, "rounding", rounding) is rounding
+                assert hasattr(numbers, "rounding") == rounds(module)
+
+
+def rounds(module):
+    """Whether an operator rounds when it runs, and not before: tables, and limits of clamps."""
+    made_before = isinstance(module.numbers, (TableNumbers, ClampNumbers))
+    return module.op.output is not Output.EXACT and not made_before
 
 
 def _weight_error(site, prepared):
@@ -269,8 +306,9 @@ def test_no_real_number_is_left_beside_the_integers(name):
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_sum_is_proved_to_fit(name):
     assert op_named(name).accumulator is not None
-    *_, quantized = quantized_example(name, 0)
-    assert [row for row in fxquant.audit(quantized).rows if not row.proved] == []
+    for rounding in ROUNDINGS:
+        *_, quantized = quantized_example(name, 0, QuantConfig(rounding=rounding.name))
+        assert [row for row in fxquant.audit(quantized).rows if not row.proved] == []
 
 
 def test_exact_operators_stay_on_the_grid():
