@@ -45,9 +45,10 @@ def main() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
     x = torch.randn(8, 1, 8, 8)
 
-    first, *rest = prepare_recipe(fxquant.QuantConfig(), frozenset()).passes
-    assert isinstance(first, Canonicalize)  # after it every operator is a call site
-    recipe = Recipe("mine", (first, DropRepeatedReLU(), *rest))
+    passes = prepare_recipe(fxquant.QuantConfig(), frozenset()).passes
+    # behind canonicalize every operator is a call site
+    at = 1 + next(i for i, step in enumerate(passes) if isinstance(step, Canonicalize))
+    recipe = Recipe("mine", (*passes[:at], DropRepeatedReLU(), *passes[at:]))
     prepared = trace(model)
     recipe.run(prepared, check_on=(x,))  # a pass that changes the function would be undone
     print(fxquant.explain(prepared))

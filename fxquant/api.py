@@ -13,11 +13,12 @@ from torch import fx, nn
 
 from fxquant.config import QuantConfig
 from fxquant.errors import CaptureError, ConfigError, StageError
-from fxquant.graph.compare import random_like
+from fxquant.graph.around import unwrap
+from fxquant.graph.compare import check_capture, random_like
 from fxquant.graph.network import IntegerNetwork
 from fxquant.graph.tensors import copy_of
-from fxquant.graph.trace import check_capture, trace, unwrap
-from fxquant.pipeline import Stage, carry_over, need_prepared, note, stage_of
+from fxquant.graph.trace import trace
+from fxquant.pipeline import Stage, carry_over, need_prepared, note, note_left_alone, stage_of
 from fxquant.recipes import CONVERT, prepare_recipe
 
 
@@ -66,7 +67,8 @@ def prepare_qat(
         if reason is not None and config.verify:
             raise ConfigError(f"verify=True needs inputs that run in both modes: {reason}")
         if reason is not None:
-            note(gm, "check_capture", "the graph is compared with the model", reason)
+            summary = "the graph is compared with the model"
+            note_left_alone(gm, "check_capture", summary, reason)
     if wrappers:
         note(gm, "unwrap", "wrappers are taken off", f"taken out of {', '.join(wrappers)}")
     prepare_recipe(config, leaves).run(gm, random_like(example_inputs) if config.verify else None)

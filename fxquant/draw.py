@@ -58,7 +58,7 @@ _FILLS = (
     (("relu", "hardtanh", "clamp", "leaky_relu", "prelu", "elu", "silu", "gelu"), "#fde3c4"),
     (("sigmoid", "tanh", "hardsigmoid", "hardswish", "exp", "softmax"), "#fde3c4"),
     (("max_pool", "avg_pool", "adaptive", "mean", "interpolate"), "#d6efcf"),
-    (("add", "cat", "sub", "mul", "div", "neg"), "#e6dcf5"),
+    (("add", "cat", "sub", "mul", "div", "neg", "scale"), "#e6dcf5"),
     (("quantize", "dequantize", "fake_quant"), "#f9d0d4"),
     (("input", "output"), "#ffffff"),
 )

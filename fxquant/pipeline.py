@@ -232,6 +232,12 @@ def note(gm: fx.GraphModule, name: str, summary: str, text: str) -> None:
     setattr(gm, _LOG, (*history(gm), PassRecord(name, summary, nodes, nodes, (entry,), ())))
 
 
+def note_left_alone(gm: fx.GraphModule, name: str, summary: str, reason: str) -> None:
+    """Write into the log of `gm` what could not be done before any pass ran, and why."""
+    nodes, entry = len(gm.graph.nodes), Entry("the model", reason)
+    setattr(gm, _LOG, (*history(gm), PassRecord(name, summary, nodes, nodes, (), (entry,))))
+
+
 def carry_over(source: fx.GraphModule, target: fx.GraphModule) -> None:
     """Let `target`, made from `source`'s graph, be of its stage and have its log."""
     setattr(target, _STAGE, stage_of(source))

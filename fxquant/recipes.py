@@ -6,9 +6,11 @@ from fxquant.config import QuantConfig
 from fxquant.fake_quant import LearnedStep, ObservedStep
 from fxquant.passes import (
     AbsorbHighBias,
+    BoundMasks,
     Canonicalize,
     CorrectBias,
     EqualizeCrossLayer,
+    FixShapes,
     FoldBatchNorm,
     FreezeBatchNorm,
     FuseConvBnRelu,
@@ -17,6 +19,7 @@ from fxquant.passes import (
     JoinAdds,
     JoinProducts,
     LowerToInteger,
+    ScaleByParameters,
     WeighTerms,
 )
 from fxquant.pipeline import Pass, Recipe
@@ -37,10 +40,13 @@ def prepare_recipe(config: QuantConfig, float_leaves: frozenset[str]) -> Recipe:
     return Recipe(
         "prepare_qat",
         (
+            FixShapes(),  # before canonicalize, which reads numbers as options
             Canonicalize(float_leaves),
+            BoundMasks(),
             WeighTerms(),
             JoinAdds(),  # before fuse: a sum that has taken an activation in is no longer joined
             JoinProducts(),
+            ScaleByParameters(),  # after join_products, which takes products into sums
             *fold,  # before fuse, which would keep the batch norms live
             FuseConvBnRelu(),
             *freeze,

@@ -16,16 +16,18 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxquant.graph.edit import call_site, called_module, erase, get_attribute, nodes_in
+from fxquant.graph.edit import call_site, erase, get_attribute, nodes_in
 from fxquant.graph.held import held
 from fxquant.graph.modes import is_dropout_switched_off
 from fxquant.graph.place import copy_place
 from fxquant.graph.values import indices, scalars
-from fxquant.ops import spelled_as
 from fxquant.ops.affine import DOES_NOTHING
+from fxquant.ops.reading import read_call
 from fxquant.ops.site import CallSite
-from fxquant.ops.spec import Argument, Call, OpSpec, Parameter
+from fxquant.ops.spec import Call, OpSpec, Parameter
 from fxquant.pipeline import Log, Pass, Stage
+
+_PARAMETERS = ("weight", "bias")  # options that may be computed from parameters
 
 
 class Canonicalize(Pass):
@@ -51,7 +53,7 @@ class Canonicalize(Pass):
                 log.change(node, "does nothing, removed")
                 erase(node, node.all_input_nodes[0])
                 continue
-            found = _read(gm, node)
+            found = read_call(gm, node)
             if isinstance(found, str):
                 log.leave(node, found)
                 continue
@@ -62,45 +64,17 @@ class Canonicalize(Pass):
                 log.change(node, "does nothing, removed")
                 erase(node, call.inputs[0])
                 continue
-            settings = [v for name, v in call.options.items() if name not in op.indices]
-            if not all(_is_held(gm, value, scalar_nodes) for value in settings):
+            if any(
+                not _is_held(gm, value, scalar_nodes)
+                and not (name in _PARAMETERS and value in held_nodes)
+                for name, value in call.options.items()
+                if name not in op.indices
+            ):
                 continue
             if op.weight_axis is not None and call.options["weight"] is None:
                 continue
             site = _replace(gm, node, op, call)
             log.change(site, f"written as {op.name}")
-
-
-def _read(gm: fx.GraphModule, node: fx.Node) -> tuple[OpSpec, Call] | str | None:
-    """The operator that `node` spells, and the call in its canonical form; or why it has no integer
-    form, where an operator can tell.
-    """
-    module, why_not = called_module(gm, node), None
-    spelling = type(module) if module is not None else node.target
-    if module is None and node.op not in ("call_function", "call_method"):
-        return None
-    for op in spelled_as(spelling):
-        if module is None:
-            call = op.read(node.args, node.kwargs)
-        else:
-            call = _call_of_module(node, op.modules[type(module)](module))
-        if isinstance(call, Call):
-            return op, call
-        why_not = why_not or call
-    return why_not
-
-
-def _call_of_module(
-    node: fx.Node, options: Call | dict[str, Any] | str | None
-) -> Call | str | None:
-    given = (*node.args, *node.kwargs.values())
-    if isinstance(options, dict):
-        return Call(given, options)
-    if not isinstance(options, Call):
-        return options
-    inputs, settings = options
-    named = {k: given[v.number] if isinstance(v, Argument) else v for k, v in settings.items()}
-    return Call(inputs, named)
 
 
 def _replace(gm: fx.GraphModule, node: fx.Node, op: OpSpec, call: Call) -> fx.Node:

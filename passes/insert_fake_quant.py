@@ -6,7 +6,8 @@
 Each site also learns the quantizers of the values it reads: in eval() it computes in their
 integers. A value that keeps its input's range shares its input's quantizer. Shares that weigh
 other values (a softmax that only products read) get 16 bits: with 8, a tenth to a fifth of the
-sums would move. A range that is known beforehand is never learned.
+sums would move. So do scores with a mask, whose -100 would leave 8 bits few codes for the scores,
+and the mask. A range that is known beforehand is never learned.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from torch import fx
 
 from fxquant.fake_quant import ActivationFakeQuant, ObservedStep, WeightFakeQuant
 from fxquant.graph.edit import called_module
+from fxquant.graph.held import held
 from fxquant.intmath import ACCUMULATOR_BITS
 from fxquant.observers import Fixed, Observer
+from fxquant.ops.add import ADD
 from fxquant.ops.flow import grids, inputs_of, layer_channels, quantizer_of, site_of, sites
+from fxquant.ops.masks import is_mask, only_softmax_reads
 from fxquant.ops.move import is_move
 from fxquant.ops.mul import MUL
 from fxquant.ops.site import CallSite, InputQuantizer
@@ -66,7 +70,8 @@ class InsertFakeQuant(Pass):
                 continue
             module.rounding = self.rounding
             if isinstance(module.output, Observer):
-                scheme = INT16 if _weighs_others(gm, node) else self.activation
+                wide = _weighs_others(gm, node) or _is_masked(gm, node) or _masks(gm, node)
+                scheme = INT16 if wide else self.activation
                 step = ObservedStep if isinstance(module.output, Fixed) else self.step
                 quantizer = step(scheme, module.output)
                 # in a float64 network real numbers are float64 on both sides of the integers
@@ -86,6 +91,26 @@ def _weighs_others(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Whether `node` is a softmax of which each reader, behind moves, is a product."""
     site = site_of(gm, node)
     return site is not None and site.op is SOFTMAX and _reaches_products(gm, node)
+
+
+def _is_masked(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether `node` is a sum of scores and a mask, for softmaxes alone."""
+    site = site_of(gm, node)
+    if site is None or site.op is not ADD or not only_softmax_reads(gm, node):
+        return False
+    return any(_enters_as_mask(gm, x) for x in inputs_of(node))
+
+
+def _masks(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether `node` is where a mask enters that masked scores alone read."""
+    return _enters_as_mask(gm, node) and all(_is_masked(gm, reader) for reader in node.users)
+
+
+def _enters_as_mask(gm: fx.GraphModule, node: fx.Node) -> bool:
+    if not isinstance(called_module(gm, node), InputQuantizer):
+        return False
+    (value,) = inputs_of(node)
+    return value in held(gm) and is_mask(gm, value)
 
 
 def _reaches_products(gm: fx.GraphModule, node: fx.Node) -> bool:

@@ -4,9 +4,9 @@
     after    x ── quantize ── conv ── relu ── y       quantize and conv each hold an observer
 
 A float value that enters the integer part (an input of the network, the result of a layer
-kept in float) gets a node for that; every other observer sits in the site it watches. Values
-that keep their input's range (pools, ReLU, reshapes) need none; one whose range is known
-beforehand (sigmoid, softmax) gets an observer that always says so.
+kept in float) gets a node for that, and a parameter before it is moved; every other observer sits
+in the site it watches. Values that keep their input's range (pools, ReLU, reshapes) need none; one
+whose range is known beforehand (sigmoid, softmax) gets an observer that always says so.
 An operator without an integer form is an error here, unless it was kept in float.
 """
 
@@ -48,16 +48,18 @@ class InsertObservers(Pass):
                 site.output = _observer(site).train(site.training)
                 known = isinstance(site.output, Fixed)
                 log.change(node, "its range is known" if known else "observed")
-        integers = integer_values(gm)
+        integers, constants = integer_values(gm), held(gm)
         entrances: dict[fx.Node, fx.Node] = {}
         for node, _ in sites(gm):
             for value in inputs_of(node):
                 if value in integers:
                     continue
-                if value not in entrances:
-                    entrances[value] = _add_entrance(gm, value)
-                    log.change(entrances[value], f"'{value.name}' enters here, observed")
-                node.replace_input_with(value, entrances[value])
+                first, reader = _before_moves(gm, value, node, constants)
+                if first not in entrances:
+                    entrances[first] = _add_entrance(gm, first)
+                    log.change(entrances[first], f"'{first.name}' enters here, observed")
+                reader.replace_input_with(first, entrances[first])
+                integers = integer_values(gm) if first is not value else integers
 
     def _refuse_unsupported(self, gm: fx.GraphModule) -> None:
         others = scalars(gm.graph) | indices(gm.graph) | assertions(gm.graph) | held(gm)
@@ -102,6 +104,18 @@ def _observer(site: CallSite) -> Observer:
         end if clamp is None else min(max(end, clamp.low), clamp.high) for end in site.op.range
     )
     return Fixed(low, high)
+
+
+def _before_moves(
+    gm: fx.GraphModule, value: fx.Node, reader: fx.Node, constants: set[fx.Node]
+) -> tuple[fx.Node, fx.Node]:
+    """A constant that is moved as shapes say, such as a class token that is expanded, and who
+    moves it; `value` and its reader where it is none.
+    """
+    first, mover = value, reader
+    while first not in constants and is_move(gm, first) and isinstance(first.args[0], fx.Node):
+        first, mover = first.args[0], first
+    return (first, mover) if first in constants else (value, reader)
 
 
 def _add_entrance(gm: fx.GraphModule, value: fx.Node) -> fx.Node:

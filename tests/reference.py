@@ -467,6 +467,11 @@ def float32_sum(n: Buffers, operands: Sequence[Codes]) -> Codes:
     return to_integers(np.rint(total))
 
 
+def scale(n: Buffers, q: Codes) -> Codes:
+    """One rounding, with a multiplier for every factor."""
+    return limit(rescale(n, q - n["x_zero"], n["multiplier"], n["shift"]), n)
+
+
 def new_zeros(n: Buffers, x: Codes, size: object) -> Codes:
     """The code of 0, everywhere."""
     return np.full(x.shape if size is None else size, n["zero"])
@@ -870,6 +875,7 @@ KERNELS: dict[str, Callable[..., Codes]] = {
     "new_zeros": new_zeros,
     "sum_of_products": sum_of_products,
     "weighted_sum": add,  # its weights are in the multipliers
+    "scale": scale,
     "cat": cat,
     **_in_dims(max_pool, "max_pool"),
     **_in_dims(avg_pool, "avg_pool"),

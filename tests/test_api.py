@@ -82,12 +82,12 @@ def test_explain_says_what_changed_and_what_was_left_alone():
         chain("conv", "bn", "relu", "bn", "conv").build(), config=laws.CONFIGS["equalize"]
     )
     text = fxquant.explain(prepared)
-    assert "5. fold_bn" in text
+    assert "8. fold_bn" in text
     assert "steps_1: folded into steps_0" in text
     assert "left alone  steps_3: batch_norm does not let factors through" in text
     assert [record.name for record in history(prepared)] == [
-        *("canonicalize", "weigh_terms", "join_adds", "join_products", "fold_bn"),
-        "fuse_conv_bn_relu",
+        *("fix_shapes", "canonicalize", "bound_masks", "weigh_terms", "join_adds"),
+        *("join_products", "scale_by_parameters", "fold_bn", "fuse_conv_bn_relu"),
         *("insert_observers", "equalize_cross_layer", "insert_fake_quant"),
     ]
 

@@ -186,6 +186,7 @@ TESTS: dict[str, list[str]] = {
     "fxquant/ops/pad.py": [
         *SPELLINGS, *networks("constants", "default,symmetric"), *laws("pad", "pad_value"),
     ],
+    "fxquant/ops/reading.py": ["tests/passes/test_fix_shapes.py", *SPELLINGS],
     "fxquant/ops/relu.py": [*SPELLINGS, ALONE, *networks("readers"), *RECORDS, *laws("relu")],
     "fxquant/ops/site.py": [
         *networks("convs readers joined transposed separable", "default,symmetric,equalize"),
@@ -210,6 +211,7 @@ TESTS: dict[str, list[str]] = {
     "fxquant/ops/hardsigmoid.py": [*TABLES, *laws("hardsigmoid")],
     "fxquant/ops/hardswish.py": [*TABLES, *laws("hardswish")],
     "fxquant/ops/leaky_relu.py": [*TABLES, *laws("leaky_relu")],
+    "fxquant/ops/masks.py": ["tests/passes/test_bound_masks.py", *networks("attention")],
     "fxquant/ops/matmul.py": [
         "tests/ops/test_matmul.py", *SPELLINGS, *networks("attention"), *laws("matmul"),
     ],
@@ -222,6 +224,10 @@ TESTS: dict[str, list[str]] = {
     ],
     "fxquant/ops/parameters.py": [
         "tests/passes/test_fold_bn.py", "tests/passes/test_absorb_high_bias.py", *WHOLE,
+    ],
+    "fxquant/ops/scale.py": [
+        *RECORDS, "tests/passes/test_scale_by_parameters.py", *networks("arithmetic"),
+        *laws("scale"),
     ],
     "fxquant/ops/sigmoid.py": [*TABLES, *laws("sigmoid")],
     "fxquant/ops/silu.py": [*TABLES, *laws("silu")],
@@ -300,6 +306,11 @@ TESTS: dict[str, list[str]] = {
         *pass_laws("lower_to_integer"),
     ],
     "passes/absorb_high_bias.py": ["tests/passes/test_absorb_high_bias.py"],
+    "passes/bound_masks.py": ["tests/passes/test_bound_masks.py", *pass_laws("bound_masks")],
+    "passes/fix_shapes.py": ["tests/passes/test_fix_shapes.py", *pass_laws("fix_shapes")],
+    "passes/scale_by_parameters.py": [
+        "tests/passes/test_scale_by_parameters.py", *pass_laws("scale_by_parameters"),
+    ],
     "passes/correct_bias.py": ["tests/passes/test_correct_bias.py"],
     "passes/freeze_batch_norm.py": ["tests/passes/test_freeze_batch_norm.py"],
     "passes/join_products.py": ["tests/passes/test_join_products.py", *networks("gated")],

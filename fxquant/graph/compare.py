@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxquant.errors import CaptureError
+from fxquant.graph.place import raised_at
+from fxquant.graph.spell_out import spelled_out
 from fxquant.graph.tensors import copy_of
 
 
@@ -33,6 +36,39 @@ def largest_differences(
             yield float("inf")
         else:
             yield max((_difference(a, b) for a, b in zip(*results, strict=True)), default=0.0)
+
+
+def check_capture(gm: nn.Module, model: nn.Module, example_inputs: Sequence[Any]) -> str | None:
+    """Run `gm` and a copy of `model` on the example inputs, in both modes, and compare.
+
+    Returns why they could not be compared in train(), if so: a batch norm may need more values
+    than an example has. Raises CaptureError where they differ: the forward does something that
+    its trace does not show, such as asking whether its input is a tensor. Also where the model
+    itself cannot run in eval().
+    """
+    name = type(model).__name__
+    differences = largest_differences(model, gm, example_inputs, (False, True))
+    for mode in ("eval", "train"):
+        try:
+            with spelled_out():
+                difference = next(differences)
+        except Exception as error:
+            text = (
+                f"{name}.forward cannot run on the example inputs in {mode}(), at "
+                f"{raised_at(error.__traceback__)}: {error}"
+            )
+            if mode == "train":
+                return text
+            text += "\nWhat to do: pass example_inputs that it runs on."
+            raise CaptureError(text) from error
+        if difference > 0.0:
+            raise CaptureError(
+                f"the graph of {name} gives other outputs than the model in {mode}() on the "
+                "example inputs.\n"
+                "What to do: look for what its forward asks of its inputs besides their values and "
+                "shapes (isinstance, attributes); keep that submodule in float (keep_float)."
+            )
+    return None
 
 
 def _copy(value: Any) -> Any:

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
+from fxquant.graph.draws import is_random
 from fxquant.graph.edit import called_module, get_attribute, map_nodes
 from fxquant.graph.merge import TrainOnly
-from fxquant.graph.modes import DROPOUT_CALLS, is_dropout_switched_off, is_identity_in_eval
-
-# those written in Python; torch's own operators say so themselves
-_RANDOM = {F.gumbel_softmax, *DROPOUT_CALLS}
+from fxquant.graph.modes import is_dropout_switched_off, is_identity_in_eval
+from fxquant.graph.own import is_torchs_module
 
 
 def held(gm: fx.GraphModule) -> set[fx.Node]:
@@ -35,36 +32,38 @@ def held(gm: fx.GraphModule) -> set[fx.Node]:
 def _is_pure(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Whether it gives the same whenever it is called."""
     if node.op in ("call_method", "call_function"):
-        return is_dropout_switched_off(node) or not _is_random(node.target)
+        return is_dropout_switched_off(node) or not is_random(node.target)
     module = called_module(gm, node)
     if module is None or isinstance(module, TrainOnly):
         return False
-    plain = type(module).__module__.startswith("torch.nn.") and next(module.buffers(), None) is None
+    plain = is_torchs_module(module) and next(module.buffers(), None) is None
     return plain or is_identity_in_eval(module)
 
 
-def _is_random(target: Any) -> bool:
-    """Whether a function, or the method of that name, draws random numbers."""
-    name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    packet = getattr(torch.ops.aten, name, None)
-    overloads = [] if packet is None else [getattr(packet, kind) for kind in packet.overloads()]
-    draws = any(torch.Tag.nondeterministic_seeded in overload.tags for overload in overloads)
-    return draws or target in _RANDOM
-
-
 def held_values(gm: fx.GraphModule) -> dict[fx.Node, Any]:
-    """What every held node gives, computed once, and whatever other get_attr nodes read."""
+    """What every held node gives, and whatever other get_attr nodes read; each computed once."""
     found, values = held(gm), dict[fx.Node, Any]()
     for node in gm.graph.nodes:
-        if node.op == "get_attr":
-            values[node] = get_attribute(gm, str(node.target))
-        elif node in found:
-            args, kwargs = map_nodes((node.args, node.kwargs), values.__getitem__)
-            values[node] = _call(gm, node, args, kwargs)
+        if node.op == "get_attr" or node in found:
+            _value(gm, node, values)
     return values
 
 
-def _call(gm: fx.GraphModule, node: fx.Node, args: Any, kwargs: Any) -> Any:
+def held_value(gm: fx.GraphModule, node: fx.Node) -> Any:
+    """What one held node gives, or whatever a get_attr node reads."""
+    return _value(gm, node, {})
+
+
+def _value(gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+    if node not in known:
+        known[node] = _computed(gm, node, known)
+    return known[node]
+
+
+def _computed(gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+    if node.op == "get_attr":
+        return get_attribute(gm, str(node.target))
+    args, kwargs = map_nodes((node.args, node.kwargs), lambda part: _value(gm, part, known))
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     function = called_module(gm, node) if node.op == "call_module" else node.target

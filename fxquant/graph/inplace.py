@@ -3,6 +3,10 @@
     before   y = relu_(x);  z = x + y        x was overwritten: z reads the new value
     after    y = relu(x);   z = y + y
 
+    before   mask = zeros(9, 9);  mask[:3] = 1      b[8:].zero_()
+    after    mask = with_part(zeros(9, 9), :3, 1)   b = with_part(b, 8:, on_copy(b[8:], "zero_"))
+
+Parts are written in what parameters and shapes decide, as masks; in other values that is refused.
 This comes before any dead code is removed: `y.mul_(m)` whose result nobody uses looks dead
 to torch.fx, and is not. An overwritten view whose base is read later is refused.
 """
@@ -19,8 +23,12 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fxquant.errors import CaptureError
+from fxquant.graph.decided import decided
+from fxquant.graph.draws import is_random
+from fxquant.graph.edit import nodes_in
 from fxquant.graph.modes import hands_its_input_on
-from fxquant.graph.place import describe
+from fxquant.graph.own import is_torchs_module
+from fxquant.graph.place import copy_place, describe, example_of, set_example
 from fxquant.graph.values import scalars
 
 IN_PLACE: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -62,6 +70,20 @@ class Form(NamedTuple):
     kwargs: Any
 
 
+def with_part(tensor: torch.Tensor, index: Any, value: Any) -> torch.Tensor:
+    """A copy of `tensor` that holds `value` at `index`."""
+    copy = tensor.clone()
+    copy[index] = value
+    return copy
+
+
+def on_copy(tensor: torch.Tensor, method: str, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """What a method in place makes of a copy of `tensor`."""
+    copy = tensor.clone()
+    getattr(copy, method)(*args, **kwargs)
+    return copy
+
+
 def overwriting_modules(root: nn.Module) -> set[nn.Module]:
     """The modules that overwrite their input, as ReLU(inplace=True) does."""
     return {module for module in root.modules() if getattr(module, "inplace", False) is True}
@@ -74,21 +96,45 @@ def make_functional(
 
     Modules are not edited: who calls this switches off the `inplace` of those `overwriting`.
     """
-    numbers = scalars(graph)
+    numbers, by_shapes = scalars(graph), decided(graph)
     inplace = {
         node: None
         for node in graph.nodes
-        if node not in numbers and _out_of_place(node, root, overwriting) is not None
+        if node not in numbers and _out_of_place(node, root, overwriting, by_shapes) is not None
     }
-    order = {node: i for i, node in enumerate(graph.nodes)}
+    order: dict[fx.Node, int] = {node: i for i, node in enumerate(graph.nodes)}
     memory = _Memory(graph, root, training, inplace)
     for node in inplace:
         if isinstance(node.args[0], fx.Node):
             _refuse_state(node, memory.base[node.args[0]])
+            if node.args[0] in by_shapes:
+                by_shapes |= _write_back(node, memory, order)
             _redirect_readers(node, *memory.shared_with(node.args[0], order[node], order), order)
-        form = _out_of_place(node, root, overwriting)  # anew: what it reads may have moved
+        form = _out_of_place(node, root, overwriting, by_shapes)  # anew: what it reads has moved
         assert form is not None
+        if form.target is with_part:  # a statement gave nothing, this gives the tensor
+            set_example(node, example_of(node.args[0]))
+        node.op = "call_function" if callable(form.target) else node.op
         node.target, node.args, node.kwargs = form
+
+
+def _write_back(node: fx.Node, memory: _Memory, order: dict[fx.Node, int]) -> set[fx.Node]:
+    """Let what `node` makes of a part be in the whole, too, for whoever reads that afterwards; the
+    node that does so, if `node` writes to a part.
+    """
+    part = node.args[0]
+    assert isinstance(part, fx.Node)
+    whole = part.args[0] if part.target is operator.getitem else None
+    if not isinstance(whole, fx.Node) or memory.whole[whole] is memory.whole[part]:
+        return set()
+    with node.graph.inserting_after(node):
+        written = node.graph.call_function(with_part, (whole, part.args[1], node))
+    copy_place(whole, written)
+    order[written] = order[node]
+    same, _ = memory.shared_with(whole, order[node], order)
+    _redirect_readers(written, same, [], order)
+    memory.add_same(whole, written)
+    return {written}
 
 
 def refuse_overwriting_leaves(graph: fx.Graph, root: nn.Module, leaves: frozenset[str]) -> None:
@@ -135,8 +181,12 @@ def _redirect_readers(
                 reader.replace_input_with(value, node)
 
 
-def _out_of_place(node: fx.Node, root: nn.Module, overwriting: set[nn.Module]) -> Form | None:
+def _out_of_place(
+    node: fx.Node, root: nn.Module, overwriting: set[nn.Module], by_shapes: set[fx.Node]
+) -> Form | None:
     """The functional form of an in-place call; None if it already is one."""
+    if node.target is operator.setitem and by_shapes.issuperset(nodes_in(node.args)):
+        return Form(with_part, node.args, {})
     if node.target is operator.setitem or node.kwargs.get("out") is not None:
         raise CaptureError(
             f"{describe(node)} writes into a part of a tensor, which has no functional form.\n"
@@ -147,8 +197,11 @@ def _out_of_place(node: fx.Node, root: nn.Module, overwriting: set[nn.Module]) -
         return Form(node.target, node.args, node.kwargs) if overwrites else None
     if node.op == "call_method":
         name = _without_underscore(str(node.target))
-        known = name is not None and hasattr(torch.Tensor, name)
-        return Form(name, node.args, node.kwargs) if known else None
+        if name is not None and hasattr(torch.Tensor, name):
+            return Form(name, node.args, node.kwargs)
+        if name is None or node not in by_shapes or is_random(node.target):
+            return None
+        return Form(on_copy, (node.args[0], node.target, *node.args[1:]), node.kwargs)
     if node.op != "call_function":
         return None
     if node.target in IN_PLACE:
@@ -202,6 +255,11 @@ class _Memory:
                     self.base[node] = self.base[source]
             self.group.setdefault(self.base[node], []).append(node)
 
+    def add_same(self, value: fx.Node, written: fx.Node) -> None:
+        """Note that `written` is all of `value` from now on."""
+        self.whole[written], self.base[written] = self.whole[value], self.base[value]
+        self.group[self.base[value]].append(written)
+
     def shared_with(
         self, value: fx.Node, now: int, order: dict[fx.Node, int]
     ) -> tuple[list[fx.Node], list[fx.Node]]:
@@ -215,7 +273,6 @@ def _is_view(node: fx.Node, root: nn.Module) -> bool:
     """Whether `node` may give a view of what it reads; where that is not known, it may."""
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
-        own = type(module).__module__.startswith("torch.nn.")
-        return isinstance(module, _VIEW_MODULES) or not own
+        return isinstance(module, _VIEW_MODULES) or not is_torchs_module(module)
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return node.op in ("call_method", "call_function") and name.strip("_") not in _FRESH

@@ -15,19 +15,27 @@ import operator
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import fx, nn
 
 from fxquant.errors import CaptureError
+from fxquant.graph.own import attributes_of, is_torchs_module
 from fxquant.graph.place import set_example
 
-_CONSTANT = re.compile(r"_\w+_constant_?\d+")  # torch.fx keeps a tensor so that it met
-_OWN = frozenset(vars(nn.Module()))  # the tables, hooks and mode that every module has
+_CONSTANT = re.compile(r"_\w+_constant_?\d+")
 
 _COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
 _ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
 _OF_ONE = ("neg", "pos", "abs")
+
+
+class Asked(NamedTuple):
+    """A comparison, its answer as numbers are now, and by which calls it was asked, in order."""
+
+    comparison: LiveFloat
+    answer: bool
+    calls: dict[Any, None]
 
 
 class Decisions:
@@ -35,7 +43,8 @@ class Decisions:
 
     def __init__(self, inverted: frozenset[str] = frozenset()) -> None:
         self.inverted = inverted
-        self.asked: dict[str, tuple[LiveFloat, bool]] = {}
+        self.asked: dict[str, Asked] = {}
+        self.call: Callable[[], Any] = lambda: None  # the call that now runs, as the tracer has it
         self.recording = True
 
     def decide(self, comparison: LiveFloat) -> bool:
@@ -44,7 +53,7 @@ class Decisions:
         if not self.recording:
             return answer
         text = comparison.text
-        self.asked.setdefault(text, (comparison, answer))
+        self.asked.setdefault(text, Asked(comparison, answer, {})).calls[self.call()] = None
         return answer is not (text in self.inverted)
 
     @contextmanager
@@ -121,7 +130,7 @@ def live_floats(model: nn.Module, decisions: Decisions) -> Iterator[None]:
     """Let every float attribute of the user's modules be a LiveFloat."""
     before: list[tuple[dict[str, Any], str, float]] = []
     for path, module in model.named_modules():
-        if type(module).__module__.startswith("torch.nn."):
+        if is_torchs_module(module):
             continue
         for name, value in vars(module).items():
             if type(value) is float:
@@ -144,9 +153,9 @@ def live_floats(model: nn.Module, decisions: Decisions) -> Iterator[None]:
 def _written(model: nn.Module) -> dict[str, dict[str, Any]]:
     """What the user's modules hold as plain attributes."""
     return {
-        path: {k: v for k, v in vars(module).items() if k not in _OWN}
+        path: attributes_of(module)
         for path, module in model.named_modules()
-        if not type(module).__module__.startswith("torch.nn.")
+        if not is_torchs_module(module)
     }
 
 
@@ -154,7 +163,7 @@ def _refuse_written(model: nn.Module, before: dict[str, dict[str, Any]]) -> None
     """A graph of the forward would not write them."""
     for path, held in _written(model).items():
         for name, value in held.items():
-            if _CONSTANT.fullmatch(name):
+            if is_constant(name):
                 continue
             if name not in before[path] or value is not before[path][name]:
                 where = f"of '{path}'" if path else "of the model"
@@ -163,6 +172,11 @@ def _refuse_written(model: nn.Module, before: dict[str, dict[str, Any]]) -> None
                     "not do.\nWhat to do: return the value, take it with a forward hook on a "
                     "submodule, or keep that submodule in float (keep_float)."
                 )
+
+
+def is_constant(name: str) -> bool:
+    """Whether torch.fx keeps a tensor under an attribute of that name that it met in a forward."""
+    return _CONSTANT.fullmatch(name) is not None
 
 
 def replace_numbers(arguments: Any, function: Callable[[LiveFloat], Any]) -> Any:

@@ -17,12 +17,15 @@ joined alike: `OnlyIf` and `Choice` ask a condition of the graph instead of the 
 from __future__ import annotations
 
 import operator
-from difflib import SequenceMatcher
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from fxquant.errors import CaptureError
+from fxquant.graph.apart import Difference, parts, whole_difference
 from fxquant.graph.edit import Site, call_site, called_module, module_at, nodes_in
 from fxquant.graph.live import LiveFloat, read_in, replace_numbers
 from fxquant.graph.place import copy_place, describe, place_of, set_example
@@ -93,41 +96,111 @@ class OnlyIf(TrainOnly):
         return outputs
 
 
-def merge(gm: fx.GraphModule, training: fx.Graph, condition: fx.Node | None = None) -> None:
-    """Add to `gm`, which holds the eval graph, what `training` does beyond it.
+class _Parting(ABC):
+    """What parts two graphs, and the sites that follow it."""
 
-    With a condition, a node of `gm`: what another graph does where that holds.
+    @abstractmethod
+    def join(self, gm: fx.GraphModule, reader: fx.Node, base: Any, other: Any) -> Any:
+        """What `reader` reads, given what it reads in either graph; stands before it."""
+
+    @abstractmethod
+    def region(
+        self,
+        gm: fx.GraphModule,
+        body: fx.GraphModule,
+        outputs: int,
+        inputs: tuple[fx.Node, ...],
+        first: fx.Node,
+    ) -> fx.Node:
+        """A call of what only the other graph does, which begins with its node `first`."""
+
+
+class _ByTheMode(_Parting):
+    def join(self, gm: fx.GraphModule, reader: fx.Node, base: Any, other: Any) -> Any:
+        # in the mode of whoever gave the training's value
+        source = next(iter(nodes_in((other, base))), reader)
+        node = call_site(gm, "switch", Switch(_owner(gm, source)), (base, other))
+        copy_place(reader, node)
+        return node
+
+    def region(
+        self,
+        gm: fx.GraphModule,
+        body: fx.GraphModule,
+        outputs: int,
+        inputs: tuple[fx.Node, ...],
+        first: fx.Node,
+    ) -> fx.Node:
+        return call_site(gm, "train_only", TrainOnly(body, outputs, _owner(gm, first)), inputs)
+
+
+class _ByACondition(_Parting):
+    def __init__(self, condition: fx.Node) -> None:
+        self.condition = condition
+
+    def join(self, gm: fx.GraphModule, reader: fx.Node, base: Any, other: Any) -> Any:
+        if _without_choices(gm, base) is not base:
+            raise CaptureError(
+                f"what training does before {describe(reader)} is decided by two comparisons "
+                "of numbers that may be set later, one after the other.\n"
+                "What to do: make one comparison of the two, or put a submodule that both "
+                "modes call between them."
+            )
+        return call_site(gm, "choice", Choice(), (self.condition, base, other))
+
+    def region(
+        self,
+        gm: fx.GraphModule,
+        body: fx.GraphModule,
+        outputs: int,
+        inputs: tuple[fx.Node, ...],
+        first: fx.Node,
+    ) -> fx.Node:
+        module = OnlyIf(body, outputs, _owner(gm, first))
+        return call_site(gm, "only_if", module, (self.condition, *inputs))
+
+
+def merge(gm: fx.GraphModule, training: fx.Graph) -> None:
+    """Add to `gm`, which holds the eval graph, what `training` does beyond it."""
+    extra = list(training.nodes)
+    found = whole_difference(list(gm.graph.nodes), extra, "the mode")
+    _refuse_state(gm, found, "in eval() only")
+    _insert(gm, extra, found, {"the mode": _ByTheMode()}, next(iter(gm.graph.nodes)))
+
+
+def merge_where(
+    gm: fx.GraphModule,
+    other: fx.Graph,
+    found: Difference,
+    conditions: Mapping[str, tuple[LiveFloat, bool]],
+) -> dict[fx.Node, str]:
+    """Add to `gm` what `other` does beyond it, to run where each comparison is or is not true;
+    the nodes that tell, with their comparisons.
     """
-    network, extra = list(gm.graph.nodes), list(training.nodes)
-    shared: dict[fx.Node, fx.Node] = {}  # node of training -> node of gm
-    regions: list[list[fx.Node]] = []
-    left, right = [_key(n) for n in network], [_key(n) for n in extra]
-    if left == right:  # as of most networks, and the alignment may take quadratic time
-        blocks = [(0, 0, len(left))]
-    else:
-        matcher = SequenceMatcher(None, left, right, autojunk=False)
-        blocks = [(m.a, m.b, m.size) for m in matcher.get_matching_blocks()]
-    end = 0
-    for i, j, size in blocks:
-        if j > end:
-            regions.append(extra[end:j])
-        shared.update(zip(extra[j : j + size], network[i : i + size], strict=True))
-        end = j + size
-    in_both = set(shared.values())
-    if condition is None:
-        _refuse_state_of_eval(gm, [node for node in network if node not in in_both])
-    if regions or any(not _same_reads(node, shared) for node in extra):
-        _insert(gm, extra, shared, regions, condition)
+    _refuse_state(gm, found, "where a number of the model has some values only")
+    told: dict[fx.Node, str] = {}
+    last = [node for node in gm.graph.nodes if node.op == "placeholder"][-1]
+    condition = last
+    for text, (comparison, holds) in conditions.items():
+        with gm.graph.inserting_before(last.next):
+            condition = read_in(gm.graph, comparison)
+            if not holds:
+                condition = gm.graph.call_function(operator.not_, (condition,))
+            set_example(condition, True)
+        told[condition] = text
+    partings = {text: _ByACondition(node) for node, text in told.items()}
+    _insert(gm, list(other.nodes), found, partings, condition)
+    return told
 
 
-def _refuse_state_of_eval(gm: fx.GraphModule, only_in_eval: list[fx.Node]) -> None:
-    """Nodes that training does not have run in both modes; their statistics must not move."""
-    for node in only_in_eval:
+def _refuse_state(gm: fx.GraphModule, found: Difference, when: str) -> None:
+    """Nodes that the other graph does not have run for both; their statistics must not move."""
+    for _, node in found.only_base:
         module = module_at(gm, node) if node.op == "call_module" else None
         if module is not None and next(module.buffers(), None) is not None:
             raise CaptureError(
-                f"{describe(node)} runs in eval() only and keeps statistics.\n"
-                "What to do: call it in both modes, or keep the submodule around it in float."
+                f"{describe(node)} runs {when} and keeps statistics.\n"
+                "What to do: call it in any case, or keep the submodule around it in float."
             )
 
 
@@ -137,85 +210,48 @@ def _owner(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return gm.get_submodule(path) if path else None
 
 
-def _key(node: fx.Node) -> tuple[object, ...]:
-    """What a node is, apart from which nodes it reads."""
-    if node.op == "output":
-        return ("output",)
-    immediates = fx.node.map_arg((node.args, node.kwargs), lambda _: None)
-    return (node.op, node.target, place_of(node).module, repr(immediates))
-
-
-def _same_reads(node: fx.Node, shared: dict[fx.Node, fx.Node]) -> bool:
-    mapped = fx.node.map_arg((node.args, node.kwargs), shared.__getitem__)
-    return bool(mapped == (shared[node].args, shared[node].kwargs))
-
-
 def _insert(
     gm: fx.GraphModule,
     extra: list[fx.Node],
-    shared: dict[fx.Node, fx.Node],
-    regions: list[list[fx.Node]],
-    condition: fx.Node | None,
+    found: Difference,
+    partings: Mapping[str, _Parting],
+    position: fx.Node,
 ) -> None:
-    value = dict(shared)  # node of training -> the value in gm that stands for it
-    first = {region[0]: region for region in regions}
-    position = condition or next(iter(gm.graph.nodes))
+    value = dict(found.shared)  # node of the other graph -> the value in gm that stands for it
+    first = {region[0]: (text, region) for text, region in found.regions}
+
+    def joined(node: fx.Node, ours: fx.Node, base: Any, other: Any) -> Any:
+        """One argument for both graphs: itself, or switches where the two part."""
+        here, usual = fx.node.map_arg(other, value.__getitem__), _without_choices(gm, base)
+        if base == here or usual is here:  # or they part only where an earlier condition holds
+            return base
+        pairs = parts(base, other)
+        if pairs is not None:
+            return _rebuilt(base, [joined(node, ours, a, b) for a, b in pairs])
+        with gm.graph.inserting_before(ours):
+            return partings[found.cause(node, usual, other)].join(gm, ours, base, here)
+
+    for text, node in found.only_base:
+        if node.target is torch._assert:  # it runs for both, but what it checks holds for one
+            with gm.graph.inserting_before(node):
+                holds = partings[text].join(gm, node, node.args[0], True)
+            node.args = (holds, *node.args[1:])
     for node in extra:
         if node in first:
-            position = _insert_region(gm, first[node], value, position, condition)
-        ours = shared.get(node)
-        if ours is None:
-            continue
-        position = ours
-        if ours.op == "output":
-            args = fx.node.map_arg(node.args[0], value.__getitem__)
-            ours.args = (_join(gm, ours, ours.args[0], args, condition),)
-        else:
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), value.__getitem__)
-            ours.args = tuple(
-                _join(gm, ours, a, b, condition) for a, b in zip(ours.args, args, strict=True)
-            )
-            ours.kwargs = {
-                k: _join(gm, ours, v, kwargs[k], condition) for k, v in ours.kwargs.items()
-            }
+            text, region = first[node]
+            position = _insert_region(gm, region, value, position, partings[text])
+        ours = found.shared.get(node)
+        if ours is not None:
+            if ours.op != "placeholder" or position.op == "placeholder":
+                position = ours  # conditions come behind the last placeholder
+            ours.args = joined(node, ours, ours.args, node.args)
+            ours.kwargs = joined(node, ours, ours.kwargs, node.kwargs)
 
 
-def _join(
-    gm: fx.GraphModule,
-    reader: fx.Node,
-    in_eval: Any,
-    in_training: Any,
-    condition: fx.Node | None,
-) -> Any:
-    """One argument for both modes: itself, or switches where the two part."""
-    if condition is not None and _without_choices(gm, in_eval) is in_training:
-        return in_eval  # the two part only where an earlier condition holds
-    if in_eval is in_training or (not isinstance(in_eval, fx.Node) and in_eval == in_training):
-        return in_eval
-    if type(in_eval) is type(in_training) and isinstance(in_eval, (tuple, list, dict)):
-        if len(in_eval) == len(in_training) and not isinstance(in_eval, dict):
-            pairs = zip(in_eval, in_training, strict=True)
-            return type(in_eval)([_join(gm, reader, a, b, condition) for a, b in pairs])
-        if isinstance(in_eval, dict) and in_eval.keys() == in_training.keys():
-            return {
-                k: _join(gm, reader, v, in_training[k], condition) for k, v in in_eval.items()
-            }
-    with gm.graph.inserting_before(reader):
-        if condition is not None:
-            if _without_choices(gm, in_eval) is not in_eval:
-                raise CaptureError(
-                    f"what training does before {describe(reader)} is decided by two comparisons "
-                    "of numbers that may be set later, one after the other.\n"
-                    "What to do: make one comparison of the two, or put a submodule that both "
-                    "modes call between them."
-                )
-            return call_site(gm, "choice", Choice(), (condition, in_eval, in_training))
-        # in the mode of whoever gave the training's value
-        source = next(iter(nodes_in((in_training, in_eval))), reader)
-        switch = Switch(_owner(gm, source))
-        node = call_site(gm, "switch", switch, (in_eval, in_training))
-    copy_place(reader, node)
-    return node
+def _rebuilt(container: Any, values: list[Any]) -> Any:
+    if isinstance(container, dict):
+        return dict(zip(container, values, strict=True))
+    return type(container)(*values) if hasattr(container, "_fields") else type(container)(values)
 
 
 def _without_choices(gm: fx.GraphModule, value: Any) -> Any:
@@ -230,9 +266,9 @@ def _insert_region(
     region: list[fx.Node],
     value: dict[fx.Node, fx.Node],
     position: fx.Node,
-    condition: fx.Node | None,
+    parting: _Parting,
 ) -> fx.Node:
-    """One run of nodes that only training has as a TrainOnly node after `position`; its last."""
+    """One run of nodes that only the other graph has as a region after `position`; its last."""
     for node in region:  # what the model holds comes in as an argument, so that it stays live
         if node.op == "get_attr":
             with gm.graph.inserting_after(position):
@@ -257,13 +293,8 @@ def _insert_region(
     body.output(tuple(inner[n] for n in results))
     graph_module = fx.GraphModule(gm, body, class_name="TrainOnlyBody")
     inputs = (*(value[n] for n in reads), *numbers.values())
-    if condition is None:
-        name, kind = "train_only", TrainOnly
-    else:
-        name, kind, inputs = "only_if", OnlyIf, (condition, *inputs)
-    module = kind(graph_module, len(results), _owner(gm, region[0]))
     with gm.graph.inserting_after(position):
-        call = call_site(gm, name, module, inputs)
+        call = parting.region(gm, graph_module, len(results), inputs, region[0])
     copy_place(region[0], call)
     position = call
     for i, node in enumerate(results):
@@ -286,19 +317,6 @@ def _read_numbers(
         for text, number in found.items():
             nodes[text] = position = read_in(gm.graph, number)
     return nodes, position
-
-
-def merge_where(
-    gm: fx.GraphModule, other: fx.Graph, comparison: LiveFloat, holds: bool
-) -> None:
-    """Add to `gm` what `other` does beyond it, to run where `comparison` is or is not true."""
-    last = [node for node in gm.graph.nodes if node.op == "placeholder"][-1]
-    with gm.graph.inserting_before(last.next):
-        condition = read_in(gm.graph, comparison)
-        if not holds:
-            condition = gm.graph.call_function(operator.not_, (condition,))
-        set_example(condition, True)
-    merge(gm, other, condition)
 
 
 def item(values: tuple[Any, ...], index: int) -> Any:

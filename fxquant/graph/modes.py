@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fxquant.graph.edit import Site
+from fxquant.graph.own import is_torchs_module
+from fxquant.graph.wrapped import wrapped_functions_opened
 
 _DROPOUTS = (
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
@@ -27,13 +29,14 @@ def is_identity_in_eval(module: nn.Module) -> bool:
         return False
     if kind is nn.Identity or kind in _DROPOUTS:
         return True
-    if kind.__module__.startswith("torch.nn."):
+    if is_torchs_module(module):
         return False  # of torch's own those above are all there are
     if next(module.children(), None) or next(module.parameters(), None) is not None:
         return False
     mode, module.training = module.training, False
     try:
-        nodes = list(fx.Tracer().trace(module).nodes)
+        with wrapped_functions_opened():
+            nodes = list(fx.Tracer().trace(module).nodes)
     except Exception:  # whatever the user's forward raises: it is not a plain identity
         return False
     finally:

@@ -74,7 +74,7 @@ def describe(node: fx.Node) -> str:
     return f"node '{node.name}' ({node.op} {call}) {place_of(node)}"
 
 
-def _is_user_code(frame: FrameType) -> bool:
+def is_user_code(frame: FrameType) -> bool:
     """Whether a frame belongs to neither torch nor the capture."""
     file = frame.f_code.co_filename
     return not file.startswith((*_OWN, "<"))
@@ -86,7 +86,7 @@ def caller_place(module: str, capture: CodeType) -> Place:
     The walk ends where `capture` began: beyond lies whoever called us, who is not to blame.
     """
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not _is_user_code(frame):
+    while frame is not None and not is_user_code(frame):
         if frame.f_code is capture:
             return Place(module)
         frame = frame.f_back
@@ -99,7 +99,7 @@ def raised_at(traceback: TracebackType | None) -> str:
     """`file:line` of the innermost user code that an exception came through."""
     at = "an unknown line"
     while traceback is not None:
-        if _is_user_code(traceback.tb_frame):
+        if is_user_code(traceback.tb_frame):
             at = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
         traceback = traceback.tb_next
     return at

@@ -37,9 +37,11 @@ def read_elsewhere(value: fx.Node, *readers: fx.Node) -> str | None:
 
 
 def shared_parameter(gm: fx.GraphModule, layer: fx.Node, reads: Counter[int]) -> str | None:
-    """That another call reads a parameter of `layer`, as a sentence, or None."""
+    """That a parameter of `layer` is not its own to change, as a sentence, or None."""
     for parameter in (layer.kwargs["weight"], layer.kwargs["bias"]):
         if isinstance(parameter, fx.Node):
+            if parameter.op != "get_attr":
+                return f"'{parameter.name}' is computed from other parameters"
             value = get_attribute(gm, str(parameter.target))
             if reads[id(value)] > 1:
                 return f"'{parameter.target}' is shared with another call"

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_OWN = frozenset(vars(nn.Module()))  # the tables and hooks that every module has
+from fxquant.graph.own import attributes_of, is_torchs_module
 
 
 def copy_of(model: nn.Module) -> nn.Module:
@@ -86,7 +86,7 @@ def lists_replaced(model: nn.Module, function: Callable[[Tensor], Any]) -> Itera
     """Let the lists, tuples and dicts of the user's modules hold `function` of each tensor."""
     before: list[tuple[dict[str, Any], str, Any]] = []
     for module in model.modules():
-        if type(module).__module__.startswith("torch.nn."):
+        if is_torchs_module(module):
             continue  # a graph calls it, or reads nothing of its lists
         for name, value in _plain(module).items():
             if next(_tensors(value), None) is not None:
@@ -102,7 +102,7 @@ def lists_replaced(model: nn.Module, function: Callable[[Tensor], Any]) -> Itera
 def _plain(module: nn.Module) -> dict[str, Any]:
     """What a module holds, besides parameters, buffers and modules, that may be tensors."""
     kinds = (Tensor, list, tuple, dict)
-    return {k: v for k, v in vars(module).items() if k not in _OWN and isinstance(v, kinds)}
+    return {k: v for k, v in attributes_of(module).items() if isinstance(v, kinds)}
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

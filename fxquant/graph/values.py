@@ -33,7 +33,7 @@ def scalars(graph: fx.Graph) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in graph.nodes:
         held = node.op == "get_attr" and isinstance(example_of(node), (bool, int, float))
-        if held or _is_query(node) or (
+        if held or is_query(node) or (
             node.op == "call_function"
             and node.target in _ARITHMETIC
             and node.all_input_nodes
@@ -67,7 +67,8 @@ def assertions(graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
-def _is_query(node: fx.Node) -> bool:
+def is_query(node: fx.Node) -> bool:
+    """Whether `node` asks a tensor for its shape, or for what else is not a value of it."""
     if node.op == "call_method":
         return node.target in _METHODS
     return node.op == "call_function" and node.target is getattr and node.args[1] in _ATTRIBUTES

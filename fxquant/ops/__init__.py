@@ -47,6 +47,7 @@ from fxquant.ops.pad_copies import PAD_COPIES
 from fxquant.ops.prelu import PRELU
 from fxquant.ops.relu import RELU
 from fxquant.ops.rms_norm import RMS_NORM
+from fxquant.ops.scale import SCALE
 from fxquant.ops.sigmoid import SIGMOID
 from fxquant.ops.silu import SILU
 from fxquant.ops.softmax import SOFTMAX
@@ -75,6 +76,7 @@ OPS: tuple[OpSpec, ...] = (
     ADD,
     WEIGHTED_SUM,
     SUM_OF_PRODUCTS,
+    SCALE,
     CAT,
     MAX_POOL1D,
     MAX_POOL2D,

@@ -3,7 +3,8 @@
     real      y = x_1 + … + x_n
     integer   q_y = clamp(z_y + ((Σ (q_i - z_i)·m_i + 2^(S-1)) >> S))
 
-with m_i = round(s_i/s_y · 2^S) over one common shift, short enough for the sum to fit 32 bits.
+with m_i = round(s_i/s_y · 2^S) over one common shift, short enough for the sum of codes of 8 bits
+to fit 32. A mask and the scores with it have 16 bits, and their sum 64.
 """
 
 from __future__ import annotations

@@ -65,8 +65,6 @@ class IntegerOp(Site):
     def accumulator(self, settings: Mapping[str, Any]) -> Accumulator | None:
         """What it sums, if anything, when it is called with those settings."""
         _, _, inputs, bits = self.facts
-        if self.op.accumulator is None:
-            return Accumulator(None, None, bits)
         return self.op.accumulator(IntegerCall(self.numbers, inputs, settings, bits))
 
     def extra_repr(self) -> str:

@@ -22,9 +22,10 @@ from fxquant.graph.place import example_of
 _METHODS = {
     *("view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "contiguous"),
     *("squeeze", "unsqueeze", "expand", "expand_as", "view_as", "reshape_as", "repeat", "chunk"),
-    *("split", "unbind", "narrow", "select", "flip", "roll", "swapaxes", "movedim", "clone"),
-    "detach",
+    *("split", "unbind", "narrow", "select", "flip", "roll", "swapaxes", "swapdims", "movedim"),
+    *("moveaxis", "tile", "repeat_interleave", "index_select", "clone", "detach"),
 }
+_ATTRIBUTES = ("T", "mT")  # a tensor, transposed
 _FUNCTIONS = {getattr(torch, name) for name in _METHODS if hasattr(torch, name)} | {
     operator.getitem,
     torch.nn.functional.channel_shuffle,
@@ -66,7 +67,9 @@ def is_move(gm: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_method":
         return node.target in _METHODS
     if node.op == "call_function":
-        return node.target in _FUNCTIONS
+        return node.target in _FUNCTIONS or (
+            node.target is getattr and node.args[1] in _ATTRIBUTES
+        )
     module = called_module(gm, node)
     return module is not None and (
         type(module) in _MODULES or isinstance(module, Switch) or is_identity_in_eval(module)

@@ -68,11 +68,14 @@ def centred(n: OperandNumbers, codes: Iterable[Tensor]) -> list[Tensor]:
 
 
 def accumulator_of_operands(call: IntegerCall) -> Accumulator | None:
-    """What a sum of operands adds up: 32 bits hold it, so short are its multipliers."""
+    """What a sum of operands adds up: 32 bits hold it, so short are its multipliers, and 64 where
+    an operand has 16.
+    """
     n: OperandNumbers = call.numbers
     terms = [reach(x.scheme, zero) for x, zero in zip(call.inputs, n.x_zero, strict=True)]
     worst = n.rounding.worst_sum(terms, Rescale(n.multiplier, n.shift))
-    return None if worst is None else Accumulator((worst,), len(terms), ACCUMULATOR_BITS)
+    bits = ACCUMULATOR_BITS if all(x.scheme.bits <= 8 for x in call.inputs) else 64
+    return None if worst is None else Accumulator((worst,), len(terms), bits)
 
 
 def sum_operands(n: OperandNumbers, dtype: torch.dtype, *codes: Tensor) -> Tensor:

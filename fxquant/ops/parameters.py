@@ -6,14 +6,15 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from fxquant.graph.edit import free_path, get_attribute, set_parameter
+from fxquant.graph.edit import free_path, set_parameter
+from fxquant.graph.held import held_value
 from fxquant.graph.place import copy_place
 from fxquant.ops.flow import layer_channels
 
 
 def value_of(gm: fx.GraphModule, node: fx.Node) -> Any:
-    """What a get_attr node reads."""
-    return get_attribute(gm, str(node.target))
+    """What a get_attr node reads, or what is computed from such nodes alone."""
+    return held_value(gm, node)
 
 
 def parameters_of(gm: fx.GraphModule, layer: fx.Node) -> tuple[Tensor, Tensor | None]:

@@ -4,11 +4,13 @@
     integer   e_i = table[max q - q_i]                     table[d] = round(2^20 · e^(-s_x·d))
               q_y = clamp(z_y + floor((2·e_i·m + (Σ e_j << S)) / (Σ e_j << (S + 1))))
 
-with m·2^-S = 1/s_y. The exponentials are looked up, their sum is exact, one division rounds.
+with m·2^-S = 1/s_y. The exponentials are looked up, their sum is exact, one division rounds. The
+table of wider codes ends where its entries are 0, and so does every distance beyond.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,11 +22,13 @@ from fxquant.errors import AccumulatorError
 from fxquant.ops.accumulator import Accumulator, IntegerCall
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall, signature_reader
 from fxquant.rounding import MULTIPLIER_BITS, Rounding, rescale_of
+from fxquant.schemes import QParams
 
 ONE_BITS = 20  # e^0 is 2^20
 # Nothing leaves int64: e_i <= 2^20 and m < 2^31, so 2·e_i·m < 2^52; S <= 24 and Σ e_j is at most
 # 2^20 a column, so (Σ e_j << (S + 1)) <= 2^62 up to 2^17 columns. The dividend stays below 2^62.
 _MAX_SHIFT = 24
+_NOTHING = math.log(2 ** (ONE_BITS + 1))  # e to minus this is half of the last bit
 MAX_COLUMNS = 2**17
 
 
@@ -72,7 +76,7 @@ def _options2d(module: nn.Softmax2d) -> dict[str, Any]:
 
 def _numbers(call: RealCall) -> SoftmaxNumbers:
     x, (y, low, high, rounding) = call.inputs[0], call.target
-    distances = torch.arange(x.scheme.qmax - x.scheme.qmin + 1, device=x.scale.device)
+    distances = torch.arange(_farthest(x) + 1, device=x.scale.device)
     exponentials = torch.ldexp(torch.exp(-distances * x.scale.double()), torch.tensor(ONE_BITS))
     steps = 1 / y.scale.double()
     shift = rescale_of(steps).shift.clamp(max=_MAX_SHIFT)
@@ -82,6 +86,14 @@ def _numbers(call: RealCall) -> SoftmaxNumbers:
     return SoftmaxNumbers(table, multiplier, shift, y.zero_point, low, high, rounding)
 
 
+def _farthest(x: QParams) -> int:
+    """The largest distance in the table: of any two codes, or one whose exponential is 0."""
+    steps = x.scheme.qmax - x.scheme.qmin
+    if x.scheme.bits <= 8:
+        return steps  # which does not wait for the device
+    return int(min(steps, _NOTHING / float(x.scale) + 2))
+
+
 def _kernel(n: SoftmaxNumbers, dtype: torch.dtype, codes: Tensor, dim: int) -> Tensor:
     if codes.shape[dim] > MAX_COLUMNS:
         raise AccumulatorError(
@@ -89,7 +101,7 @@ def _kernel(n: SoftmaxNumbers, dtype: torch.dtype, codes: Tensor, dim: int) -> T
             "What to do: keep it in float, QuantConfig(keep_float=(…,))."
         )
     wide = codes.to(torch.int32)
-    distances = wide.amax(dim, keepdim=True) - wide
+    distances = (wide.amax(dim, keepdim=True) - wide).clamp(max=len(n.table) - 1)
     looked_up = torch.index_select(n.table, 0, distances.flatten()).reshape(codes.shape)
     exponentials = looked_up.to(torch.int64)
     total = exponentials.sum(dim, keepdim=True)

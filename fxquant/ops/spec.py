@@ -125,8 +125,7 @@ class OpSpec:
     numbers       every integer it computes with, as a NamedTuple of tensors; and the `Rounding`,
                   under that name, if it rounds
     kernel        `kernel(numbers, dtype, *codes, **options)`: integer tensors in and out
-    accumulator   what it sums before it rounds, at most; None as a result where that is nothing,
-                  and as a field where nobody has said: then nothing is proved
+    accumulator   what it sums before it rounds, at most; the result is None where that is nothing
     indices       the options that are integer tensors of the network: they say what to pick
     real          the options that end in the numbers: the kernel takes the others
     """
@@ -143,7 +142,7 @@ class OpSpec:
     weight_axis: int | None
     numbers: Callable[[RealCall], tuple[Tensor | Rounding, ...]]
     kernel: Callable[..., Tensor]
-    accumulator: Callable[[IntegerCall], Accumulator | None] | None = None
+    accumulator: Callable[[IntegerCall], Accumulator | None]
     indices: tuple[str, ...] = ()
     real: tuple[str, ...] = ()
 

@@ -421,7 +421,7 @@ def test_case_31_batch_of_one_pixel_as_an_example():
     prepared = fxquant.prepare_qat(model, INPUT[:1])
     torch.testing.assert_close(prepared.eval()(INPUT[:1]), model.eval()(INPUT[:1]))
     text = fxquant.explain(prepared)
-    assert "cannot run on the example inputs in train()" in text
+    assert "left alone  the model: Net.forward cannot run on the example inputs in train()" in text
     assert "Expected more than 1 value per channel" in text
 
 

@@ -85,6 +85,17 @@ class Weighted(nn.Module):
         return w[0] * x + y * -w[1] + z
 
 
+class Scaled(nn.Module):
+    """LayerScale: one factor a channel, a negative one and zero among them."""
+
+    def __init__(self):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.tensor([1e-6, -0.7, 0.0, 3.0]).reshape(4, 1, 1))
+
+    def forward(self, x):
+        return self.gamma * x
+
+
 IMAGE = (2, 4, 7, 6)
 EXAMPLES = {
     "conv1d": (lambda: nn.Conv1d(4, 6, 3, 2, 1), [(2, 4, 9)]),
@@ -106,6 +117,7 @@ EXAMPLES = {
         lambda: Call(lambda a, b, c, d: a * c + b * d),
         [IMAGE, IMAGE, (2, 4, 1, 1), (1, 4, 1, 1)],
     ),
+    "scale": (Scaled, [IMAGE]),
     "cat": (lambda: Call(lambda x, y: torch.cat([x, 0.0 * x, y], 1)), [IMAGE, IMAGE]),
     "max_pool1d": (lambda: nn.MaxPool1d(3, 2, 1), [(2, 4, 9)]),
     "max_pool2d": (lambda: nn.MaxPool2d(3, 2, 1, ceil_mode=True), [IMAGE]),

@@ -173,6 +173,19 @@ def test_slopes(rounding: Rounding, slope: Fraction):
 
 
 @every_rounding
+def test_several_factors(rounding: Rounding):
+    """A half, and a fourth of the other sign."""
+    x, factors = qparams(0.5, 131), [Fraction(1, 2), Fraction(-1, 4)]
+    found = integers(
+        "scale", (x,), x, all_codes().reshape(-1, 1), rounding=rounding,
+        factors=torch.tensor([float(f) for f in factors]),
+    )
+    for column, factor in enumerate(factors):
+        steps = [rescaled(code - 131, factor, rounding) for code in all_codes().tolist()]
+        assert found[:, column].tolist() == clamped(steps, x)
+
+
+@every_rounding
 @pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
 def test_norms(rounding: Rounding, name: str):
     """Rows that are ±1 exactly, times 1/2, 3/2, … The last shift is beyond 31."""

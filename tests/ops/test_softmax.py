@@ -13,10 +13,11 @@ from torch import nn
 
 import fxquant
 from fxquant.errors import AccumulatorError, UnsupportedOperatorError
+from fxquant.ops import op_named
 from fxquant.ops.softmax import MAX_COLUMNS
-from fxquant.schemes import QuantScheme
+from fxquant.schemes import INT16, QuantScheme
 from tests import laws, truth
-from tests.ops.calls import all_codes, integers, qparams
+from tests.ops.calls import all_codes, integers, qparams, real_call
 
 SCALES = [2**-8, 0.0173, 0.11, 1.0, 30.0]
 UNIT = qparams(1 / 255, 0)
@@ -68,6 +69,25 @@ def test_random_rows_are_within_one_step(columns, scale):
         error = (integers("softmax", (x,), y, codes, dim=-1) - rounded(codes, x, y)).abs()
         assert error.max() <= 1
         assert (error > 0).double().mean() <= 1e-3
+
+
+@pytest.mark.parametrize("scale", [130 / 2**16, 1e-5, 0.0005, 0.01, 20.0])
+def test_codes_of_16_bits_are_within_one_step(scale):
+    """As scores with a mask have: fine steps down to -128."""
+    x = qparams(scale, 12345, INT16)
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(-(2**15), 2**15, (50, 40), generator=generator).to(torch.int16)
+    codes[:, ::3] = -(2**15)
+    found = integers("softmax", (x,), UNIT, codes, dim=-1)
+    assert (found - rounded(codes, x, UNIT)).abs().max() <= 1
+
+
+def test_the_table_of_16_bits_ends_where_it_is_0():
+    """s = 1/512: ln(2²¹)·512 = 7452.8, so that 7453 is the first distance without a share."""
+    call = real_call((qparams(2**-9, 0, INT16),), UNIT, {"dim": 0})
+    table = op_named("softmax").numbers(call).table
+    assert len(table) < 7460
+    assert (table[7452], table[7453], table[-1]) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2, -1, -2])

@@ -30,6 +30,7 @@ class Call(nn.Module):
 SPELLINGS = [
     ("conv2d", lambda m, x: F.conv2d(x, m.weight, m.bias, padding=1)),
     ("conv2d", lambda m, x: torch.conv2d(input=x, weight=m.weight)),
+    ("conv2d", lambda m, x: F.conv2d(x, m.weight.exp(), m.bias.view(-1))),  # of parameters alone
     # what is not given is as torch has it; three dimensions read x as [C, D, H, W]
     ("conv1d", lambda m, x: F.conv1d(x[:, :, 0], m.kernel[1])),
     ("conv2d", lambda m, x: F.conv2d(x, m.kernel[2])),
@@ -181,8 +182,7 @@ LEFT_ALONE = [
     lambda m, x: x + 1j,
     lambda m, x: torch.add(x, x, alpha=2),
     lambda m, x: x.sum(1, dtype=torch.float64),
-    lambda m, x: F.conv2d(x, x[:, :, :1, :1]),  # a weight that the network computes
-    lambda m, x: F.conv2d(x, m.weight, m.bias.view(-1)),  # and a bias
+    lambda m, x: F.conv2d(x, x[:, :, :1, :1]),  # a weight that the input decides
     lambda m, x: F.max_pool2d(x, 2, return_indices=True),
     lambda m, x: x.clamp(min=x),
     lambda m, x: x.clamp(min=1.0),  # leaves the range that it would have to keep

@@ -1,0 +1,240 @@
+"""The tracer: torch.fx's, with the place of every node and an example of what it gives."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.proxy import TraceError
+
+from fxquant.graph.calls import Calls, Contents
+from fxquant.graph.decided import FACTORIES, UNKNOWN_FACTORIES, is_decided
+from fxquant.graph.edit import nodes_in
+from fxquant.graph.examples import UNKNOWN, Examples
+from fxquant.graph.inplace import IN_PLACE
+from fxquant.graph.live import Decisions, LiveFloat, is_constant
+from fxquant.graph.modes import is_identity_in_eval
+from fxquant.graph.place import caller_place, set_example, set_place
+from fxquant.graph.spell_out import is_spelled_out
+from fxquant.graph.tensors import lists_replaced
+from fxquant.graph.wrapped import wrap_none_of_torchs
+
+
+class _Proxy(fx.Proxy):
+    """A proxy that knows its length, where its example value does, and that writes `x += y`
+    down as what it is; fx makes `x = x + y` of it.
+    """
+
+    def __len__(self) -> int:
+        assert isinstance(self.tracer, Tracer)
+        value = self.tracer.examples.of(self.node)
+        if value is UNKNOWN:
+            raise TraceError("len() of a value whose shape is not known")
+        return len(value)
+
+    def __getattr__(self, name: str) -> fx.proxy.Attribute:
+        return _Attribute(self, name)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        assert isinstance(self.tracer, Tracer)
+        written = self.tracer.create_arg((self, index, value))
+        if not self.tracer.decided.issuperset(nodes_in(written)):
+            raise TraceError(
+                "it writes into a part of a tensor: build the result with torch.cat or torch.where"
+            )
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def __index__(self) -> int:
+        """The number that it is now, for whoever needs a plain one; for others it is refused."""
+        assert isinstance(self.tracer, Tracer)
+        return self.tracer.number(self)
+
+    @property
+    def data(self) -> fx.Proxy:
+        """`x.data`: the same numbers without their history, as `x.detach()`."""
+        return self.tracer.create_proxy("call_method", "detach", (self,), {})
+
+
+class _Attribute(fx.proxy.Attribute, _Proxy):
+    """An attribute of a proxy, such as its shape, which has a length, too."""
+
+
+def _in_place(target: Callable[..., Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
+    def method(self: _Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return method
+
+
+for _target in IN_PLACE:
+    setattr(_Proxy, f"__{_target.__name__}__", _in_place(_target))
+
+
+class Tracer(fx.Tracer):
+    """Records the place of every node, and an example value where one can be had."""
+
+    def __init__(
+        self,
+        example_inputs: Sequence[Any] | None = None,
+        leaves: frozenset[str] = frozenset(),
+        decisions: Decisions | None = None,
+        functions: tuple[Callable[..., Any], ...] = (),
+        results: dict[str, Any] | None = None,
+    ) -> None:
+        """All default, because unpickling a GraphModule makes its tracer without arguments."""
+        super().__init__(autowrap_functions=(*functions, *FACTORIES, *UNKNOWN_FACTORIES))
+        # also where they are called as attributes of the module that defines them
+        self._autowrap_search.extend((torch, *(sys.modules[f.__module__] for f in functions)))
+        self.decisions = Decisions() if decisions is None else decisions
+        self.leaves = leaves
+        self.examples = Examples(example_inputs or (), functions, self._is_identity, results)
+        self.calls = Calls(self._known)
+        self.decisions.call = lambda: self.calls.now
+        self.held: set[fx.Node] = set()  # what parameters alone decide: inputs do not change it
+        self.decided: set[fx.Node] = set()  # what parameters and shapes decide
+        self.names: dict[int, str] = {}
+        self.read: dict[str, fx.Proxy] = {}
+        self.writes = False  # whether a list or dict that the user's modules hold was changed
+        self.failed_in = ""  # the innermost module whose forward could not be captured
+
+    def trace(
+        self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None
+    ) -> fx.Graph:
+        with ExitStack() as self.while_tracing:
+            graph = super().trace(root, concrete_args)
+            self.writes = self.contents.changed()
+        wrap_none_of_torchs(graph)
+        return graph
+
+    def create_args_for_root(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().create_args_for_root(*args, **kwargs)
+        tensors = (*self.root.named_parameters(), *self.root.named_buffers())
+        self.names = {id(tensor): name for name, tensor in tensors}
+        self.while_tracing.enter_context(lists_replaced(self.root, self._read))
+        self.contents = Contents(self.root)
+        return result
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return self._read(attr_val) if isinstance(attr_val, torch.Tensor) else attr_val
+
+    def _read(self, tensor: torch.Tensor) -> Any:
+        """A proxy that reads one of the model's parameters or buffers where it is."""
+        name = self.names.get(id(tensor))
+        if name is None:
+            return tensor
+        if name not in self.read:
+            self.read[name] = self.create_proxy("get_attr", name, (), {})
+        return self.read[name]
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, float) and type(a) not in (float, LiveFloat):
+            a = float(a)  # of numpy, whose repr is no number in Python code
+        if isinstance(a, torch.Tensor):
+            a = self._kept(a)
+        return super().create_arg(a)
+
+    def _kept(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What torch.fx has made an attribute of before, in another trace, if that is equal."""
+        for name, kept in vars(self.root).items():
+            if is_constant(name) and isinstance(kept, torch.Tensor):
+                same = (kept.shape, kept.dtype, kept.device, kept.requires_grad) == (
+                    (tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad)
+                )
+                if same and not kept.is_meta and torch.equal(kept, tensor):
+                    return kept
+        return tensor
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        path = self.path_of_module(m)
+
+        def followed(*args: Any, **kwargs: Any) -> Any:  # which torch.fx calls unless m is a leaf
+            with self.calls.follow(path, [args, kwargs], self.graph) as result:
+                result.append(forward(*args, **kwargs))
+            return result[0]
+
+        try:
+            return super().call_module(m, followed, args, kwargs)
+        except Exception:
+            self.failed_in = self.failed_in or path
+            raise
+
+    def _known(self, node: fx.Node) -> Hashable:
+        """What this tracer tells a forward of the value of `node`, in whatever way it asks."""
+        target = node.target if node.op == "get_attr" else None  # read once, hence one object
+        return (target, node in self.held, self.examples.look(node))
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if module_qualified_name in self.leaves or self._is_identity(m):
+            return True
+        if m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m):
+            return False  # so that what they do is in the graph, too
+        if is_spelled_out(m):
+            return False
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def _is_identity(self, m: nn.Module) -> bool:
+        with self.decisions.paused():
+            return is_identity_in_eval(m)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if not torch.is_grad_enabled():
+            raise TraceError("under no_grad, which a graph does not know: use detach() instead")
+        if args[1] in UNKNOWN_FACTORIES:
+            raise TraceError(f"torch.{args[1].__name__} of a size that is traced")
+        node = super().create_node(*args, **kwargs)
+        set_place(node, caller_place(self.scope.module_path, Tracer.trace.__code__))
+        if node.op == "get_attr" or (
+            node.all_input_nodes and self.held.issuperset(node.all_input_nodes)
+        ):
+            self.held.add(node)
+        if is_decided(node, self.decided):
+            self.decided.add(node)
+        value = self.examples.add(node, self.root)
+        if value is not UNKNOWN:
+            set_example(node, value)
+        return node
+
+    def iter(self, obj: Any) -> Iterator[Any]:
+        value = self.examples.of(obj.node)
+        if value is UNKNOWN:
+            return super().iter(obj)
+        if isinstance(value, torch.Tensor) and obj.node not in self.held:
+            self._guard(obj.shape[0], len(value), "a loop over a tensor")
+        return iter([obj[i] for i in range(len(value))])
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        value = self.examples.of(obj.node)
+        if isinstance(value, (bool, int, float, tuple, list)):
+            if obj.node not in self.held:
+                self._guard(obj, value, "a decision")
+            return bool(value)
+        return super().to_bool(obj)
+
+    def number(self, obj: fx.Proxy) -> int:
+        """What `obj` is now, where that is an integer that the model's shapes decide."""
+        value = self.examples.of(obj.node)
+        if type(value) is not int:
+            raise TypeError(f"'{obj}' is no integer that shapes decide")
+        if obj.node not in self.held:
+            self._guard(obj, value, "a number")
+        return value
+
+    def _guard(self, obj: Any, value: Any, what: str) -> None:
+        """Let the graph refuse inputs for which the answer would have been another."""
+        where = self.scope.module_path
+        text = f"{what} in '{where}' was captured for other shapes, where it is {value}"
+        self.create_proxy("call_function", torch._assert, (obj == value, text), {})

@@ -1,0 +1,68 @@
+"""A tensor times numbers that parameters decide: LayerScale, or the temperatures of heads.
+
+    real      y = f·x
+    integer   q_y = clamp(z_y + round((q_x - z_x)·m / 2^S))
+
+with m·2^-S = f·s_x/s_y, one pair for each number of f, in its shape. The numbers cost no rounding
+of their own, and stay real, and trainable, until the network is converted.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fxquant.ops.accumulator import adds_nothing
+from fxquant.ops.spec import OpSpec, Output, RealCall, not_spelled
+from fxquant.rounding import Rescale, Rounding
+
+
+class ScaleNumbers(NamedTuple):
+    """`multiplier`, `shift`, a `Rescale`, in the shape of the factors; the others int32, 0-dim."""
+
+    multiplier: Tensor
+    shift: Tensor
+    x_zero: Tensor
+    y_zero: Tensor
+    low: Tensor
+    high: Tensor
+    rounding: Rounding
+
+
+def scale(input: Tensor, factors: Tensor) -> Tensor:
+    """Two tensors of shapes that broadcast."""
+    return input * factors
+
+
+def _numbers(call: RealCall) -> ScaleNumbers:
+    x, (y, low, high, rounding) = call.inputs[0], call.target
+    multiplier, shift = call.target.rescale(call.options["factors"].detach(), x.scale)
+    zeros = x.zero_point, y.zero_point
+    return ScaleNumbers(multiplier, shift, *zeros, low, high, rounding)
+
+
+def _kernel(n: ScaleNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
+    centred = codes.to(torch.int64) - n.x_zero
+    rescale = Rescale(n.multiplier, n.shift)
+    return n.rounding.requantize(centred, rescale, n.y_zero, n.low, n.high, dtype)
+
+
+SCALE = OpSpec(
+    name="scale",
+    function=scale,
+    functions=(),
+    methods=(),
+    modules={},
+    read=not_spelled,
+    output=Output.OWN,
+    range=None,
+    homogeneous=False,
+    weight_axis=None,
+    numbers=_numbers,
+    kernel=_kernel,
+    accumulator=adds_nothing,
+    real=("factors",),
+)
+"""Spelled as a product, of which the pass scale_by_parameters makes it."""
