@@ -468,7 +468,7 @@ def float32_sum(n: Buffers, operands: Sequence[Codes]) -> Codes:
 
 
 def scale(n: Buffers, q: Codes) -> Codes:
-    """`(q - z)·m`, one rounding, with a multiplier for every factor."""
+    """One rounding, with a multiplier for every factor."""
     return limit(rescale(n, q - n["x_zero"], n["multiplier"], n["shift"]), n)
 
 

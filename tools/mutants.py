@@ -251,6 +251,31 @@ TESTS: dict[str, list[str]] = {
     "fxquant/ops/instance_norm.py": [*NORMS, *laws("instance_norm")],
     "fxquant/ops/rms_norm.py": [*NORMS, *laws("rms_norm")],
     "fxquant/ops/normalize.py": [*NORMS, *laws("normalize")],
+    "fxquant/ops/accumulator.py": ["tests/test_audit.py", *laws("add", "linear", "matmul")],
+    "fxquant/ops/average.py": [
+        "tests/ops/test_averages.py", "tests/ops/test_rounding.py", *networks(POOLS),
+    ],
+    "fxquant/ops/sum.py": ["tests/ops/test_averages.py", *SPELLINGS, *laws("sum")],
+    "fxquant/ops/adaptive_max_pool.py": [
+        *SPELLINGS, *networks("slopes"), *RECORDS,
+        *laws("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
+    ],
+    "fxquant/ops/embedding.py": [
+        "tests/ops/test_embedding.py", *SPELLINGS, *networks("rows"), *laws("embedding"),
+    ],
+    "fxquant/ops/interpolate.py": [
+        "tests/ops/test_interpolate.py", *SPELLINGS, *networks("resized_1d resized_2d resized_3d"),
+        *laws("interpolate_nearest", "interpolate_linear"),
+    ],
+    "fxquant/ops/pad_copies.py": [
+        "tests/ops/test_copies.py", *SPELLINGS, *networks("copies"), *laws("pad_copies"),
+    ],
+    "fxquant/ops/prelu.py": [
+        "tests/ops/test_prelu.py", *SPELLINGS, *networks("slopes"), *laws("prelu"),
+    ],
+    "fxquant/ops/selection.py": [
+        "tests/ops/test_copies.py", *networks("copies resized_2d"), *RECORDS,
+    ],
     "passes/canonicalize.py": [*SPELLINGS, *WHOLE, *pass_laws("canonicalize")],
     "passes/equalize_cross_layer.py": [
         "tests/passes/test_equalize_cross_layer.py",

@@ -44,7 +44,7 @@ does not ask: its fake-quants round half-up, and differ at ties alone.
 ## The six
 
 `p = acc·m`, with `m·2^-S = s_x·s_w/s_y`, for a layer, a matrix product, a product of two tensors,
-a concat, a padding and a PReLU.
+a concat, a padding, a PReLU and several factors of parameters.
 
 | rounding | formula | engine |
 |---|---|---|

@@ -1,7 +1,7 @@
 """A tensor times numbers that parameters decide: LayerScale, or the temperatures of heads.
 
     real      y = f·x
-    integer   q_y = clamp(z_y + (((q_x - z_x)·m + 2^(S-1)) >> S))
+    integer   q_y = clamp(z_y + round((q_x - z_x)·m / 2^S))
 
 with m·2^-S = f·s_x/s_y, one pair for each number of f, in its shape. The numbers cost no rounding
 of their own, and stay real, and trainable, until the network is converted.
@@ -20,7 +20,7 @@ from fxquant.rounding import Rescale, Rounding
 
 
 class ScaleNumbers(NamedTuple):
-    """`multiplier`, `shift` int64, in the shape of the factors; the other tensors int32, 0-dim."""
+    """`multiplier`, `shift`, a `Rescale`, in the shape of the factors; the others int32, 0-dim."""
 
     multiplier: Tensor
     shift: Tensor
@@ -38,9 +38,9 @@ def scale(input: Tensor, factors: Tensor) -> Tensor:
 
 def _numbers(call: RealCall) -> ScaleNumbers:
     x, (y, low, high, rounding) = call.inputs[0], call.target
-    factors = call.options["factors"].detach().double()
-    multiplier, shift = call.target.rescale(factors, x.scale)
-    return ScaleNumbers(multiplier, shift, x.zero_point, y.zero_point, low, high, rounding)
+    multiplier, shift = call.target.rescale(call.options["factors"].detach(), x.scale)
+    zeros = x.zero_point, y.zero_point
+    return ScaleNumbers(multiplier, shift, *zeros, low, high, rounding)
 
 
 def _kernel(n: ScaleNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:

@@ -139,13 +139,13 @@ def test_reductions_to_another_range(rounding: Rounding, zero: int, name: str):
 
 
 @every_rounding
-@pytest.mark.parametrize("zero", [0, 3, 128])
-def test_resizes(rounding: Rounding, zero: int):
+@pytest.mark.parametrize(("zero", "scheme"), [(3, fxquant.schemes.UINT8), (-7, SIGNED)])
+def test_resizes(rounding: Rounding, zero: int, scheme: QuantScheme):
     """Twice as long: fourths of neighbours, of codes, as LiteRT has them."""
-    x = qparams(0.5, zero)
-    codes = torch.tensor([*itertools.product(range(0, 256, 7), range(0, 256, 3))])
+    x = qparams(0.5, zero, scheme)
+    codes = torch.cartesian_prod(all_codes(scheme)[::7].long(), all_codes(scheme)[::3].long())
     found = integers(
-        "interpolate_linear", (x,), x, codes.to(torch.uint8).reshape(1, -1, 2), rounding=rounding,
+        "interpolate_linear", (x,), x, codes.to(scheme.dtype).reshape(1, -1, 2), rounding=rounding,
         size=4, scale_factor=None, mode="linear", align_corners=False, recompute_scale_factor=None,
     )
     nearest = NEAREST[rounding.name]
@@ -170,6 +170,19 @@ def test_slopes(rounding: Rounding, slope: Fraction):
         ],
         y,
     )
+
+
+@every_rounding
+def test_several_factors(rounding: Rounding):
+    """A half, and a fourth of the other sign."""
+    x, factors = qparams(0.5, 131), [Fraction(1, 2), Fraction(-1, 4)]
+    found = integers(
+        "scale", (x,), x, all_codes().reshape(-1, 1), rounding=rounding,
+        factors=torch.tensor([float(f) for f in factors]),
+    )
+    for column, factor in enumerate(factors):
+        steps = [rescaled(code - 131, factor, rounding) for code in all_codes().tolist()]
+        assert found[:, column].tolist() == clamped(steps, x)
 
 
 @every_rounding
