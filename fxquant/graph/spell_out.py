@@ -32,6 +32,14 @@ from fxquant.graph.place import example_of
 _FORWARD, _FINFO = nn.MultiheadAttention.forward, torch.finfo
 
 
+def einsum_or_itself(*args: Any) -> Any:
+    """A matrix product; any other einsum as it is, which may be of parameters alone."""
+    try:
+        return einsum(*args)
+    except NotSpelledOutError:
+        return torch.einsum(*args)
+
+
 def stack(tensors: Any, dim: int = 0) -> Any:
     """Tensors of one shape side by side in a new dimension."""
     return torch.cat([x.unsqueeze(dim) for x in tensors], dim)
@@ -40,7 +48,7 @@ def stack(tensors: Any, dim: int = 0) -> Any:
 _SPELLED_OUT: dict[Callable[..., Any], Callable[..., Any]] = {
     F.scaled_dot_product_attention: scaled_dot_product_attention,
     F.multi_head_attention_forward: multi_head_attention_forward,
-    torch.einsum: einsum,
+    torch.einsum: einsum_or_itself,
     torch.stack: stack,
 }
 

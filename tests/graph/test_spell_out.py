@@ -13,6 +13,7 @@ from fxquant.graph.attention import NotSpelledOutError
 from fxquant.graph.einsum import read_equation
 from fxquant.graph.spell_out import spelled_out
 from fxquant.graph.trace import trace
+from tests import laws
 
 T, S, E = 4, 6, 8
 CAUSAL = torch.ones(T, T).triu(1).bool()
@@ -172,6 +173,23 @@ def test_einsum(equation):
 def test_equations_of_no_matrix_product(equation, reason):
     with pytest.raises(NotSpelledOutError, match=reason):
         read_equation(equation, lambda i: 0)
+
+
+def test_other_equations_are_for_parameters_alone():
+    class Net(nn.Module):
+        def __init__(self, of_x):
+            super().__init__()
+            self.weight, self.of_x = nn.Parameter(torch.randn(4, 4)), of_x
+
+        def forward(self, x):
+            return x * torch.einsum("ii->i", x if self.of_x else self.weight)
+
+    x = torch.randn(4, 4)
+    prepared = fxquant.prepare_qat(Net(False), x)
+    laws.settle(prepared, x)
+    assert torch.equal(fxquant.convert(prepared)(x), prepared(x))
+    with pytest.raises(UnsupportedOperatorError, match=r"node 'einsum'.*test_spell_out.py"):
+        fxquant.prepare_qat(Net(True), x)
 
 
 def test_an_equation_read():
