@@ -85,11 +85,16 @@ def _in_plain(
         return function(*args, **kwargs)
 
 
-def _finfo(dtype: Any = None) -> torch.finfo:
+class _OfFinfo(type):
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, _FINFO)  # for modules that are imported meanwhile
+
+
+class _Finfo(metaclass=_OfFinfo):
     """The limits of a dtype, also of a traced tensor's: `torch.finfo(x.dtype).min` of masks."""
-    if dtype is None:
-        return _FINFO()
-    return _FINFO(example_of(dtype.node) if isinstance(dtype, fx.Proxy) else dtype)
+
+    def __new__(cls, *args: Any) -> Any:
+        return _FINFO(*(example_of(a.node) if isinstance(a, fx.Proxy) else a for a in args))
 
 
 @contextmanager
@@ -98,7 +103,7 @@ def spelled_out() -> Iterator[None]:
     shortcuts = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     nn.MultiheadAttention.forward = _forward  # type: ignore[method-assign]
-    torch.finfo = _finfo  # type: ignore[assignment,misc]
+    torch.finfo = _Finfo  # type: ignore[assignment,misc]
     try:
         with _SpellOut():
             yield

@@ -13,6 +13,7 @@ shape comparisons in an `if`, iteration and unpacking are answered as the model 
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import keyword
 import linecache
@@ -443,6 +444,10 @@ class _Tracer(fx.Tracer):
     def trace(
         self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None
     ) -> fx.Graph:
+        if self.inputs:
+            # as torch does at its first operator on meta: better not while functions are patched,
+            # which it keeps
+            importlib.import_module("torch._dynamo")
         with ExitStack() as self.while_tracing:
             graph = super().trace(root, concrete_args)
         wrap_none_of_torchs(graph)

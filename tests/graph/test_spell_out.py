@@ -218,6 +218,8 @@ def test_everything_is_as_before():
     with spelled_out():
         assert all(ours != theirs for ours, theirs in zip(patched(), before, strict=True))
         assert torch.finfo(torch.float16).max == 65504.0
+        assert torch.finfo().bits == 32
+        assert isinstance(before[1](torch.float16), torch.finfo)
     assert patched() == before
 
 
