@@ -32,6 +32,14 @@ from fxquant.graph.place import example_of
 _FORWARD, _FINFO = nn.MultiheadAttention.forward, torch.finfo
 
 
+def einsum_or_itself(*args: Any) -> Any:
+    """A matrix product; any other einsum as it is, which may be of parameters alone."""
+    try:
+        return einsum(*args)
+    except NotSpelledOutError:
+        return torch.einsum(*args)
+
+
 def stack(tensors: Any, dim: int = 0) -> Any:
     """Tensors of one shape side by side in a new dimension."""
     return torch.cat([x.unsqueeze(dim) for x in tensors], dim)
@@ -40,7 +48,7 @@ def stack(tensors: Any, dim: int = 0) -> Any:
 _SPELLED_OUT: dict[Callable[..., Any], Callable[..., Any]] = {
     F.scaled_dot_product_attention: scaled_dot_product_attention,
     F.multi_head_attention_forward: multi_head_attention_forward,
-    torch.einsum: einsum,
+    torch.einsum: einsum_or_itself,
     torch.stack: stack,
 }
 
@@ -77,11 +85,16 @@ def _in_plain(
         return function(*args, **kwargs)
 
 
-def _finfo(dtype: Any = None) -> torch.finfo:
+class _OfFinfo(type):
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, _FINFO)  # for modules that are imported meanwhile
+
+
+class _Finfo(metaclass=_OfFinfo):
     """The limits of a dtype, also of a traced tensor's: `torch.finfo(x.dtype).min` of masks."""
-    if dtype is None:
-        return _FINFO()
-    return _FINFO(example_of(dtype.node) if isinstance(dtype, fx.Proxy) else dtype)
+
+    def __new__(cls, *args: Any) -> Any:
+        return _FINFO(*(example_of(a.node) if isinstance(a, fx.Proxy) else a for a in args))
 
 
 @contextmanager
@@ -90,7 +103,7 @@ def spelled_out() -> Iterator[None]:
     shortcuts = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     nn.MultiheadAttention.forward = _forward  # type: ignore[method-assign]
-    torch.finfo = _finfo  # type: ignore[assignment,misc]
+    torch.finfo = _Finfo  # type: ignore[assignment,misc]
     try:
         with _SpellOut():
             yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import operator
 import sys
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -105,6 +106,10 @@ class Tracer(fx.Tracer):
     def trace(
         self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None
     ) -> fx.Graph:
+        if self.examples.inputs:
+            # as torch does at its first operator on meta: better not while functions are patched,
+            # which it keeps
+            importlib.import_module("torch._dynamo")
         with ExitStack() as self.while_tracing:
             graph = super().trace(root, concrete_args)
             self.writes = self.contents.changed()

@@ -13,6 +13,7 @@ from fxquant.graph.attention import NotSpelledOutError
 from fxquant.graph.einsum import read_equation
 from fxquant.graph.spell_out import spelled_out
 from fxquant.graph.trace import trace
+from tests import laws
 
 T, S, E = 4, 6, 8
 CAUSAL = torch.ones(T, T).triu(1).bool()
@@ -174,6 +175,23 @@ def test_equations_of_no_matrix_product(equation, reason):
         read_equation(equation, lambda i: 0)
 
 
+def test_other_equations_are_for_parameters_alone():
+    class Net(nn.Module):
+        def __init__(self, of_x):
+            super().__init__()
+            self.weight, self.of_x = nn.Parameter(torch.randn(4, 4)), of_x
+
+        def forward(self, x):
+            return x * torch.einsum("ii->i", x if self.of_x else self.weight)
+
+    x = torch.randn(4, 4)
+    prepared = fxquant.prepare_qat(Net(False), x)
+    laws.settle(prepared, x)
+    assert torch.equal(fxquant.convert(prepared)(x), prepared(x))
+    with pytest.raises(UnsupportedOperatorError, match=r"node 'einsum'.*test_spell_out.py"):
+        fxquant.prepare_qat(Net(True), x)
+
+
 def test_an_equation_read():
     e = read_equation("bhij,bjhd->bihd", lambda i: 0)
     assert (e.batch, e.rows, e.summed, e.columns) == ("bh", "i", "j", "d")
@@ -200,6 +218,8 @@ def test_everything_is_as_before():
     with spelled_out():
         assert all(ours != theirs for ours, theirs in zip(patched(), before, strict=True))
         assert torch.finfo(torch.float16).max == 65504.0
+        assert torch.finfo().bits == 32
+        assert isinstance(before[1](torch.float16), torch.finfo)
     assert patched() == before
 
 
