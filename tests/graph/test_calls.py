@@ -50,6 +50,8 @@ OTHERS = {
     "a number": lambda x, y, z: ([x, y], lambda: 1),
     "that number as a float": lambda x, y, z: ([x, y], lambda: 1.0),
     "another key": lambda x, y, z: ([{"b": (x, 1)}], lambda: Pair(y, [None, slice(1)])),
+    "a slice": lambda x, y, z: ([x, y], lambda: slice(z)),
+    "another slice": lambda x, y, z: ([x, y], lambda: slice(x)),
     "a list": lambda x, y, z: ([x, y], lambda: [z]),
     "a tuple": lambda x, y, z: ([x, y], lambda: (z,)),
     "appended": appends(None),
