@@ -444,6 +444,13 @@ BUGS = (
         ("tests/graph/test_live.py",),
     ),
     Bug(
+        "what a call gives may steer another that is traced with it",
+        "fxquant/graph/apart.py",
+        "if ours.given is None or ours.gave is None or ours.gave != theirs.gave:",
+        "if False:",
+        ("tests/graph/test_training.py", "-k", "steer"),
+    ),
+    Bug(
         "products with small shares have short multipliers",
         "fxquant/ops/sum_of_products.py",
         "common_rescale(factors, MAX_SHIFT)",

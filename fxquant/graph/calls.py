@@ -21,7 +21,7 @@ from fxquant.graph.live import LiveFloat
 from fxquant.graph.own import attributes_of, is_torchs_module
 
 _PLAIN = (
-    *(type(None), bool, int, float, complex, str, bytes, type(Ellipsis), slice),
+    *(type(None), bool, int, float, complex, str, bytes, type(Ellipsis)),
     *(torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format),
 )
 
@@ -143,10 +143,12 @@ class _Eyes:
         if id(value) in open_:
             return number
         if kind in (dict, OrderedDict):
-            parts: list[Hashable] = [(self._look(k, open_), self._look(v, open_ | {id(value)}))
-                     for k, v in value.items()]
+            parts = [part for pair in value.items() for part in pair]
         elif kind in (list, tuple) or (isinstance(value, tuple) and hasattr(kind, "_fields")):
-            parts = [self._look(part, open_ | {id(value)}) for part in value]
+            parts = list(value)
+        elif kind is slice:
+            parts = [value.start, value.stop, value.step]
         else:
             raise _HiddenError
-        return (kind, None if isinstance(value, tuple) else number, *parts)
+        looks = [self._look(part, open_ | {id(value)}) for part in parts]
+        return (kind, number if kind in (list, dict, OrderedDict) else None, *looks)

@@ -43,7 +43,7 @@ class Examples:
         return self.values.get(node, UNKNOWN)
 
     def look(self, node: fx.Node) -> str:
-        """The example of a node without its elements, which on the meta device there are none."""
+        """The example of a node as a text: of tensors all but the elements."""
         return "" if node not in self.values else _written(self.values[node])
 
     def add(self, node: fx.Node, root: nn.Module) -> Any:

@@ -50,6 +50,8 @@ OTHERS = {
     "a number": lambda x, y, z: ([x, y], lambda: 1),
     "that number as a float": lambda x, y, z: ([x, y], lambda: 1.0),
     "another key": lambda x, y, z: ([{"b": (x, 1)}], lambda: Pair(y, [None, slice(1)])),
+    "a slice": lambda x, y, z: ([x, y], lambda: slice(z)),
+    "another slice": lambda x, y, z: ([x, y], lambda: slice(x)),
     "a list": lambda x, y, z: ([x, y], lambda: [z]),
     "a tuple": lambda x, y, z: ([x, y], lambda: (z,)),
     "appended": appends(None),
@@ -84,7 +86,10 @@ def test_an_argument_that_comes_back_is_told_from_another_list():
     assert looks(same) != looks(other)
 
 
-@pytest.mark.parametrize("value", [object(), torch.ones(1), {1}, lambda: 1, iter([])], ids=lambda v: type(v).__name__)
+HIDING = [object(), torch.ones(1), {1}, lambda: 1, iter([])]
+
+
+@pytest.mark.parametrize("value", HIDING, ids=[type(value).__name__ for value in HIDING])
 def test_what_can_hide_anything_has_no_look(value):
     assert looks(lambda x, y, z: ([value], lambda: x)) == (None, None)
     assert looks(lambda x, y, z: ([x], lambda: value))[1] is None

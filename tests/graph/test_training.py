@@ -128,6 +128,14 @@ class HandsOn(Block):
         return x * self.p if self.training and self.p > 0.0 else x
 
 
+class ReadsInput(Block):
+    """Its region reads what it is given, which another block may have changed."""
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.conv(y * x if self.training and self.p > 0.0 else y)
+
+
 class Outer(Block):
     """Another block inside, which asks for a number of its own."""
 
@@ -144,7 +152,7 @@ KINDS = {
     kind.__name__: kind
     for kind in (
         *(AtTheEnd, Inside, Otherwise, Two, Together, Flags, Row, Nested),
-        *(Raises, Overwrites, Selects, HandsOn, Outer),
+        *(Raises, Overwrites, Selects, HandsOn, ReadsInput, Outer),
     )
 }
 
@@ -173,12 +181,13 @@ class Chain(nn.Module):
         torch.manual_seed(0)
         self.calls = [i % len(spec.blocks) for i in spec.calls]
         self.blocks = nn.ModuleList([KINDS[kind]() for kind in spec.blocks])
-        self.glue = nn.Conv2d(3, 3, 1) if spec.glue else nn.Identity()
+        self.glue = nn.Conv2d(3, 3, 1) if spec.glue else None
         self.last = nn.Conv2d(3, 3, 1)
 
     def forward(self, x):
         for i in self.calls:
-            x = self.glue(self.blocks[i](x))
+            x = self.blocks[i](x)
+            x = x if self.glue is None else self.glue(x)
         return self.last(x)
 
 
@@ -258,6 +267,13 @@ def test_what_is_kept_and_what_is_refused(kind, start):
 def test_comparisons_that_need_each_other_are_named(kind, words):
     with pytest.raises(CaptureError, match=rf"(?s){words}.*What to do"):
         trace(Spec((kind.__name__,), (0,), (0.0,), glue=True).build())
+
+
+def test_a_region_that_reads_what_another_one_may_have_changed():
+    """Kept with a layer between the two blocks; without, both regions would have to be known."""
+    trace(nn.Sequential(AtTheEnd(), nn.Tanh(), ReadsInput()))
+    with pytest.raises(CaptureError, match=r"together: gt\(0.p, 0.0\), gt\(1.p, 0.0\)"):
+        trace(nn.Sequential(AtTheEnd(), ReadsInput()))
 
 
 class Layer(Block):
