@@ -21,6 +21,8 @@ class QuantConfig:
                  what the sums of layers and of matrix products must fit, sign included, 16 to 32:
                  convert refuses those that are not proved to, whatever the input; a bias may take
                  half of it
+    widen        whether what 8 bits describe badly gets 16: what a softmax or a norm of rows reads,
+                 and shares that weigh others (ops/width.py; explain tells which)
     step         "observed": the scales of activations follow the ranges seen in training;
                  "learned": they start from the first batch's range and are parameters, `step`,
                  that the loss trains (weight decay would shrink them); a range that is known
@@ -48,6 +50,7 @@ class QuantConfig:
     activation: QuantScheme = UINT8
     weight: QuantScheme = INT8_WEIGHT
     accumulator_bits: int = ACCUMULATOR_BITS
+    widen: bool = True
     step: Literal["observed", "learned"] = "observed"
     rounding: Literal["half_up", "half_even", "half_away", "gemmlowp", "ruy", "fp32_rne"] = (
         "half_up"

@@ -59,6 +59,7 @@ def prepare_recipe(config: QuantConfig, float_leaves: frozenset[str]) -> Recipe:
                 STEPS[config.step],
                 config.accumulator_bits,
                 rounding_named(config.rounding),
+                config.widen,
             ),
             *correct,  # last: it asks what rounding does to the weights
         ),

@@ -6,7 +6,8 @@
 A float value that enters the integer part (an input of the network, the result of a layer
 kept in float) gets a node for that, and a parameter before it is moved; every other observer sits
 in the site it watches. Values that keep their input's range (pools, ReLU, reshapes) need none; one
-whose range is known beforehand (sigmoid, softmax) gets an observer that always says so.
+whose range is known beforehand (sigmoid, softmax) gets an observer that always says so, unless it
+is attention, of which many use a small part of that range.
 An operator without an integer form is an error here, unless it was kept in float.
 """
 
@@ -25,6 +26,7 @@ from fxquant.ops.flow import inputs_of, integer_values, sites
 from fxquant.ops.move import is_move
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.spec import Output
+from fxquant.ops.width import spreads
 from fxquant.pipeline import Log, Pass, Stage, history
 
 
@@ -45,7 +47,7 @@ class InsertObservers(Pass):
         self._refuse_unsupported(gm)
         for node, site in sites(gm):
             if site.op.output is Output.OWN:
-                site.output = _observer(site).train(site.training)
+                site.output = _observer(gm, node, site).train(site.training)
                 known = isinstance(site.output, Fixed)
                 log.change(node, "its range is known" if known else "observed")
         integers, constants = integer_values(gm), held(gm)
@@ -95,9 +97,11 @@ class InsertObservers(Pass):
         )
 
 
-def _observer(site: CallSite) -> Observer:
-    """What proposes the range of a site's output: nothing has to be watched where it is known."""
-    if site.op.range is None:
+def _observer(gm: fx.GraphModule, node: fx.Node, site: CallSite) -> Observer:
+    """What proposes the range of a site's output: nothing has to be watched where it is known, and
+    used.
+    """
+    if site.op.range is None or spreads(gm, node):
         return MovingAverage()
     clamp = site.activation
     low, high = (

@@ -424,9 +424,9 @@ BUGS = (
     ),
     Bug(
         "shares that weigh others have 8 bits",
-        "passes/insert_fake_quant.py",
-        "wide = _weighs_others(gm, node) or ",
-        "wide = ",
+        "fxquant/ops/width.py",
+        "if weighs_others(gm, node):",
+        "if False:",
         ("tests/passes/test_join_products.py",),
     ),
     Bug(
@@ -832,9 +832,9 @@ BUGS = (
     ),
     Bug(
         "masked scores have 8 bits",
-        "passes/insert_fake_quant.py",
-        "wide = _weighs_others(gm, node) or _is_masked(gm, node) or _masks(gm, node)",
-        "wide = _weighs_others(gm, node)",
+        "fxquant/ops/width.py",
+        "_HAND_ON = (ADD, CAT)",
+        "_HAND_ON = ()",
         ("tests/passes/test_bound_masks.py",),
     ),
     Bug(

@@ -14,7 +14,6 @@ from fxquant.ops.move import is_move
 from fxquant.ops.softmax import SOFTMAX
 
 FLOOR = -128.0  # masks go no lower: -inf has no code, and -1e9 would leave no codes for the rest
-_LOW = -16.0  # the share of a column with less is below 1e-6
 
 
 def only_softmax_reads(gm: fx.GraphModule, node: fx.Node) -> bool:
@@ -35,8 +34,3 @@ def lowest(gm: fx.GraphModule, constant: fx.Node) -> float:
     """The lowest number of a tensor that the network holds."""
     value = held_value(gm, constant).detach()
     return float(value.min()) if value.numel() else 0.0
-
-
-def is_mask(gm: fx.GraphModule, constant: fx.Node) -> bool:
-    """Whether a tensor that the network holds is so low somewhere that it says: not this one."""
-    return lowest(gm, constant) <= _LOW

@@ -106,7 +106,7 @@ class RealCall(NamedTuple):
     accumulator_bits: int = ACCUMULATOR_BITS
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class OpSpec:
     """Everything known of one operator. Leaving out a field that has no default fails at import.
 

@@ -137,11 +137,6 @@ def test_sums_of_16_bits_are_within_one_step():
     assert (found - expected.clamp(-(2**15), 2**15 - 1)).abs().max() <= 1
 
 
-def test_a_bias_is_no_mask():
-    prepared = fxquant.prepare_qat(Net(lambda m, x: torch.softmax(x + m.bias, -1)), X)
-    assert prepared.fxquant.add.quantizer.scheme == UINT8
-
-
 def test_masks_that_others_read_have_8_bits():
     """Or sums that others read: nothing but a softmax makes 0 of what is so low."""
     prepared = fxquant.prepare_qat(Net(lambda m, x: x + m.low.clamp(-100.0)), X)

@@ -1,0 +1,103 @@
+"""Which values get 16 bits where 8 are asked for: what one range of 256 codes describes badly.
+
+    shares    softmax ── mul, sum_of_products     with 8 bits a tenth to a fifth of the sums moves
+    scores    … ── softmax                        their errors are factors of the shares
+    masks     mask ── add ── softmax              -100 would leave few codes for the scores
+    streams   … ── add ── cat ── layer_norm       rows of any size share one range, and the norm
+                                                  makes them, and their rounding, equally large
+
+Left alone: what a convolution, a linear layer or a matrix product reads too, whose sums of 16-bit
+codes would not fit their accumulators, and rows that are too long for 16 bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from torch import fx
+
+from fxquant.graph.edit import called_module
+from fxquant.ops.add import ADD
+from fxquant.ops.cat import CAT
+from fxquant.ops.flow import site_of
+from fxquant.ops.layer_norm import LAYER_NORM
+from fxquant.ops.matmul import MATMUL
+from fxquant.ops.move import is_move
+from fxquant.ops.mul import MUL
+from fxquant.ops.normalize import NORMALIZE
+from fxquant.ops.rms_norm import RMS_NORM
+from fxquant.ops.site import CallSite, InputQuantizer
+from fxquant.ops.softmax import SOFTMAX
+from fxquant.ops.spec import OpSpec, Output
+from fxquant.ops.sum_of_products import SUM_OF_PRODUCTS
+
+_NORMS = (LAYER_NORM, RMS_NORM, NORMALIZE)
+_HAND_ON = (ADD, CAT)  # what they read may be wide, if what they give is
+_WEIGH = (MUL, SUM_OF_PRODUCTS)
+_LONGEST = 2**15  # row of 16-bit codes that a norm sums in 64 bits: ops/moments.py
+
+
+def wide_values(gm: fx.GraphModule) -> dict[fx.Node, str]:
+    """The nodes with a range of their own that get 16 bits, and why."""
+    wide: dict[fx.Node, str] = {}
+    for node in reversed(list(gm.graph.nodes)):
+        module = called_module(gm, node)
+        if not isinstance(module, (CallSite, InputQuantizer)) or _keeps_range(module):
+            continue
+        if weighs_others(gm, node):
+            wide[node] = "its shares weigh others"
+        elif not (isinstance(module, CallSite) and module.op is SOFTMAX):
+            readers = list(_readers(gm, node))
+            if all(op is None or _takes(reader, op) for reader, op in readers):
+                reasons = (_why(op) or wide.get(reader) for reader, op in readers)
+                reason = next((reason for reason in reasons if reason), None)
+                if reason is not None:
+                    wide[node] = reason
+    return wide
+
+
+def weighs_others(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether `node` is a softmax of which each reader, behind moves, is a product."""
+    site = site_of(gm, node)
+    if site is None or site.op is not SOFTMAX:
+        return False
+    ops = [op for _, op in _readers(gm, node)]
+    return bool(ops) and all(op in _WEIGH for op in ops)
+
+
+def spreads(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether `node` is a softmax that a matrix product reads: the attention that a token pays to
+    all others, of which many make all shares small, in 8 bits.
+    """
+    site = site_of(gm, node)
+    if site is None or site.op is not SOFTMAX:
+        return False
+    return any(op is MATMUL for _, op in _readers(gm, node))
+
+
+def _takes(reader: fx.Node, op: OpSpec) -> bool:
+    """Whether an operator computes with 16 bits as well as with 8."""
+    shape = reader.kwargs.get("normalized_shape", ())
+    assert isinstance(shape, (tuple, list))
+    return op in (*_NORMS, SOFTMAX, *_HAND_ON) and math.prod(shape) <= _LONGEST
+
+
+def _why(op: OpSpec | None) -> str | None:
+    if op is SOFTMAX:
+        return "a softmax makes factors of its errors"
+    return "rows of any size share its range, and are normalised" if op in _NORMS else None
+
+
+def _readers(gm: fx.GraphModule, node: fx.Node) -> Iterator[tuple[fx.Node, OpSpec | None]]:
+    """Who reads it, behind moves and whatever else keeps its range; an output is no operator."""
+    for reader in node.users:
+        site = site_of(gm, reader)
+        if is_move(gm, reader) or (site is not None and _keeps_range(site)):
+            yield from _readers(gm, reader)
+        else:
+            yield reader, None if site is None else site.op
+
+
+def _keeps_range(module: CallSite | InputQuantizer) -> bool:
+    return isinstance(module, CallSite) and module.op.output is not Output.OWN
