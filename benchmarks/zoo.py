@@ -90,11 +90,12 @@ def settings(name: str) -> tuple[dict[str, Any], int]:
 
     Some are told the size when they are built, under one name or another: they are asked.
     """
+    plain = build(name, {}).to("meta")
     for size in SIZES:
         for options in ({}, {"image_size": size}, {"input_size": (size, size)}):
             try:
                 with torch.device("meta"):
-                    net = build(name, options)
+                    net = build(name, options) if options else plain
                     net.train()(torch.empty(2, 3, size, size))
             except Exception:  # not this size, or not told so: whatever the network raises
                 continue
