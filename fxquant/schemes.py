@@ -98,6 +98,12 @@ def on_host(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def to_float32(x: float) -> float:
+    """The float32 nearest to a number, infinities included."""
+    (nearest,) = _FLOAT32.unpack(_FLOAT32.pack(x))
+    return float(nearest)
+
+
 def round_half_up(x: Tensor) -> Tensor:
     """Round to the nearest integer, ties towards plus infinity. Any float dtype, same out."""
     return torch.floor(x + 0.5)
@@ -127,7 +133,7 @@ def range_to_numbers(low: float, high: float, scheme: QuantScheme) -> tuple[floa
     span, steps = _span_and_steps(low, high, max(-low, high), scheme)
     if span == 0.0:
         return 1.0, 0 if scheme.symmetric else scheme.qmin
-    (scale,) = _FLOAT32.unpack(_FLOAT32.pack(max(span / steps, SMALLEST_SCALE)))
+    scale = to_float32(max(span / steps, SMALLEST_SCALE))
     zero_point = 0 if scheme.symmetric else scheme.qmin + math.floor(-low / scale + 0.5)
     return scale, zero_point
 

@@ -717,7 +717,8 @@ def softmax(n: Buffers, q: Codes, dim: int) -> Codes:
         row = list(at)
         row.insert(dim % q.ndim, slice(None))  # type: ignore[arg-type]
         codes = q[tuple(row)].tolist()
-        exponentials = [table[max(codes) - code] for code in codes]
+        farther = [max(codes) - code for code in codes]
+        exponentials = [table[d] if d < len(table) else 0 for d in farther]  # which ends at 0
         dividends = np.array([e * m for e in exponentials], np.int64)
         y[tuple(row)] = divided(n, dividends, np.int64(sum(exponentials) * unit))
     return limit(y, n)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxquant.schemes import QParams, on_host, round_half_up
+from fxquant.schemes import QParams, on_host, round_half_up, to_float32
 
 Ends = tuple[float, float]
 
@@ -106,4 +106,7 @@ def fake_quantize(
 
 
 def _code(limit: float, scale: float) -> float:
-    return limit if math.isinf(limit) else math.floor(limit / scale + 0.5)
+    if math.isinf(limit):
+        return limit
+    ratio = to_float32(to_float32(limit) / scale)  # as eval() divides, so that ties agree
+    return math.floor(to_float32(ratio + 0.5))
