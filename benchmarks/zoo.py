@@ -27,7 +27,9 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,7 +51,7 @@ T = TypeVar("T")
 RESULTS = Path(__file__).parent / "results" / "zoo.json"
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
 SIZES = (32, 48, 64, 75, 96, 112, 128, 160, 192, 224)  # of square images, smallest first
-BATCHES, BATCH, TEST = 8, 16, 8
+BATCHES, BATCH, TEST = 8, 8, 4
 HEAD = """\
 # torchvision's classification networks in integers
 
@@ -76,16 +78,24 @@ def names() -> list[str]:
 # --- one network ----------------------------------------------------------------------------------
 
 
+def build(name: str, options: dict[str, Any]) -> nn.Module:
+    """The network with random weights; what torchvision warns of concerns weights."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return get_model_builder(name)(weights=None, **options)
+
+
 def settings(name: str) -> tuple[dict[str, Any], int]:
     """How to build the network for the smallest images that it takes, and their size.
 
     Some are told the size when they are built, under one name or another: they are asked.
     """
+    plain = build(name, {}).to("meta")
     for size in SIZES:
         for options in ({}, {"image_size": size}, {"input_size": (size, size)}):
             try:
                 with torch.device("meta"):
-                    net = get_model_builder(name)(weights=None, **options)
+                    net = build(name, options) if options else plain
                     net.train()(torch.empty(2, 3, size, size))
             except Exception:  # not this size, or not told so: whatever the network raises
                 continue
@@ -175,15 +185,15 @@ def mismatches(prepared: fx.GraphModule, quantized: fx.GraphModule, x: Tensor) -
         )
 
 
-def measure(name: str) -> dict[str, Any]:
-    """The row of one network."""
+def measure(name: str, calibration: int = BATCHES, batch: int = BATCH) -> dict[str, Any]:
+    """The row of one network, whose ranges come of so many batches."""
     torch.manual_seed(0)
     options, size = settings(name)
-    net = get_model_builder(name)(weights=None, **options)
+    net = build(name, options)
     for weight in net.parameters():  # some begin with a last layer of zeros, which says nothing
         if weight.dim() > 1 and not weight.any():
             nn.init.trunc_normal_(weight, std=0.02)
-    batches = [torch.randn(BATCH, 3, size, size) for _ in range(BATCHES)]
+    batches = [torch.randn(batch, 3, size, size) for _ in range(calibration)]
     x = torch.randn(TEST, 3, size, size)
     settle_batch_norms(net, batches)
     prepare, prepared = timed(partial(fxquant.prepare_qat, net, x[:2]))
@@ -224,14 +234,14 @@ def in_own_process(name: str) -> dict[str, Any]:
     return row
 
 
-def missing(wanted: list[str], rows: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """The networks to run, with a progress bar."""
+def measured(wanted: list[str], jobs: int) -> Iterator[dict[str, Any]]:
+    """The rows of those networks as they come, `jobs` at a time, with a progress bar."""
     from rich.progress import track
 
-    todo = [name for name in wanted if name not in rows or "error" in rows[name]]
-    for name in track(todo, description="networks"):
-        print(name, flush=True)
-        yield name
+    with ThreadPoolExecutor(jobs) as pool:
+        rows = as_completed([pool.submit(in_own_process, name) for name in wanted])
+        for row in track(rows, description="networks", total=len(wanted)):
+            yield row.result()
 
 
 def page(rows: list[dict[str, Any]]) -> str:
@@ -270,6 +280,7 @@ def main() -> None:
     """Run what is missing, keep each row as it comes, write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", help="only these, and anew")
+    parser.add_argument("--jobs", type=int, default=1, help="at a time; large ones need 12 GB each")
     parser.add_argument("--one", help="this network in this process")
     arguments = parser.parse_args()
     if arguments.one:
@@ -281,9 +292,10 @@ def main() -> None:
         rows = {row["network"]: row for row in json.loads(RESULTS.read_text())}
     for name in arguments.models or ():
         rows.pop(name, None)
-    for name in missing(arguments.models or names(), rows):
-        rows[name] = in_own_process(name)
-        print(json.dumps(rows[name]), flush=True)
+    wanted = [n for n in arguments.models or names() if n not in rows or "error" in rows[n]]
+    for row in measured(wanted, arguments.jobs):
+        rows[row["network"]] = row
+        print(json.dumps(row), flush=True)
         kept = [rows[n] for n in names() if n in rows]
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
