@@ -7,13 +7,15 @@
                                                   makes them, and their rounding, equally large
 
 Left alone: what a convolution, a linear layer or a matrix product reads too, whose sums of 16-bit
-codes would not fit their accumulators, and rows that are too long for 16 bits.
+codes would not fit their accumulators, and rows that are too long for 16 bits, or of a length that
+only the input says.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from torch import fx
 
@@ -78,9 +80,11 @@ def spreads(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 def _takes(reader: fx.Node, op: OpSpec) -> bool:
     """Whether an operator computes with 16 bits as well as with 8."""
-    shape = reader.kwargs.get("normalized_shape", ())
-    assert isinstance(shape, (tuple, list))
-    return op in (*_NORMS, SOFTMAX, *_HAND_ON) and math.prod(shape) <= _LONGEST
+    if op not in (*_NORMS, SOFTMAX, *_HAND_ON):
+        return False
+    shape: Any = reader.kwargs.get("normalized_shape", ())
+    lengths = [shape] if isinstance(shape, fx.Node) else shape
+    return not any(isinstance(n, fx.Node) for n in lengths) and math.prod(lengths) <= _LONGEST
 
 
 def _why(op: OpSpec | None) -> str | None:
