@@ -717,8 +717,9 @@ def softmax(n: Buffers, q: Codes, dim: int) -> Codes:
         row = list(at)
         row.insert(dim % q.ndim, slice(None))  # type: ignore[arg-type]
         codes = q[tuple(row)].tolist()
-        farther = [max(codes) - code for code in codes]
-        exponentials = [table[d] if d < len(table) else 0 for d in farther]  # which ends at 0
+        # those that the table of 16-bit codes leaves out are 0
+        far = [max(codes) - code for code in codes]
+        exponentials = [table[d] if d < len(table) else 0 for d in far]
         dividends = np.array([e * m for e in exponentials], np.int64)
         y[tuple(row)] = divided(n, dividends, np.int64(sum(exponentials) * unit))
     return limit(y, n)

@@ -7,7 +7,8 @@
                                                   makes them, and their rounding, equally large
 
 Left alone: what a convolution, a linear layer or a matrix product reads too, whose sums of 16-bit
-codes would not fit their accumulators, and rows that are too long for 16 bits.
+codes would not fit their accumulators, and rows that are too long for 16 bits, or of a length that
+only the input says.
 """
 
 from __future__ import annotations
