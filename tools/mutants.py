@@ -252,7 +252,6 @@ TESTS: dict[str, list[str]] = {
     "fxquant/ops/instance_norm.py": [*NORMS, *laws("instance_norm")],
     "fxquant/ops/rms_norm.py": [*NORMS, *laws("rms_norm")],
     "fxquant/ops/normalize.py": [*NORMS, *laws("normalize")],
-    "fxquant/ops/width.py": ["tests/ops/test_width.py", "tests/passes/test_bound_masks.py"],
     "fxquant/ops/accumulator.py": ["tests/test_audit.py", *laws("add", "linear", "matmul")],
     "fxquant/ops/average.py": [
         "tests/ops/test_averages.py", "tests/ops/test_rounding.py", *networks(POOLS),
