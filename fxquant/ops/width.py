@@ -15,14 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from torch import fx
+from torch import Tensor, fx
 
-from fxquant.graph.edit import called_module
+from fxquant.graph.edit import called_module, map_nodes
+from fxquant.graph.place import example_of
 from fxquant.ops.add import ADD
 from fxquant.ops.cat import CAT
 from fxquant.ops.flow import site_of
 from fxquant.ops.layer_norm import LAYER_NORM
 from fxquant.ops.matmul import MATMUL
+from fxquant.ops.moments import longest_row
 from fxquant.ops.move import is_move
 from fxquant.ops.mul import MUL
 from fxquant.ops.normalize import NORMALIZE
@@ -31,11 +33,11 @@ from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.softmax import SOFTMAX
 from fxquant.ops.spec import OpSpec, Output
 from fxquant.ops.sum_of_products import SUM_OF_PRODUCTS
+from fxquant.schemes import INT16
 
 _NORMS = (LAYER_NORM, RMS_NORM, NORMALIZE)
 _HAND_ON = (ADD, CAT)  # what they read may be wide, if what they give is
 _WEIGH = (MUL, SUM_OF_PRODUCTS)
-_LONGEST = 2**15  # row of 16-bit codes that a norm sums in 64 bits: ops/moments.py
 
 
 def wide_values(gm: fx.GraphModule) -> dict[fx.Node, str]:
@@ -78,9 +80,21 @@ def spreads(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 def _takes(reader: fx.Node, op: OpSpec) -> bool:
     """Whether an operator computes with 16 bits as well as with 8."""
-    shape = reader.kwargs.get("normalized_shape", ())
-    assert isinstance(shape, (tuple, list))
-    return op in (*_NORMS, SOFTMAX, *_HAND_ON) and math.prod(shape) <= _LONGEST
+    if op in _NORMS:
+        return _row(reader, op) <= longest_row(INT16.bits)
+    return op is SOFTMAX or op in _HAND_ON
+
+
+def _row(reader: fx.Node, op: OpSpec) -> int:
+    """How many values a norm takes together, as far as that is known; 1 where it is not."""
+    settings = map_nodes(dict(reader.kwargs), example_of)
+    if op is NORMALIZE:
+        dim, x = settings["dim"], example_of(reader.all_input_nodes[0])
+        dims = dim if isinstance(dim, (tuple, list)) else (dim,)
+        sizes = [x.shape[d] for d in dims] if isinstance(x, Tensor) else []
+    else:
+        sizes = settings["normalized_shape"] or ()  # the graph may ask a tensor for it
+    return math.prod(size for size in sizes if isinstance(size, int))
 
 
 def _why(op: OpSpec | None) -> str | None:
