@@ -3,9 +3,10 @@
     before   x.masked_fill(mask, -inf) ── softmax      x + mask ── softmax         mask: 0 and -inf
     after    x + where(mask, -128, 0) ── softmax       x + clamp(mask, -128) ── softmax
 
-e^-128 is 0 in float32, as e^-inf is: shares stay what they were where scores lie less than 24
-apart, and within 1e-45 beyond. A row of which nothing is left has the shares of what it holds, in
-place of NaN. Moves and sums may stand between the mask and the softmax.
+e^-128 is 0 in float32, as e^-inf is: shares stay what they were where no score that is left out
+lies more than 24 above the highest that stays. One that lies d above has a share of at most
+e^(d - 128): 1e-12 for d = 100, all of it beyond 128. A row of which nothing is left has the shares
+of what it holds, in place of NaN. Moves and sums may stand between the mask and the softmax.
 Left alone, with the reason: a mask that the input decides, and one of values that something else
 than softmaxes reads, too.
 """
