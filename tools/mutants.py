@@ -211,7 +211,6 @@ TESTS: dict[str, list[str]] = {
     "fxquant/ops/hardsigmoid.py": [*TABLES, *laws("hardsigmoid")],
     "fxquant/ops/hardswish.py": [*TABLES, *laws("hardswish")],
     "fxquant/ops/leaky_relu.py": [*TABLES, *laws("leaky_relu")],
-    "fxquant/ops/masks.py": ["tests/passes/test_bound_masks.py", *networks("attention")],
     "fxquant/ops/matmul.py": [
         "tests/ops/test_matmul.py", *SPELLINGS, *networks("attention"), *laws("matmul"),
     ],
@@ -306,7 +305,9 @@ TESTS: dict[str, list[str]] = {
         *pass_laws("lower_to_integer"),
     ],
     "passes/absorb_high_bias.py": ["tests/passes/test_absorb_high_bias.py"],
-    "passes/bound_masks.py": ["tests/passes/test_bound_masks.py", *pass_laws("bound_masks")],
+    "passes/bound_masks.py": [
+        "tests/passes/test_bound_masks.py", *networks("attention"), *pass_laws("bound_masks"),
+    ],
     "passes/fix_shapes.py": ["tests/passes/test_fix_shapes.py", *pass_laws("fix_shapes")],
     "passes/scale_by_parameters.py": [
         "tests/passes/test_scale_by_parameters.py", *pass_laws("scale_by_parameters"),
