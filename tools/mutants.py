@@ -244,6 +244,9 @@ TESTS: dict[str, list[str]] = {
     "fxquant/ops/weighted_sum.py": [
         *RECORDS, "tests/passes/test_weigh_terms.py", *networks("mixed"), *laws("weighted_sum"),
     ],
+    "fxquant/ops/width.py": [
+        "tests/ops/test_width.py", "tests/passes/test_bound_masks.py", *networks("attention"),
+    ],
     "fxquant/ops/moments.py": [*NORMS, *laws("layer_norm", "rms_norm", "normalize")],
     "fxquant/ops/layer_norm.py": [*NORMS, *laws("layer_norm")],
     "fxquant/ops/group_norm.py": [*NORMS, *laws("group_norm")],
