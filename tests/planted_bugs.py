@@ -425,7 +425,7 @@ BUGS = (
     Bug(
         "shares that weigh others have 8 bits",
         "fxquant/ops/width.py",
-        "if weighs_others(gm, node):",
+        "if _weighs_others(gm, node):",
         "if False:",
         ("tests/passes/test_join_products.py",),
     ),

@@ -47,7 +47,7 @@ def wide_values(gm: fx.GraphModule) -> dict[fx.Node, str]:
         module = called_module(gm, node)
         if not isinstance(module, (CallSite, InputQuantizer)) or _keeps_range(module):
             continue
-        if weighs_others(gm, node):
+        if _weighs_others(gm, node):
             wide[node] = "its shares weigh others"
         elif not (isinstance(module, CallSite) and module.op is SOFTMAX):
             readers = list(_readers(gm, node))
@@ -59,7 +59,7 @@ def wide_values(gm: fx.GraphModule) -> dict[fx.Node, str]:
     return wide
 
 
-def weighs_others(gm: fx.GraphModule, node: fx.Node) -> bool:
+def _weighs_others(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Whether `node` is a softmax of which each reader, behind moves, is a product."""
     site = site_of(gm, node)
     if site is None or site.op is not SOFTMAX:
@@ -68,7 +68,7 @@ def weighs_others(gm: fx.GraphModule, node: fx.Node) -> bool:
     return bool(ops) and all(op in _WEIGH for op in ops)
 
 
-def spreads(gm: fx.GraphModule, node: fx.Node) -> bool:
+def is_attention(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Whether `node` is a softmax that a matrix product reads: the attention that a token pays to
     all others, of which many make all shares small, in 8 bits.
     """
