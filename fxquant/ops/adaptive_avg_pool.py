@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.intmath import centered, per_channel, sum_of_mean
+from fxquant.intmath import centred, per_channel, sum_of_mean
 from fxquant.ops.accumulator import Accumulator, IntegerCall
 from fxquant.ops.average import (
     AverageNumbers,
@@ -63,7 +63,7 @@ def _record(
     def kernel(
         n: AverageNumbers, dtype: torch.dtype, codes: Tensor, output_size: Any
     ) -> Tensor:
-        mean = function(centered(codes, n.x_zero, torch.float64), output_size)
+        mean = function(centred(codes, n.x_zero, torch.float64), output_size)
         size = torch.ones((1,) * dims, dtype=torch.int64)
         for i in range(dims):
             cells = cell_sizes(codes.shape[i - dims], mean.shape[i - dims])

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.intmath import centered, per_channel, sum_of_mean
+from fxquant.intmath import centred, per_channel, sum_of_mean
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.spec import (
     Call,
@@ -122,7 +122,7 @@ def _record(
         return call if call is not None and _stays_in_range(call.options, dims) else None
 
     def kernel(n: AvgPoolNumbers, dtype: torch.dtype, codes: Tensor, **settings: Any) -> Tensor:
-        x = centered(codes, n.zero, torch.float64)
+        x = centred(codes, n.zero, torch.float64)
         mean = function(x, **settings)
         divisor = _divisor(x, mean, dims, settings).to(x.device)
         return n.rounding.divide(sum_of_mean(mean, divisor), divisor, n.zero).to(dtype)

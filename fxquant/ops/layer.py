@@ -18,7 +18,7 @@ from fxquant.intmath import (
     LayerNumbers,
     accumulator_bound,
     carrier,
-    centered,
+    centred,
     finish_layer,
     without_autocast,
 )
@@ -66,7 +66,7 @@ def layer_kernel(function: Callable[..., Tensor], spatial: int) -> Callable[...,
     def kernel(n: LayerNumbers, dtype: torch.dtype, codes: Tensor, **settings: Any) -> Tensor:
         kind = carrier(n.bound)
         with without_autocast(codes):
-            total = function(centered(codes, n.x_zero, kind), n.weight.to(kind), **settings)
+            total = function(centred(codes, n.x_zero, kind), n.weight.to(kind), **settings)
         return finish_layer(total, n, -1 - spatial, dtype)
 
     return kernel

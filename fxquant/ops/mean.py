@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxquant.intmath import centred
 from fxquant.ops.average import (
     AverageNumbers,
     accumulator_over_dimensions,
@@ -39,7 +40,7 @@ def spaces(dim: Any, rank: int | None) -> set[int] | None:
 def _kernel(
     n: AverageNumbers, dtype: torch.dtype, codes: Tensor, dim: Any, keepdim: bool
 ) -> Tensor:
-    total = torch.sum(codes.to(torch.int64) - n.x_zero, dim, keepdim)
+    total = torch.sum(centred(codes, n.x_zero), dim, keepdim)
     count = codes.numel() // max(total.numel(), 1)
     return finish_average(total, count, torch.tensor(count, device=codes.device), n, dtype)
 
