@@ -91,7 +91,7 @@ def _row(reader: fx.Node, op: OpSpec) -> int:
     if op is NORMALIZE:
         dim, x = settings["dim"], example_of(reader.all_input_nodes[0])
         dims = dim if isinstance(dim, (tuple, list)) else (dim,)
-        sizes = [x.shape[d] for d in dims] if isinstance(x, Tensor) else []
+        sizes = tuple(x.shape[d] for d in dims) if isinstance(x, Tensor) else ()
     else:
         sizes = settings["normalized_shape"] or ()  # the graph may ask a tensor for it
     return math.prod(size for size in sizes if isinstance(size, int))
