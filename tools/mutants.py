@@ -179,7 +179,7 @@ TESTS: dict[str, list[str]] = {
     "fxquant/ops/move.py": [
         "tests/passes/test_equalize_cross_layer.py", *networks("moves joined"), *WHOLE,
     ],
-    "fxquant/ops/norms.py": [
+    "fxquant/ops/foldable.py": [
         "tests/passes/test_fold_bn.py", "tests/passes/test_fuse_conv_bn_relu.py",
         *networks("linears"), *float_networks("convs Joined", "default,fold"),
     ],
