@@ -12,7 +12,6 @@ a matrix product has) is known where the network was prepared with example input
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log2
 from typing import Any
@@ -106,7 +105,7 @@ def _row(gm: fx.GraphModule, node: fx.Node) -> AuditRow | None:
     """The row of a node; None for moves, arguments, numbers and the output."""
     module, path = called_module(gm, node), str(node.target).removeprefix(f"{SITES}.")
     if isinstance(module, IntegerOp):
-        return _operator_row(path, module, node.kwargs)
+        return _operator_row(path, module)
     if isinstance(module, (Quantize, Dequantize)):
         name = type(module).__name__.lower()
         scale, zero_point = float(module.scale), int(module.zero_point)
@@ -117,9 +116,9 @@ def _row(gm: fx.GraphModule, node: fx.Node) -> AuditRow | None:
     return None
 
 
-def _operator_row(path: str, module: IntegerOp, settings: Mapping[str, Any]) -> AuditRow:
+def _operator_row(path: str, module: IntegerOp) -> AuditRow:
     numbers: dict[str, Any] = dict(module.named_buffers())
-    sums = module.accumulator(settings)
+    sums = module.accumulator
     return AuditRow(
         node=path,
         operator=module.text,
