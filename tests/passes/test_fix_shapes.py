@@ -102,9 +102,9 @@ def test_what_depends_on_parameters_stays_computed_from_them():
 
 def test_a_buffer_is_read_where_it_is():
     gm, _ = fix(lambda m, x: x.masked_fill(m.causal[: x.shape[1], :16].sum(1, True) == 2.0, 0.0))
+    assert gm(X)[:, 1].eq(0).all()  # the second row has two ones
     gm.causal.fill_(0.25)
-    assert gm(X).eq(0).all() or gm(X).eq(X).all()  # 9 quarters are not 2
-    assert torch.equal(gm(X), X)
+    assert torch.equal(gm(X), X)  # 9 quarters are not 2
 
 
 @pytest.mark.parametrize(
