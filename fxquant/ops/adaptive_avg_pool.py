@@ -25,7 +25,7 @@ from fxquant.ops.average import (
     average_numbers,
     finish_cells,
 )
-from fxquant.ops.spec import OpSpec, Output, module_options, signature_reader
+from fxquant.ops.spec import OpSpec, Output, module_options, per_dimension, signature_reader
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:
@@ -76,8 +76,7 @@ def _record(
         shape = call.inputs[0].shape
         if shape is None:
             return accumulator_of_average(call, None)
-        size = call.settings["output_size"]
-        sizes = tuple(size) if isinstance(size, (tuple, list)) else (size,) * dims
+        sizes = per_dimension(call.settings["output_size"], dims)
         cells = [n or length for n, length in zip(sizes, shape[-dims:], strict=True)]
         return accumulator_of_average(call, _most_elements(shape[-dims:], cells))
 

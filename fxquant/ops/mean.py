@@ -18,7 +18,7 @@ from fxquant.ops.average import (
     average_numbers,
     finish_average,
 )
-from fxquant.ops.spec import OpSpec, Output, signature_reader
+from fxquant.ops.spec import OpSpec, Output, as_tuple, signature_reader
 
 
 def mean(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
@@ -30,7 +30,7 @@ def spaces(dim: Any, rank: int | None) -> set[int] | None:
     """The dimensions, counted from the first, that a mean over `dim` is taken over, of a value
     with `rank` dimensions; None if not all are known to lie behind axis 1, the channels.
     """
-    dims = dim if isinstance(dim, (tuple, list)) else (dim,)
+    dims = as_tuple(dim)
     if not dims or not all(type(d) is int for d in dims):
         return None
     counted = {d + (rank or 0) if d < 0 else d for d in dims}

@@ -31,7 +31,7 @@ from fxquant.ops.normalize import NORMALIZE
 from fxquant.ops.rms_norm import RMS_NORM
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.softmax import SOFTMAX
-from fxquant.ops.spec import OpSpec, Output
+from fxquant.ops.spec import OpSpec, Output, as_tuple
 from fxquant.ops.sum_of_products import SUM_OF_PRODUCTS
 from fxquant.schemes import INT16
 
@@ -90,8 +90,7 @@ def _row(reader: fx.Node, op: OpSpec) -> int:
     settings = map_nodes(dict(reader.kwargs), example_of)
     if op is NORMALIZE:
         dim, x = settings["dim"], example_of(reader.all_input_nodes[0])
-        dims = dim if isinstance(dim, (tuple, list)) else (dim,)
-        sizes = tuple(x.shape[d] for d in dims) if isinstance(x, Tensor) else ()
+        sizes = tuple(x.shape[d] for d in as_tuple(dim)) if isinstance(x, Tensor) else ()
     else:
         sizes = settings["normalized_shape"] or ()  # the graph may ask a tensor for it
     return math.prod(size for size in sizes if isinstance(size, int))
