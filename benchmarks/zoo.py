@@ -50,7 +50,7 @@ from fxquant.ops.integer import Dequantize
 T = TypeVar("T")
 RESULTS = Path(__file__).parent / "results" / "zoo.json"
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
-SIZES = (32, 48, 64, 75, 96, 112, 128, 160, 192, 224)  # of square images, smallest first
+SIZES = (32, 48, 64, 75, 96, 112, 128, 160, 192, 224, 299)  # of square images, smallest first
 BATCHES, BATCH, TEST = 8, 8, 4
 HEAD = """\
 # torchvision's classification networks in integers

@@ -2,8 +2,8 @@
 
     print(fxquant.audit(quantized))
 
-    node      operator       codes  scale    zero  multiplier  shift   terms  sum bits  kernel   …
-    conv1     conv2d → relu  uint8  0.0311   0     2^30.0-30.9 38-41   27     21 of 32  float32  …
+    node   operator       codes  scale   zero  multiplier       shift    terms  sum bits  proved …
+    conv1  conv2d → relu  uint8  0.0311  0     2^30.0 … 2^30.9  38 … 41  27     21 of 32  yes    …
 
 No data is asked: the worst case takes each code as far from its zero point as its scheme allows,
 with the very weights that the network holds. What only the shapes of a call decide (how many terms
@@ -12,7 +12,6 @@ a matrix product has) is known where the network was prepared with example input
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log2
 from typing import Any
@@ -106,7 +105,7 @@ def _row(gm: fx.GraphModule, node: fx.Node) -> AuditRow | None:
     """The row of a node; None for moves, arguments, numbers and the output."""
     module, path = called_module(gm, node), str(node.target).removeprefix(f"{SITES}.")
     if isinstance(module, IntegerOp):
-        return _operator_row(path, module, node.kwargs)
+        return _operator_row(path, module)
     if isinstance(module, (Quantize, Dequantize)):
         name = type(module).__name__.lower()
         scale, zero_point = float(module.scale), int(module.zero_point)
@@ -117,9 +116,9 @@ def _row(gm: fx.GraphModule, node: fx.Node) -> AuditRow | None:
     return None
 
 
-def _operator_row(path: str, module: IntegerOp, settings: Mapping[str, Any]) -> AuditRow:
+def _operator_row(path: str, module: IntegerOp) -> AuditRow:
     numbers: dict[str, Any] = dict(module.named_buffers())
-    sums = module.accumulator(settings)
+    sums = module.accumulator
     return AuditRow(
         node=path,
         operator=module.text,

@@ -186,8 +186,9 @@ def exact_integer(total: Tensor) -> Tensor:
     return total.round().to(torch.int64)
 
 
-def centered(codes: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
-    """`q - z` in a float carrier: exact, and 0 where the real number is 0, as padding is."""
+def centred(codes: Tensor, zero_point: Tensor, dtype: torch.dtype = torch.int64) -> Tensor:
+    """`q - z`, in int64 or a float carrier: exact, and 0 where the real number is 0, as padding is.
+    """
     return codes.to(dtype) - zero_point.to(dtype)
 
 

@@ -3,9 +3,10 @@
     before   x.masked_fill(mask, -inf) ── softmax      x + mask ── softmax         mask: 0 and -inf
     after    x + where(mask, -128, 0) ── softmax       x + clamp(mask, -128) ── softmax
 
-e^-128 is 0 in float32, as e^-inf is: shares stay what they were where scores lie less than 24
-apart, and within 1e-45 beyond. A row of which nothing is left has the shares of what it holds, in
-place of NaN. Moves and sums may stand between the mask and the softmax.
+e^-128 is 0 in float32, as e^-inf is: shares stay what they were where no score that is left out
+lies more than 24 above the highest that stays. One that lies d above has a share of at most
+e^(d - 128): 1e-12 for d = 100, all of it beyond 128. A row of which nothing is left has the shares
+of what it holds, in place of NaN. Moves and sums may stand between the mask and the softmax.
 Left alone, with the reason: a mask that the input decides, and one of values that something else
 than softmaxes reads, too.
 """
@@ -23,10 +24,12 @@ from fxquant.graph.held import held, held_value
 from fxquant.graph.place import copy_place
 from fxquant.ops.add import ADD
 from fxquant.ops.flow import inputs_of, site_of
-from fxquant.ops.masks import FLOOR, lowest, only_softmax_reads
+from fxquant.ops.move import is_move
 from fxquant.ops.site import CallSite
+from fxquant.ops.softmax import SOFTMAX
 from fxquant.pipeline import Log, Pass, Stage
 
+FLOOR = -128.0  # masks go no lower: -inf has no code, and -1e9 would leave no codes for the rest
 _NO_SHARE = math.log(torch.finfo(torch.float32).tiny)  # -87: e to this is a float32's least
 _NAMES = {
     "masked_fill": ("input", "mask", "value"),
@@ -105,9 +108,28 @@ def _why_not(
         return f"the input decides the mask '{fill.mask.name}'"
     if not fill.value <= _NO_SHARE:
         return f"columns with {fill.value:g} may have a share in a softmax"
-    if not only_softmax_reads(gm, node):
+    if not _only_softmax_reads(gm, node):
         return "something else than a softmax reads it"
     return None
+
+
+def _only_softmax_reads(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether `node` is read by softmaxes alone, behind moves and sums."""
+    return bool(node.users) and all(_leads_to_softmax(gm, reader) for reader in node.users)
+
+
+def _leads_to_softmax(gm: fx.GraphModule, reader: fx.Node) -> bool:
+    site = site_of(gm, reader)
+    if site is None:
+        return is_move(gm, reader) and _only_softmax_reads(gm, reader)
+    if site.op is ADD and site.activation is None:
+        return _only_softmax_reads(gm, reader)
+    return site.op is SOFTMAX
+
+
+def _lowest(gm: fx.GraphModule, constant: fx.Node) -> float:
+    value = held_value(gm, constant).detach()
+    return float(value.min()) if value.numel() else 0.0
 
 
 def _add_mask(gm: fx.GraphModule, node: fx.Node, fill: Fill) -> fx.Node:
@@ -126,9 +148,9 @@ def _add_mask(gm: fx.GraphModule, node: fx.Node, fill: Fill) -> fx.Node:
 def _low_masks(gm: fx.GraphModule, node: fx.Node, constants: set[fx.Node]) -> list[fx.Node]:
     """The operands of a sum for softmaxes that lie below the floor."""
     site = site_of(gm, node)
-    if site is None or site.op is not ADD or not only_softmax_reads(gm, node):
+    if site is None or site.op is not ADD or not _only_softmax_reads(gm, node):
         return []
-    return [x for x in inputs_of(node) if x in constants and lowest(gm, x) < FLOOR]
+    return [x for x in inputs_of(node) if x in constants and _lowest(gm, x) < FLOOR]
 
 
 def _clamp(gm: fx.GraphModule, node: fx.Node, mask: fx.Node) -> None:

@@ -28,7 +28,7 @@ from fxquant.graph.sharing import parameter_reads, read_elsewhere, shared_parame
 from fxquant.ops.batch_norm import BATCH_NORM
 from fxquant.ops.cat import CAT
 from fxquant.ops.flow import inputs_of, layer_channels, site_of, sites
-from fxquant.ops.norms import can_take_norm, why_not_one
+from fxquant.ops.foldable import can_take_norm, why_not_one
 from fxquant.ops.parameters import (
     fold_input_affine,
     parameters_of,

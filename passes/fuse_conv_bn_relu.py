@@ -17,7 +17,7 @@ from fxquant.graph.edit import erase
 from fxquant.graph.sharing import read_elsewhere
 from fxquant.ops.clamp import CLAMP, HARDTANH, RELU6
 from fxquant.ops.flow import inputs_of, site_of
-from fxquant.ops.norms import layer_and_norm, why_not_one
+from fxquant.ops.foldable import layer_and_norm, why_not_one
 from fxquant.ops.relu import RELU
 from fxquant.ops.spec import Clamp, Output
 from fxquant.pipeline import RewritePass, Stage

@@ -26,7 +26,7 @@ from fxquant.ops.flow import inputs_of, integer_values, sites
 from fxquant.ops.move import is_move
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.spec import Output
-from fxquant.ops.width import spreads
+from fxquant.ops.width import is_attention
 from fxquant.pipeline import Log, Pass, Stage, history
 
 
@@ -101,7 +101,7 @@ def _observer(gm: fx.GraphModule, node: fx.Node, site: CallSite) -> Observer:
     """What proposes the range of a site's output: nothing has to be watched where it is known, and
     used.
     """
-    if site.op.range is None or spreads(gm, node):
+    if site.op.range is None or is_attention(gm, node):
         return MovingAverage()
     clamp = site.activation
     low, high = (

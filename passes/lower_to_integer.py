@@ -138,9 +138,10 @@ def _lower_site(
         numbers, settings = site.numbers_and_settings(options)
     q, sources = site.target.qparams, zip(site.sources, inputs_of(node), strict=True)
     inputs = tuple(Operand(source.scheme, _shape(value)) for source, value in sources)
-    facts = Facts(float(q.scale), int(q.zero_point), inputs, site.accumulator_bits)
+    plain = {k: map_nodes(v, example_of) for k, v in settings.items() if k not in site.op.indices}
+    facts = Facts(float(q.scale), int(q.zero_point), inputs, plain, site.accumulator_bits)
     module = IntegerOp(site.op, numbers, q.scheme, site.extra_repr(), facts)
-    accumulator = module.accumulator(settings)
+    accumulator = module.accumulator
     if accumulator is not None:
         prove(accumulator, describe(node), place_of(node).module)
     replace_site(gm, node, module)

@@ -5,8 +5,8 @@
 
 Only the parameters decide such a number, so that in integers it goes into the multiplier: it costs
 no rounding. join_adds then makes one sum of the terms.
-Left alone, with the reason: factors of more than one element. Those that the input decides are
-join_products' affair.
+Left alone, with the reason: factors of more than one element, which scale_by_parameters takes.
+Those that the input decides are join_products' affair.
 """
 
 from __future__ import annotations

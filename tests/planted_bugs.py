@@ -143,8 +143,8 @@ BUGS = (
     Bug(
         "a slope for the codes above zero",
         "fxquant/ops/prelu.py",
-        "torch.where(centred > 0, above, below)",
-        "torch.where(centred < 0, above, below)",
+        "torch.where(d > 0, above, below)",
+        "torch.where(d < 0, above, below)",
         ("tests/ops/test_prelu.py::test_by_hand",),
     ),
     Bug(
@@ -367,7 +367,7 @@ BUGS = (
     Bug(
         "convolutions pad with 0 instead of the zero point",
         "fxquant/ops/layer.py",
-        "total = function(centered(codes, n.x_zero, kind), n.weight.to(kind), **settings)",
+        "total = function(centred(codes, n.x_zero, kind), n.weight.to(kind), **settings)",
         "total = function(codes.to(kind), n.weight.to(kind), **settings)\n"
         "        sums = n.x_zero.to(kind) * n.weight.to(kind).flatten(1).sum(1)\n"
         "        total = total - intmath.per_channel(sums, -1 - spatial, total.dim())",
@@ -418,14 +418,14 @@ BUGS = (
     Bug(
         "every operand of a sum has the first one's zero point",
         "fxquant/ops/operands.py",
-        "x.to(torch.int64) - zero for",
-        "x.to(torch.int64) - n.x_zero[0] for",
+        "centred(x, zero) for",
+        "centred(x, n.x_zero[0]) for",
         (f"{REFERENCE}[readers-default]",),
     ),
     Bug(
         "shares that weigh others have 8 bits",
         "fxquant/ops/width.py",
-        "if weighs_others(gm, node):",
+        "if _weighs_others(gm, node):",
         "if False:",
         ("tests/passes/test_join_products.py",),
     ),
@@ -903,8 +903,8 @@ BUGS = (
     Bug(
         "a scale forgets the zero point",
         "fxquant/ops/scale.py",
-        "    centred = codes.to(torch.int64) - n.x_zero\n",
-        "    centred = codes.to(torch.int64)\n",
+        "d, rescale = centred(codes, n.x_zero),",
+        "d, rescale = codes.to(torch.int64),",
         ("tests/passes/test_scale_by_parameters.py",),
     ),
     Bug(

@@ -11,6 +11,7 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import fxquant
@@ -137,6 +138,34 @@ def test_what_only_shapes_tell_is_proved_with_example_inputs():
     unknown = fxquant.audit(converted(Attention(), x, known=False))
     assert [row.node for row in unknown.unproved] == [product.node, softmax.node]
     assert "?" in str(unknown)
+
+
+class Function(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(("function", "terms"), [
+    (lambda x: F.avg_pool2d(x, x.shape[2]), 64),
+    (lambda x: F.avg_pool2d(x, x.size()[2:]), 64),
+    (lambda x: F.avg_pool2d(x, (x.shape[2], 2)), 16),
+    (lambda x: F.adaptive_avg_pool2d(x, (x.shape[2] // 4, 2)), 25),  # at most: ceil + 1 of each
+    (lambda x: x.sum(x.dim() - 1), 8),
+    (lambda x: x.softmax(x.dim() - 1), 8),
+])
+def test_settings_that_the_graph_computes(function, terms):
+    """Example inputs say what they are; without them nobody does, and nothing is proved."""
+    x = torch.randn(IMAGE)
+    quantized = converted(Function(function), x)
+    (row,) = (row for row in fxquant.audit(quantized).rows if row.width)
+    assert (row.terms, row.proved) == (terms, True)
+    assert fxquant.audit(pickle.loads(pickle.dumps(quantized))) == fxquant.audit(quantized)
+    unknown = fxquant.audit(converted(Function(function), x, known=False))
+    assert [row.terms for row in unknown.unproved] == [None]
 
 
 def test_weights_that_were_changed_are_not_proved_by_an_old_bound():

@@ -179,7 +179,7 @@ TESTS: dict[str, list[str]] = {
     "fxquant/ops/move.py": [
         "tests/passes/test_equalize_cross_layer.py", *networks("moves joined"), *WHOLE,
     ],
-    "fxquant/ops/norms.py": [
+    "fxquant/ops/foldable.py": [
         "tests/passes/test_fold_bn.py", "tests/passes/test_fuse_conv_bn_relu.py",
         *networks("linears"), *float_networks("convs Joined", "default,fold"),
     ],
@@ -211,7 +211,6 @@ TESTS: dict[str, list[str]] = {
     "fxquant/ops/hardsigmoid.py": [*TABLES, *laws("hardsigmoid")],
     "fxquant/ops/hardswish.py": [*TABLES, *laws("hardswish")],
     "fxquant/ops/leaky_relu.py": [*TABLES, *laws("leaky_relu")],
-    "fxquant/ops/masks.py": ["tests/passes/test_bound_masks.py", *networks("attention")],
     "fxquant/ops/matmul.py": [
         "tests/ops/test_matmul.py", *SPELLINGS, *networks("attention"), *laws("matmul"),
     ],
@@ -245,6 +244,9 @@ TESTS: dict[str, list[str]] = {
     "fxquant/ops/tanh.py": [*TABLES, *laws("tanh")],
     "fxquant/ops/weighted_sum.py": [
         *RECORDS, "tests/passes/test_weigh_terms.py", *networks("mixed"), *laws("weighted_sum"),
+    ],
+    "fxquant/ops/width.py": [
+        "tests/ops/test_width.py", "tests/passes/test_bound_masks.py", *networks("attention"),
     ],
     "fxquant/ops/moments.py": [*NORMS, *laws("layer_norm", "rms_norm", "normalize")],
     "fxquant/ops/layer_norm.py": [*NORMS, *laws("layer_norm")],
@@ -307,7 +309,9 @@ TESTS: dict[str, list[str]] = {
         *pass_laws("lower_to_integer"),
     ],
     "passes/absorb_high_bias.py": ["tests/passes/test_absorb_high_bias.py"],
-    "passes/bound_masks.py": ["tests/passes/test_bound_masks.py", *pass_laws("bound_masks")],
+    "passes/bound_masks.py": [
+        "tests/passes/test_bound_masks.py", *networks("attention"), *pass_laws("bound_masks"),
+    ],
     "passes/fix_shapes.py": ["tests/passes/test_fix_shapes.py", *pass_laws("fix_shapes")],
     "passes/scale_by_parameters.py": [
         "tests/passes/test_scale_by_parameters.py", *pass_laws("scale_by_parameters"),

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.intmath import centered, per_channel, sum_of_mean
+from fxquant.intmath import centred, per_channel, sum_of_mean
 from fxquant.ops.accumulator import Accumulator, IntegerCall
 from fxquant.ops.average import (
     AverageNumbers,
@@ -25,7 +25,7 @@ from fxquant.ops.average import (
     average_numbers,
     finish_cells,
 )
-from fxquant.ops.spec import OpSpec, Output, module_options, signature_reader
+from fxquant.ops.spec import OpSpec, Output, module_options, per_dimension, signature_reader
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:
@@ -63,7 +63,7 @@ def _record(
     def kernel(
         n: AverageNumbers, dtype: torch.dtype, codes: Tensor, output_size: Any
     ) -> Tensor:
-        mean = function(centered(codes, n.x_zero, torch.float64), output_size)
+        mean = function(centred(codes, n.x_zero, torch.float64), output_size)
         size = torch.ones((1,) * dims, dtype=torch.int64)
         for i in range(dims):
             cells = cell_sizes(codes.shape[i - dims], mean.shape[i - dims])
@@ -76,8 +76,7 @@ def _record(
         shape = call.inputs[0].shape
         if shape is None:
             return accumulator_of_average(call, None)
-        size = call.settings["output_size"]
-        sizes = tuple(size) if isinstance(size, (tuple, list)) else (size,) * dims
+        sizes = per_dimension(call.settings["output_size"], dims)
         cells = [n or length for n, length in zip(sizes, shape[-dims:], strict=True)]
         return accumulator_of_average(call, _most_elements(shape[-dims:], cells))
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
+from fxquant.intmath import centred
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.spec import Call, OpSpec, Output, Reader, RealCall
 from fxquant.rounding import Rounding, rescale_of
@@ -114,7 +115,7 @@ def _numbers(call: RealCall) -> AffineNumbers:
 
 
 def _kernel(n: AffineNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
-    product = (codes.to(torch.int64) - n.x_zero) * n.multiplier + n.offset
+    product = centred(codes, n.x_zero) * n.multiplier + n.offset
     return torch.clamp(n.rounding.shift(product, n.shift) + n.y_zero, n.low, n.high).to(dtype)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fxquant.errors import AccumulatorError
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
-from fxquant.ops.spec import RealCall
+from fxquant.ops.spec import RealCall, as_tuple
 from fxquant.rounding import Rounding, short_rescale
 
 # Nothing leaves int64: with b bits |q - z| < 2^b and m < 2^(39-b), so the sum of c elements times
@@ -64,7 +64,7 @@ def accumulator_over_dimensions(call: IntegerCall) -> Accumulator:
     shape, dim = call.inputs[0].shape, call.settings["dim"]
     if shape is None:
         return accumulator_of_average(call, None)
-    dims = dim if isinstance(dim, (tuple, list)) else (dim,)
+    dims = as_tuple(dim)
     over = shape if dim is None or not dims else [shape[d] for d in dims]
     return accumulator_of_average(call, math.prod(over))
 

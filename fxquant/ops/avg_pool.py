@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.intmath import centered, per_channel, sum_of_mean
+from fxquant.intmath import centred, per_channel, sum_of_mean
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.spec import (
     Call,
@@ -26,6 +26,7 @@ from fxquant.ops.spec import (
     Output,
     RealCall,
     module_options,
+    per_dimension,
     signature_reader,
 )
 from fxquant.rounding import Rounding
@@ -76,18 +77,14 @@ def window_counts(
     return end - start if include_pad else end.clamp(max=length) - start.clamp(min=0)
 
 
-def _per_axis(setting: Any, dims: int) -> tuple[int, ...]:
-    values = tuple(setting) if isinstance(setting, (tuple, list)) else (setting,)
-    return values * (dims // len(values))
-
-
 def _divisor(x: Tensor, mean: Tensor, dims: int, s: Mapping[str, Any]) -> Tensor:
     """The divisor of every window, int64, shaped to broadcast against the output."""
     if s.get("divisor_override"):
         return torch.tensor(s["divisor_override"])
     divisor = torch.ones((1,) * dims, dtype=torch.int64)
     stride = s["kernel_size"] if s["stride"] in (None, []) else s["stride"]
-    kernel, step, padding = (_per_axis(v, dims) for v in (s["kernel_size"], stride, s["padding"]))
+    settings = s["kernel_size"], stride, s["padding"]
+    kernel, step, padding = (per_dimension(setting, dims) for setting in settings)
     for i in range(dims):
         lengths = x.shape[i - dims], mean.shape[i - dims]
         counts = window_counts(*lengths, kernel[i], step[i], padding[i], s["count_include_pad"])
@@ -98,7 +95,7 @@ def _divisor(x: Tensor, mean: Tensor, dims: int, s: Mapping[str, Any]) -> Tensor
 def _stays_in_range(settings: Mapping[str, Any], dims: int) -> bool:
     """Whether a mean comes out: a divisor below the window's size gives larger values."""
     divisor = settings.get("divisor_override")
-    return divisor is None or divisor >= math.prod(_per_axis(settings["kernel_size"], dims))
+    return divisor is None or divisor >= math.prod(per_dimension(settings["kernel_size"], dims))
 
 
 def _numbers(call: RealCall) -> AvgPoolNumbers:
@@ -122,13 +119,16 @@ def _record(
         return call if call is not None and _stays_in_range(call.options, dims) else None
 
     def kernel(n: AvgPoolNumbers, dtype: torch.dtype, codes: Tensor, **settings: Any) -> Tensor:
-        x = centered(codes, n.zero, torch.float64)
+        x = centred(codes, n.zero, torch.float64)
         mean = function(x, **settings)
         divisor = _divisor(x, mean, dims, settings).to(x.device)
         return n.rounding.divide(sum_of_mean(mean, divisor), divisor, n.zero).to(dtype)
 
     def accumulator(call: IntegerCall) -> Accumulator:
-        window = math.prod(_per_axis(call.settings["kernel_size"], dims))
+        sizes = per_dimension(call.settings["kernel_size"], dims)
+        if None in sizes:
+            return Accumulator(None, None, bits=64, carrier=torch.float64)
+        window = math.prod(sizes)
         worst = window * reach(call.inputs[0].scheme, call.numbers.zero)
         return Accumulator((worst,), window, bits=64, carrier=torch.float64)
 

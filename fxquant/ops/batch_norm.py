@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.intmath import per_channel
+from fxquant.intmath import centred, per_channel
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.site import batch_norm_affine
 from fxquant.ops.spec import (
@@ -98,8 +98,8 @@ def _numbers(call: RealCall) -> BatchNormNumbers:
 
 def _kernel(n: BatchNormNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
     dims = codes.dim()
-    centred = codes.to(torch.int64) - n.x_zero
-    product = centred * per_channel(n.multiplier, 1, dims) + per_channel(n.offset, 1, dims)
+    product = centred(codes, n.x_zero) * per_channel(n.multiplier, 1, dims)
+    product = product + per_channel(n.offset, 1, dims)
     y = n.rounding.shift(product, per_channel(n.shift, 1, dims)) + n.y_zero
     return torch.clamp(y, n.low, n.high).to(dtype)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.ops.accumulator import adds_nothing
-from fxquant.ops.operands import OperandNumbers, centred, operand_numbers, scales_of
+from fxquant.ops.operands import OperandNumbers, centred_operands, operand_numbers, scales_of
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall
 from fxquant.rounding import Rescale
 
@@ -41,9 +41,10 @@ def _numbers(call: RealCall) -> OperandNumbers:
 
 
 def _kernel(n: OperandNumbers, dtype: torch.dtype, *codes: Tensor, dim: int) -> Tensor:
+    terms = zip(centred_operands(n, codes), n.multiplier, n.shift, strict=True)
     parts = [
         n.rounding.requantize(x, Rescale(multiplier, shift), n.y_zero, n.low, n.high, dtype)
-        for x, multiplier, shift in zip(centred(n, codes), n.multiplier, n.shift, strict=True)
+        for x, multiplier, shift in terms
     ]
     return torch.cat(parts, dim)
 

@@ -16,15 +16,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.ops.layer import LAYER_REAL, layer_accumulator, layer_kernel, layer_numbers
+from fxquant.ops.layer import (
+    LAYER_REAL,
+    layer_accumulator,
+    layer_kernel,
+    layer_numbers,
+    layer_reader,
+)
 from fxquant.ops.spec import (
     Call,
     OpSpec,
     Output,
     Parameter,
-    Spelling,
+    Reader,
     module_options,
-    signature_reader,
 )
 
 
@@ -82,13 +87,13 @@ def _options(module: Any) -> dict[str, Any]:
     return {"weight": Parameter("weight"), "bias": bias, **settings}
 
 
-def _reader(function: Callable[..., Tensor]) -> Spelling:
+def _reader(function: Callable[..., Tensor]) -> Reader:
     """Read a function call: only modules pad with anything but zeros."""
-    by_signature = signature_reader(function)
+    by_signature = layer_reader(function)
 
-    def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+    def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | str | None:
         call = by_signature(args, kwargs)
-        if call is not None:
+        if isinstance(call, Call):
             del call.options["padding_mode"]
         return call
 

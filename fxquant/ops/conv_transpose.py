@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.ops.layer import LAYER_REAL, layer_accumulator, layer_kernel, layer_numbers
-from fxquant.ops.spec import (
-    OpSpec,
-    Output,
-    Parameter,
-    module_options,
-    signature_reader,
+from fxquant.ops.layer import (
+    LAYER_REAL,
+    layer_accumulator,
+    layer_kernel,
+    layer_numbers,
+    layer_reader,
 )
+from fxquant.ops.spec import OpSpec, Output, Parameter, module_options
 
 
 def conv_transpose1d(
@@ -73,7 +73,7 @@ def _record(
         functions=spellings,
         methods=(),
         modules={module: _options},
-        read=signature_reader(function),
+        read=layer_reader(function),
         output=Output.OWN,
         range=None,
         homogeneous=False,

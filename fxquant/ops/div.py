@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fxquant.intmath import centred
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall, signature_reader
 from fxquant.rounding import Rounding, rescale_of
@@ -59,7 +60,7 @@ def _numbers(call: RealCall) -> DivNumbers:
 
 
 def _kernel(n: DivNumbers, dtype: torch.dtype, a: Tensor, b: Tensor) -> Tensor:
-    above, below = a.to(torch.int64) - n.a_zero, b.to(torch.int64) - n.b_zero
+    above, below = centred(a, n.a_zero), centred(b, n.b_zero)
     above, below = above * torch.where(below < 0, -1, 1), below.abs()
     # |A| and B < 2^16, m < 2^31 and S <= 44: 2·A·m and B << (S + 1) stay below 2^62
     steps = n.rounding.divide(above * n.multiplier, below.clamp(min=1) << n.shift)

@@ -19,12 +19,14 @@ class Facts(NamedTuple):
     """What is known of an integer operator beside its numbers, which alone decide what it gives.
 
     `scale` and `zero_point` say what the codes of its output stand for, `inputs` are the codes it
-    reads, and `accumulator_bits` is what its sums were allowed when it was made.
+    reads, `settings` what it is called with beside them (what the graph computes as in the
+    example, None where there is none), and `accumulator_bits` is what its sums were allowed.
     """
 
     scale: float
     zero_point: int
     inputs: tuple[Operand, ...]
+    settings: Mapping[str, Any]
     accumulator_bits: int
 
 
@@ -62,9 +64,10 @@ class IntegerOp(Site):
         """The buffers, and the rounding, as the kernel takes them."""
         return self._numbers(**self._buffers, **self._roundings)
 
-    def accumulator(self, settings: Mapping[str, Any]) -> Accumulator | None:
-        """What it sums, if anything, when it is called with those settings."""
-        _, _, inputs, bits = self.facts
+    @property
+    def accumulator(self) -> Accumulator | None:
+        """What it sums, if anything."""
+        _, _, inputs, settings, bits = self.facts
         return self.op.accumulator(IntegerCall(self.numbers, inputs, settings, bits))
 
     def extra_repr(self) -> str:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from fxquant.intmath import ACCUMULATOR_BITS
 from fxquant.ops.accumulator import Accumulator, IntegerCall, adds_nothing
 from fxquant.ops.selection import no_numbers, selection_kernel
-from fxquant.ops.spec import Call, OpSpec, Output, Reader, RealCall, signature_reader
+from fxquant.ops.spec import Call, OpSpec, Output, Reader, RealCall, per_dimension, signature_reader
 from fxquant.rounding import Rounding
 
 NEAREST = ("nearest", "nearest-exact")
@@ -124,7 +124,7 @@ def new_sizes(
 ) -> list[tuple[int, Fraction]]:
     """How long each dimension becomes, and how far apart its new places lie."""
     given = size if scale_factor is None else scale_factor
-    each = given if isinstance(given, (tuple, list)) else (given,) * len(lengths)
+    each = per_dimension(given, len(lengths))
     if scale_factor is None:
         return [(new, Fraction(old, new)) for old, new in zip(lengths, each, strict=True)]
     sizes = [math.floor(old * float(factor)) for old, factor in zip(lengths, each, strict=True)]

@@ -7,26 +7,41 @@ The sum is the float operator itself, run on integers that float kernels add up 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxquant import intmath
 from fxquant.intmath import (
     LayerNumbers,
     accumulator_bound,
     carrier,
-    centered,
+    centred,
     finish_layer,
     without_autocast,
 )
 from fxquant.ops.accumulator import Accumulator, IntegerCall
-from fxquant.ops.spec import RealCall
+from fxquant.ops.spec import Call, Reader, RealCall, signature_reader
 from fxquant.schemes import Channels, QParams
 
 LAYER_REAL = ("weight", "bias", "batch_norm")
+
+
+def layer_reader(function: Callable[..., Tensor]) -> Reader:
+    """Read a call by the signature of `function`; its groups say where channels of the weight lie,
+    so they are a number.
+    """
+    by_signature = signature_reader(function)
+
+    def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | str | None:
+        call = by_signature(args, kwargs)
+        if call is not None and isinstance(call.options["groups"], fx.Node):
+            return "only a shape tells how many groups it has (pass example_inputs)"
+        return call
+
+    return read
 
 
 def layer_numbers(call: RealCall) -> LayerNumbers:
@@ -66,7 +81,7 @@ def layer_kernel(function: Callable[..., Tensor], spatial: int) -> Callable[...,
     def kernel(n: LayerNumbers, dtype: torch.dtype, codes: Tensor, **settings: Any) -> Tensor:
         kind = carrier(n.bound)
         with without_autocast(codes):
-            total = function(centered(codes, n.x_zero, kind), n.weight.to(kind), **settings)
+            total = function(centred(codes, n.x_zero, kind), n.weight.to(kind), **settings)
         return finish_layer(total, n, -1 - spatial, dtype)
 
     return kernel

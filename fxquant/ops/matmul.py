@@ -19,7 +19,7 @@ from torch import Tensor
 from fxquant.intmath import (
     accumulator_limit,
     carrier,
-    centered,
+    centred,
     exact_integer,
     without_autocast,
 )
@@ -93,7 +93,7 @@ def _kernel(n: MatmulNumbers, dtype: torch.dtype, a: Tensor, b: Tensor) -> Tenso
     prove_fits(n, terms, "a matrix product")
     kind = carrier(n.bound * terms)
     with without_autocast(a):
-        total = matmul(centered(a, n.a_zero, kind), centered(b, n.b_zero, kind))
+        total = matmul(centred(a, n.a_zero, kind), centred(b, n.b_zero, kind))
     rescale = Rescale(n.multiplier, n.shift)
     return n.rounding.requantize(exact_integer(total), rescale, n.y_zero, n.low, n.high, dtype)
 

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxquant.intmath import centred
 from fxquant.ops.average import (
     AverageNumbers,
     accumulator_over_dimensions,
     average_numbers,
     finish_average,
 )
-from fxquant.ops.spec import OpSpec, Output, signature_reader
+from fxquant.ops.spec import OpSpec, Output, as_tuple, signature_reader
 
 
 def mean(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
@@ -29,7 +30,7 @@ def spaces(dim: Any, rank: int | None) -> set[int] | None:
     """The dimensions, counted from the first, that a mean over `dim` is taken over, of a value
     with `rank` dimensions; None if not all are known to lie behind axis 1, the channels.
     """
-    dims = dim if isinstance(dim, (tuple, list)) else (dim,)
+    dims = as_tuple(dim)
     if not dims or not all(type(d) is int for d in dims):
         return None
     counted = {d + (rank or 0) if d < 0 else d for d in dims}
@@ -39,7 +40,7 @@ def spaces(dim: Any, rank: int | None) -> set[int] | None:
 def _kernel(
     n: AverageNumbers, dtype: torch.dtype, codes: Tensor, dim: Any, keepdim: bool
 ) -> Tensor:
-    total = torch.sum(codes.to(torch.int64) - n.x_zero, dim, keepdim)
+    total = torch.sum(centred(codes, n.x_zero), dim, keepdim)
     count = codes.numel() // max(total.numel(), 1)
     return finish_average(total, count, torch.tensor(count, device=codes.device), n, dtype)
 

@@ -60,6 +60,11 @@ class MomentNumbers(NamedTuple):
     rounding: Rounding
 
 
+def longest_row(bits: int) -> int:
+    """How many codes of so many bits have sums that 64 bits hold: N·Σd² < 2^62."""
+    return math.isqrt(_LARGEST) >> bits
+
+
 def accumulator_of_norm(call: IntegerCall) -> Accumulator:
     """u·i, of the steps above the one that reaches farthest, whatever a row holds."""
     return Accumulator((math.isqrt(2**125),), None, bits=64)
@@ -161,7 +166,7 @@ def _counted(codes: Tensor, dims: tuple[int, ...]) -> int:
     """How many codes a row has, proved to be few enough."""
     count = math.prod(codes.shape[dim] for dim in dims)
     bits = torch.iinfo(codes.dtype).bits
-    most = math.isqrt(_LARGEST) >> bits
+    most = longest_row(bits)
     if count > most:
         raise AccumulatorError(
             f"a norm over {count} values of {bits} bits may leave 64 bits, {most} may not.\n"

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fxquant.intmath import centred
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.spec import OpSpec, Output, RealCall, signature_reader
 from fxquant.rounding import Rescale, Rounding
@@ -45,7 +46,7 @@ def _numbers(call: RealCall) -> MulNumbers:
 
 
 def _kernel(n: MulNumbers, dtype: torch.dtype, a: Tensor, b: Tensor) -> Tensor:
-    acc = (a.to(torch.int64) - n.a_zero) * (b.to(torch.int64) - n.b_zero)
+    acc = centred(a, n.a_zero) * centred(b, n.b_zero)
     rescale = Rescale(n.multiplier, n.shift)
     return n.rounding.requantize(acc, rescale, n.y_zero, n.low, n.high, dtype)
 

@@ -22,7 +22,7 @@ from fxquant.ops.moments import (
     moment_reader,
     to_length_one,
 )
-from fxquant.ops.spec import Call, OpSpec, Output, RealCall
+from fxquant.ops.spec import Call, OpSpec, Output, RealCall, as_tuple
 
 
 def normalize(input: Tensor, dim: int | tuple[int, ...], eps: float) -> Tensor:
@@ -47,8 +47,7 @@ def _numbers(call: RealCall) -> MomentNumbers:
 def _kernel(
     n: MomentNumbers, dtype: torch.dtype, codes: Tensor, dim: int | tuple[int, ...]
 ) -> Tensor:
-    dims = (dim,) if isinstance(dim, int) else tuple(dim)
-    return finish(n, dtype, to_length_one(n, codes, dims))
+    return finish(n, dtype, to_length_one(n, codes, as_tuple(dim)))
 
 
 NORMALIZE = OpSpec(

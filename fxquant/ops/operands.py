@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fxquant.intmath import ACCUMULATOR_BITS
+from fxquant.intmath import ACCUMULATOR_BITS, centred
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.spec import RealCall
 from fxquant.rounding import Rescale, Rounding
@@ -62,9 +62,9 @@ def sum_numbers(call: RealCall, factors: Tensor) -> OperandNumbers:
     return operand_numbers(call, call.target.rounding.rescale_terms(factors, bits))
 
 
-def centred(n: OperandNumbers, codes: Iterable[Tensor]) -> list[Tensor]:
+def centred_operands(n: OperandNumbers, codes: Iterable[Tensor]) -> list[Tensor]:
     """`q - z` of each operand, int64."""
-    return [x.to(torch.int64) - zero for x, zero in zip(codes, n.x_zero, strict=True)]
+    return [centred(x, zero) for x, zero in zip(codes, n.x_zero, strict=True)]
 
 
 def accumulator_of_operands(call: IntegerCall) -> Accumulator | None:

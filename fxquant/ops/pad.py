@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.intmath import centred
 from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import (
     Call,
@@ -90,9 +91,8 @@ def _value_numbers(call: RealCall) -> PadValueNumbers:
 def _pad_value(
     n: PadValueNumbers, dtype: torch.dtype, codes: Tensor, pad: Any, mode: str
 ) -> Tensor:
-    centred = codes.to(torch.int64) - n.x_zero
-    rescale = Rescale(n.multiplier, n.shift)
-    inner = n.rounding.requantize(centred, rescale, n.y_zero, n.low, n.high, dtype)
+    d, rescale = centred(codes, n.x_zero), Rescale(n.multiplier, n.shift)
+    inner = n.rounding.requantize(d, rescale, n.y_zero, n.low, n.high, dtype)
     return F.pad(inner, pad, mode, int(n.fill.clamp(n.low, n.high)))
 
 

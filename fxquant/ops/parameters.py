@@ -10,6 +10,7 @@ from fxquant.graph.edit import free_path, set_parameter
 from fxquant.graph.held import held_value
 from fxquant.graph.place import copy_place
 from fxquant.ops.flow import layer_channels
+from fxquant.ops.spec import as_tuple
 
 
 def value_of(gm: fx.GraphModule, node: fx.Node) -> Any:
@@ -68,7 +69,6 @@ def why_not_shifted(gm: fx.GraphModule, layer: fx.Node) -> str | None:
     if layer_channels(gm, layer).axis != 0:
         return f"'{layer.name}' is transposed: how often it reads an offset depends on the place"
     padding = layer.kwargs.get("padding", 0)
-    widths = padding if isinstance(padding, (tuple, list)) else (padding,)
-    if any(width not in (0, "valid") for width in widths):
+    if any(width not in (0, "valid") for width in as_tuple(padding)):
         return f"'{layer.name}' pads with zeros, which an offset would have moved"
     return None

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.intmath import per_channel
+from fxquant.intmath import centred, per_channel
 from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import OpSpec, Output, Parameter, RealCall, signature_reader
 from fxquant.rounding import Rescale, Rounding
@@ -53,16 +53,16 @@ def _numbers(call: RealCall) -> PReluNumbers:
 
 
 def _kernel(n: PReluNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
-    centred = codes.to(torch.int64) - n.x_zero
+    d = centred(codes, n.x_zero)
 
     def of_sign(values: Tensor) -> Tensor:
         above, below = values.unbind()
         if len(above) > 1:
             above, below = (per_channel(row, 1, codes.dim()) for row in (above, below))
-        return torch.where(centred > 0, above, below)
+        return torch.where(d > 0, above, below)
 
     rescale = Rescale(of_sign(n.multiplier), of_sign(n.shift))
-    return n.rounding.requantize(centred, rescale, n.y_zero, n.low, n.high, dtype)
+    return n.rounding.requantize(d, rescale, n.y_zero, n.low, n.high, dtype)
 
 
 PRELU = OpSpec(

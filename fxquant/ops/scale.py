@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fxquant.intmath import centred
 from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import OpSpec, Output, RealCall, not_spelled
 from fxquant.rounding import Rescale, Rounding
@@ -44,9 +45,8 @@ def _numbers(call: RealCall) -> ScaleNumbers:
 
 
 def _kernel(n: ScaleNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
-    centred = codes.to(torch.int64) - n.x_zero
-    rescale = Rescale(n.multiplier, n.shift)
-    return n.rounding.requantize(centred, rescale, n.y_zero, n.low, n.high, dtype)
+    d, rescale = centred(codes, n.x_zero), Rescale(n.multiplier, n.shift)
+    return n.rounding.requantize(d, rescale, n.y_zero, n.low, n.high, dtype)
 
 
 SCALE = OpSpec(

@@ -30,8 +30,8 @@ class CallSite(Site):
     """One operator call: `site(*inputs, **options)` as `op.function` takes them.
 
     Passes fill it in: `activation` (fuse_conv_bn_relu), `freeze` (freeze_batch_norm), `output`
-    and `weight_quant` (insert_observers, insert_fake_quant), `rounding`, and `sources`, the
-    quantizers of its inputs.
+    and `weight_quant` (insert_observers, insert_fake_quant), and with these `rounding`,
+    `accumulator_bits`, and `sources`, the quantizers of its inputs.
     `batch_norm=` among the options is a BatchNorm module that stands behind the operator.
     """
 

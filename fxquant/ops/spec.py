@@ -217,3 +217,14 @@ def not_spelled(args: object, kwargs: object) -> None:
 def module_options(module: nn.Module, *names: str) -> dict[str, Any]:
     """Options that a module holds under the names that the function gives them."""
     return {name: getattr(module, name) for name in names}
+
+
+def as_tuple(setting: Any) -> tuple[Any, ...]:
+    """One or several, as torch takes dimensions and widths, as several."""
+    return tuple(setting) if isinstance(setting, (tuple, list)) else (setting,)
+
+
+def per_dimension(setting: Any, dims: int) -> tuple[Any, ...]:
+    """A setting for each dimension, or one for all, as one for each."""
+    values = as_tuple(setting)
+    return values * (dims // len(values))

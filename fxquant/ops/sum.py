@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxquant.intmath import centred
 from fxquant.ops.average import (
     AverageNumbers,
     accumulator_over_dimensions,
@@ -42,7 +43,7 @@ def _read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
 def _kernel(
     n: AverageNumbers, dtype: torch.dtype, codes: Tensor, dim: Any, keepdim: bool
 ) -> Tensor:
-    sums = torch.sum(codes.to(torch.int64) - n.x_zero, dim, keepdim)
+    sums = torch.sum(centred(codes, n.x_zero), dim, keepdim)
     elements = codes.numel() // max(sums.numel(), 1)
     return finish_average(sums, elements, torch.tensor(1, device=codes.device), n, dtype)
 

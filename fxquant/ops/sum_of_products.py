@@ -15,7 +15,7 @@ from torch import Tensor
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.operands import (
     OperandNumbers,
-    centred,
+    centred_operands,
     operand_numbers,
     scales_of,
 )
@@ -39,7 +39,7 @@ def _numbers(call: RealCall) -> OperandNumbers:
 
 
 def _kernel(n: OperandNumbers, dtype: torch.dtype, *codes: Tensor) -> Tensor:
-    values = centred(n, codes)
+    values = centred_operands(n, codes)
     half = len(values) // 2
     total = torch.zeros((), dtype=torch.int64, device=n.multiplier.device)
     for x, w, multiplier in zip(values[:half], values[half:], n.multiplier, strict=True):

@@ -16,27 +16,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from torch import fx
+from torch import Tensor, fx
 
-from fxquant.graph.edit import called_module
+from fxquant.graph.edit import called_module, map_nodes
+from fxquant.graph.place import example_of
 from fxquant.ops.add import ADD
 from fxquant.ops.cat import CAT
 from fxquant.ops.flow import site_of
 from fxquant.ops.layer_norm import LAYER_NORM
 from fxquant.ops.matmul import MATMUL
+from fxquant.ops.moments import longest_row
 from fxquant.ops.move import is_move
 from fxquant.ops.mul import MUL
 from fxquant.ops.normalize import NORMALIZE
 from fxquant.ops.rms_norm import RMS_NORM
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.softmax import SOFTMAX
-from fxquant.ops.spec import OpSpec, Output
+from fxquant.ops.spec import OpSpec, Output, as_tuple
 from fxquant.ops.sum_of_products import SUM_OF_PRODUCTS
+from fxquant.schemes import INT16
 
 _NORMS = (LAYER_NORM, RMS_NORM, NORMALIZE)
 _HAND_ON = (ADD, CAT)  # what they read may be wide, if what they give is
 _WEIGH = (MUL, SUM_OF_PRODUCTS)
-_LONGEST = 2**15  # row of 16-bit codes that a norm sums in 64 bits: ops/moments.py
 
 
 def wide_values(gm: fx.GraphModule) -> dict[fx.Node, str]:
@@ -46,7 +48,7 @@ def wide_values(gm: fx.GraphModule) -> dict[fx.Node, str]:
         module = called_module(gm, node)
         if not isinstance(module, (CallSite, InputQuantizer)) or _keeps_range(module):
             continue
-        if weighs_others(gm, node):
+        if _weighs_others(gm, node):
             wide[node] = "its shares weigh others"
         elif not (isinstance(module, CallSite) and module.op is SOFTMAX):
             readers = list(_readers(gm, node))
@@ -58,7 +60,7 @@ def wide_values(gm: fx.GraphModule) -> dict[fx.Node, str]:
     return wide
 
 
-def weighs_others(gm: fx.GraphModule, node: fx.Node) -> bool:
+def _weighs_others(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Whether `node` is a softmax of which each reader, behind moves, is a product."""
     site = site_of(gm, node)
     if site is None or site.op is not SOFTMAX:
@@ -67,7 +69,7 @@ def weighs_others(gm: fx.GraphModule, node: fx.Node) -> bool:
     return bool(ops) and all(op in _WEIGH for op in ops)
 
 
-def spreads(gm: fx.GraphModule, node: fx.Node) -> bool:
+def is_attention(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Whether `node` is a softmax that a matrix product reads: the attention that a token pays to
     all others, of which many make all shares small, in 8 bits.
     """
@@ -79,10 +81,22 @@ def spreads(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 def _takes(reader: fx.Node, op: OpSpec) -> bool:
     """Whether an operator computes with 16 bits as well as with 8."""
-    shape = reader.kwargs.get("normalized_shape", ())
-    if not isinstance(shape, (tuple, list)) or not all(isinstance(n, int) for n in shape):
-        return False  # a row as long as a size that the graph computes
-    return op in (*_NORMS, SOFTMAX, *_HAND_ON) and math.prod(shape) <= _LONGEST
+    if op in _NORMS:
+        return _row(reader, op) <= longest_row(INT16.bits)
+    return op is SOFTMAX or op in _HAND_ON
+
+
+def _row(reader: fx.Node, op: OpSpec) -> float:
+    """How many values a norm takes together, as far as that is known; infinitely many where the
+    graph computes how many.
+    """
+    settings = map_nodes(dict(reader.kwargs), example_of)
+    if op is NORMALIZE:
+        dim, x = settings["dim"], example_of(reader.all_input_nodes[0])
+        sizes = tuple(x.shape[d] for d in as_tuple(dim)) if isinstance(x, Tensor) else ()
+    else:
+        sizes = settings["normalized_shape"] or (None,)  # the graph may ask a tensor for it
+    return math.prod(size if isinstance(size, int) else math.inf for size in sizes)
 
 
 def _why(op: OpSpec | None) -> str | None:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from fxquant.intmath import accumulator_bound, carrier, centered, exact_integer
+from fxquant.intmath import accumulator_bound, carrier, centred, exact_integer
 from fxquant.rounding import FP32_RNE
 from fxquant.schemes import Channels, QParams
 from tests.engines.onnx_runtime import MICROSOFT, run
@@ -204,7 +204,7 @@ def test_conv_integer(scheme: str, name: str):
     )
     w = torch.from_numpy(weight)
     kind = carrier(accumulator_bound(w.float(), Channels(), x))
-    total = F.conv2d(centered(torch.from_numpy(codes), x.zero_point, kind), w.to(kind), **settings)
+    total = F.conv2d(centred(torch.from_numpy(codes), x.zero_point, kind), w.to(kind), **settings)
     assert differing(exact_integer(total).to(torch.int32).numpy(), theirs) == 0
 
 
@@ -215,7 +215,7 @@ def test_matmul_integer(scheme: str):
     left, right = draw.codes(3, 64, 72), draw.codes(72, 48)
     theirs = run("MatMulInteger", left, right, of(a)[1], of(b)[1])
     factors = (
-        centered(torch.from_numpy(codes), q.zero_point, torch.float64)
+        centred(torch.from_numpy(codes), q.zero_point, torch.float64)
         for codes, q in ((left, a), (right, b))
     )
     assert differing(exact_integer(torch.matmul(*factors)).to(torch.int32).numpy(), theirs) == 0

@@ -73,7 +73,24 @@ def test_which(forward, names):
 
 def test_not_rows_that_are_too_long():
     """512·8·9 = 36,864 codes of 16 bits could leave the 64 bits of a norm's sums."""
-    assert wide(lambda m, x: m.long(x), torch.randn(1, 512, 8, 9)) == ""
+    x = torch.randn(1, 512, 8, 9)
+    assert wide(lambda m, x: m.long(x), x) == ""
+    assert wide(lambda m, x: F.layer_norm(x, x.shape[1:]), x) == ""
+    assert wide(lambda m, x: F.normalize(x, dim=(1, 2, 3)), x) == ""
+    assert wide(lambda m, x: F.normalize(x, dim=(1, 2)), x) == "input"
+
+
+@pytest.mark.parametrize("examples", [X, None], ids=["examples", "none"])
+@pytest.mark.parametrize(
+    "rows", [lambda x: x.shape[-1:], lambda x: x.size()[1:], lambda x: (x.shape[-1],)]
+)
+def test_rows_whose_length_the_graph_asks_for(rows, examples):
+    forward = lambda m, x: F.layer_norm(y := m.a(x), rows(y))  # noqa: E731
+    prepared = fxquant.prepare_qat(Net(forward), examples)
+    (scheme,) = (site.output.scheme for _, site in sites(prepared) if site.op.name == "linear")
+    assert scheme.bits == 16
+    laws.settle(prepared, X)
+    laws.assert_equal(fxquant.convert(prepared)(X), prepared(X))
 
 
 def test_not_rows_of_a_length_that_is_computed():

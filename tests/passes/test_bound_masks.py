@@ -53,6 +53,17 @@ def test_by_hand():
     assert gm(torch.tensor([[1.0, 3.0, 3.0, 3.0]] * 4))[0].tolist() == [1.0, 0.0, 0.0, 0.0]
 
 
+def test_what_is_left_out_far_above_the_rest_has_a_share():
+    """The pass is exact for scores less than 24 apart: d above, a share is e^(d - 128)."""
+    net = Net(lambda m, x: x.masked_fill(m.mask, -INF).softmax(-1))
+    gm = trace(copy.deepcopy(net))
+    for step in (Canonicalize(), BoundMasks()):
+        step.run(gm)
+    for d, share in ((24.0, 0.0), (100.0, 6.914e-13), (128.0, 0.5)):
+        row = gm(torch.tensor([[0.0, d, -INF, -INF]] * 4))[0]
+        assert row[1].item() == pytest.approx(share, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     "function",
     [
