@@ -17,7 +17,8 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from fxquant.graph.edit import called_module
+from fxquant.graph.edit import called_module, map_nodes
+from fxquant.graph.place import example_of
 from fxquant.ops.add import ADD
 from fxquant.ops.cat import CAT
 from fxquant.ops.flow import site_of
@@ -78,9 +79,9 @@ def spreads(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 def _takes(reader: fx.Node, op: OpSpec) -> bool:
     """Whether an operator computes with 16 bits as well as with 8."""
-    shape = reader.kwargs.get("normalized_shape", ())
-    assert isinstance(shape, (tuple, list))
-    return op in (*_NORMS, SOFTMAX, *_HAND_ON) and math.prod(shape) <= _LONGEST
+    shape = map_nodes(reader.kwargs.get("normalized_shape", ()), example_of)
+    known = isinstance(shape, (tuple, list)) and all(isinstance(length, int) for length in shape)
+    return op in (*_NORMS, SOFTMAX, *_HAND_ON) and known and math.prod(shape) <= _LONGEST
 
 
 def _why(op: OpSpec | None) -> str | None:

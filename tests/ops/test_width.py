@@ -71,6 +71,19 @@ def test_which(forward, names):
     assert wide(forward, X, widen=False) == ""
 
 
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda s, x: F.layer_norm(s.a(x) + x, x.shape[-1:]),
+        lambda s, x: F.layer_norm(s.a(x) + x, (x.size(-1),), s.norm.weight, s.norm.bias),
+        lambda s, x: F.layer_norm(s.a(x) + x, s.norm.weight.shape, s.norm.weight, s.norm.bias),
+        lambda s, x: F.rms_norm(s.a(x) + x, [*x.shape[2:]]),
+    ],
+)
+def test_rows_whose_length_the_graph_asks_for(forward):
+    assert "add" in wide(forward, torch.randn(3, 5, 8))
+
+
 def test_not_rows_that_are_too_long():
     """512·8·9 = 36,864 codes of 16 bits could leave the 64 bits of a norm's sums."""
     assert wide(lambda m, x: m.long(x), torch.randn(1, 512, 8, 9)) == ""
