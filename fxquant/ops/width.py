@@ -21,7 +21,7 @@ from fxquant.graph.edit import called_module, map_nodes
 from fxquant.graph.place import example_of
 from fxquant.ops.add import ADD
 from fxquant.ops.cat import CAT
-from fxquant.ops.flow import site_of
+from fxquant.ops.flow import inputs_of, site_of
 from fxquant.ops.layer_norm import LAYER_NORM
 from fxquant.ops.matmul import MATMUL
 from fxquant.ops.move import is_move
@@ -79,9 +79,17 @@ def spreads(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 def _takes(reader: fx.Node, op: OpSpec) -> bool:
     """Whether an operator computes with 16 bits as well as with 8."""
-    shape = map_nodes(reader.kwargs.get("normalized_shape", ()), example_of)
+    if op not in (*_NORMS, SOFTMAX, *_HAND_ON):
+        return False
+    options = map_nodes(dict(reader.kwargs), example_of)
+    shape = options.get("normalized_shape", ())
+    if op is NORMALIZE:
+        dims, x = options["dim"], example_of(inputs_of(reader)[0])
+        dims = dims if isinstance(dims, (tuple, list)) else (dims,)
+        if x is not None and x.dim() and None not in dims:
+            shape = [x.shape[dim] for dim in dims]
     known = isinstance(shape, (tuple, list)) and all(isinstance(length, int) for length in shape)
-    return op in (*_NORMS, SOFTMAX, *_HAND_ON) and known and math.prod(shape) <= _LONGEST
+    return known and math.prod(shape) <= _LONGEST
 
 
 def _why(op: OpSpec | None) -> str | None:

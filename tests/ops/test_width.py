@@ -87,6 +87,8 @@ def test_rows_whose_length_the_graph_asks_for(forward):
 def test_not_rows_that_are_too_long():
     """512·8·9 = 36,864 codes of 16 bits could leave the 64 bits of a norm's sums."""
     assert wide(lambda m, x: m.long(x), torch.randn(1, 512, 8, 9)) == ""
+    assert wide(lambda m, x: F.normalize(x, dim=(1, 2, -1)), torch.randn(1, 512, 8, 9)) == ""
+    assert wide(lambda m, x: F.normalize(x), torch.randn(1, 512, 8, 9)) == "input"
 
 
 def test_rows_of_very_different_sizes_survive():
