@@ -128,6 +128,8 @@ def _record(
         return n.rounding.divide(sum_of_mean(mean, divisor), divisor, n.zero).to(dtype)
 
     def accumulator(call: IntegerCall) -> Accumulator:
+        if "kernel_size" not in call.settings:
+            return Accumulator(None, None, bits=64, carrier=torch.float64)
         window = math.prod(_per_axis(call.settings["kernel_size"], dims))
         worst = window * reach(call.inputs[0].scheme, call.numbers.zero)
         return Accumulator((worst,), window, bits=64, carrier=torch.float64)

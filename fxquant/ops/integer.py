@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from fxquant.graph.edit import Site
+from fxquant.graph.edit import Site, map_nodes, nodes_in
+from fxquant.graph.place import example_of
 from fxquant.ops.accumulator import Accumulator, IntegerCall, Operand
 from fxquant.ops.spec import OpSpec
 from fxquant.rounding import Rounding
@@ -63,8 +64,17 @@ class IntegerOp(Site):
         return self._numbers(**self._buffers, **self._roundings)
 
     def accumulator(self, settings: Mapping[str, Any]) -> Accumulator | None:
-        """What it sums, if anything, when it is called with those settings."""
+        """What it sums, if anything, when it is called with those settings, which are for the
+        example's shapes where the graph computes them.
+        """
         _, _, inputs, bits = self.facts
+
+        def of_example(part: fx.Node) -> Any:
+            value = example_of(part)
+            return part if value is None else value
+
+        settings = {name: map_nodes(value, of_example) for name, value in settings.items()}
+        settings = {name: value for name, value in settings.items() if not nodes_in(value)}
         return self.op.accumulator(IntegerCall(self.numbers, inputs, settings, bits))
 
     def extra_repr(self) -> str:

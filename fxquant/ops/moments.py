@@ -159,7 +159,7 @@ def _centred(n: MomentNumbers, codes: Tensor) -> Tensor:
 
 def _counted(codes: Tensor, dims: tuple[int, ...]) -> int:
     """How many codes a row has, proved to be few enough."""
-    count = math.prod(codes.shape[dim] for dim in dims)
+    count = math.prod(codes.shape[dim] for dim in dims) if codes.dim() else 1
     bits = torch.iinfo(codes.dtype).bits
     most = math.isqrt(_LARGEST) >> bits
     if count > most:
