@@ -224,3 +224,25 @@ def test_limits_are_those_of_an_activation_before_it(seed, scale, zero_point, li
     for y, source in ((together, two), (elsewhere, three)):
         assert torch.equal(y, apart)
         assert torch.equal(source.grad, one.grad)
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(torch.float16, 60000.0), (torch.float32, 3e38)])
+def test_gradients_where_half_a_step_beyond_the_range_is_no_number_of_the_type(dtype, largest):
+    """The last of 4 codes is 60000, say, and the next one would begin at 70000."""
+    scheme = QuantScheme(bits=2, signed=False, symmetric=False)
+    q = range_to_qparams(torch.tensor(0.0), torch.tensor(largest), scheme)
+    x = torch.tensor([-largest, 0.0, largest * 0.99], dtype=dtype, requires_grad=True)
+    fake_quantize(x, q).sum().backward()
+    assert x.grad.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("quantizer", [ObservedStep, LearnedStep])
+def test_a_network_in_half_precision_keeps_the_numbers_of_its_grids(quantizer, dtype):
+    fake = quantizer(UINT8, MinMax())
+    fake(torch.tensor([-1.0, 2.0]))
+    before = {name: value.clone() for name, value in fake.state_dict().items()}
+    after = fake.to(dtype).state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert all(after[name].dtype is before[name].dtype for name in before)
+    assert fake.double().observer.low.dtype is torch.float64

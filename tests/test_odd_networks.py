@@ -316,3 +316,15 @@ def test_versions_of_state_dicts_are_kept():
 
     prepared = fxquant.prepare_qat(Versioned(nn.Conv2d(4, 4, 1)))
     assert prepared.state_dict()._metadata[""]["version"] == 3
+
+
+@pytest.mark.parametrize("step", ["observed", "learned"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_prepared_network_may_go_to_half_precision(dtype, step):
+    config = fxquant.QuantConfig(step=step)
+    net = Net(lambda s, x: F.layer_norm(s.b(s.a(x)) + x, (4, 8, 8)))
+    prepared = fxquant.prepare_qat(net, config=config)
+    x = torch.randn(4, 4, 8, 8)
+    laws.settle(prepared, x)
+    prepared.to(dtype).eval()
+    laws.assert_equal(fxquant.convert(prepared)(x.to(dtype)), prepared(x.to(dtype)))

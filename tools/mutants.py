@@ -228,7 +228,6 @@ TESTS: dict[str, list[str]] = {
         *RECORDS, "tests/passes/test_scale_by_parameters.py", *networks("arithmetic"),
         *laws("scale"),
     ],
-    "fxquant/ops/width.py": ["tests/ops/test_width.py", *networks("attention gated")],
     "fxquant/ops/sigmoid.py": [*TABLES, *laws("sigmoid")],
     "fxquant/ops/silu.py": [*TABLES, *laws("silu")],
     "fxquant/ops/softmax.py": [

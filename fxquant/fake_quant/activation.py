@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,18 @@ class ActivationFakeQuant(nn.Module, ABC):
         self.scheme = scheme
         self.observer = observer
         self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """half() and bfloat16() leave the numbers of the grid alone, as where the model had these
+        types before it was prepared: they would be too few bits to tell codes apart.
+        """
+
+        def wide(numbers: Tensor) -> Tensor:
+            moved = fn(numbers)
+            narrow = moved.is_floating_point() and moved.dtype.itemsize < 4
+            return numbers.to(moved.device) if narrow else moved
+
+        return super()._apply(wide, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     @abstractmethod
     def forward(self, x: Tensor, least: float = -math.inf, most: float = math.inf) -> Tensor:

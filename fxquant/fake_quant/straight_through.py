@@ -94,7 +94,9 @@ def fake_quantize(
         scale, zero_point = q.scale.item(), q.zero_point.item()
         low = max(scheme.qmin - zero_point, _code(least, scale))
         high = min(scheme.qmax - zero_point, _code(most, scale))
-        inside = max((low - 0.5) * scale * _NEXT, least), min((high + 0.5) * scale, most)
+        first, last = max((low - 0.5) * scale * _NEXT, least), min((high + 0.5) * scale, most)
+        largest = torch.finfo(x.dtype).max  # the kernel takes no number beyond it, but infinity
+        inside = -math.inf if first < -largest else first, math.inf if last > largest else last
         rounded: Tensor = _OnHost.apply(x, scale, (low, high), inside)
         return rounded
     lowest = torch.maximum(scheme.qmin - q.zero_point, round_half_up(least / q.scale))

@@ -25,6 +25,11 @@ from fxquant.graph.spell_out import is_spelled_out
 from fxquant.graph.tensors import lists_replaced
 from fxquant.graph.wrapped import wrap_none_of_torchs
 
+_CUTS: dict[Any, tuple[str, ...]] = {
+    **dict.fromkeys(("unbind", torch.unbind), ("x", "dim")),
+    **dict.fromkeys(("split", torch.split), ("x", "size", "dim")),
+}
+
 
 class _Proxy(fx.Proxy):
     """A proxy that knows its length, where its example value does, and that writes `x += y`
@@ -36,6 +41,7 @@ class _Proxy(fx.Proxy):
         value = self.tracer.examples.of(self.node)
         if value is UNKNOWN:
             raise TraceError("len() of a value whose shape is not known")
+        self.tracer.guard_length(self, value, "a length")
         return len(value)
 
     def __getattr__(self, name: str) -> fx.proxy.Attribute:
@@ -217,8 +223,7 @@ class Tracer(fx.Tracer):
         value = self.examples.of(obj.node)
         if value is UNKNOWN:
             return super().iter(obj)
-        if isinstance(value, torch.Tensor) and obj.node not in self.held:
-            self._guard(obj.shape[0], len(value), "a loop over a tensor")
+        self.guard_length(obj, value, "a loop over a tensor")
         return iter([obj[i] for i in range(len(value))])
 
     def to_bool(self, obj: fx.Proxy) -> bool:
@@ -238,8 +243,34 @@ class Tracer(fx.Tracer):
             self._guard(obj, value, "a number")
         return value
 
+    def guard_length(self, obj: Any, value: Any, what: str) -> None:
+        """Let the graph refuse inputs for which `obj`, now `value`, would have another length."""
+        if obj.node in self.held:
+            return
+        if isinstance(value, torch.Tensor):
+            self._guard(obj.shape[0], len(value), what)
+        elif (cut := _cut(obj.node)) is not None:
+            x, size, dim = cut
+            shape: Any = self.proxy(x).shape
+            length = shape[dim]
+            self._guard((length + (size - 1)) // size if size > 1 else length, len(value), what)
+
     def _guard(self, obj: Any, value: Any, what: str) -> None:
         """Let the graph refuse inputs for which the answer would have been another."""
         where = self.scope.module_path
         text = f"{what} in '{where}' was captured for other shapes, where it is {value}"
         self.create_proxy("call_function", torch._assert, (obj == value, text), {})
+
+
+def _cut(node: fx.Node) -> tuple[fx.Node, int, int] | None:
+    """What `node` cuts into parts of which size along which dimension, as many as there are."""
+    names = _CUTS.get(node.target)
+    if names is None:
+        return None
+    named: dict[str, Any] = {"dim": 0, "size": 1}
+    named |= dict(zip(names, node.args, strict=False)) | node.kwargs
+    x, dim = named.get("x"), named["dim"]
+    size = named.get("split_size", named.get("split_size_or_sections", named["size"]))
+    if not isinstance(x, fx.Node) or type(dim) is not int or type(size) is not int or size < 1:
+        return None
+    return x, size, dim

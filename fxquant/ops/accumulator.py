@@ -27,7 +27,9 @@ class Operand(NamedTuple):
 
 
 class IntegerCall(NamedTuple):
-    """One call of an integer operator: all that decides how large its sums become."""
+    """One call of an integer operator: all that decides how large its sums become. Of its
+    settings those are missing that only the tensors of a call tell.
+    """
 
     numbers: Any
     inputs: tuple[Operand, ...]

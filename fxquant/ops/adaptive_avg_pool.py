@@ -74,7 +74,7 @@ def _record(
 
     def accumulator(call: IntegerCall) -> Accumulator:
         shape = call.inputs[0].shape
-        if shape is None:
+        if shape is None or "output_size" not in call.settings:
             return accumulator_of_average(call, None)
         sizes = per_dimension(call.settings["output_size"], dims)
         cells = [n or length for n, length in zip(sizes, shape[-dims:], strict=True)]

@@ -61,11 +61,13 @@ def accumulator_of_average(call: IntegerCall, elements: int | None) -> Accumulat
 
 def accumulator_over_dimensions(call: IntegerCall) -> Accumulator:
     """Of a mean or a sum over `dim`: an int, several, or None for all."""
-    shape, dim = call.inputs[0].shape, call.settings["dim"]
+    shape = call.inputs[0].shape
+    dim = call.settings["dim"]
     if shape is None:
         return accumulator_of_average(call, None)
     dims = as_tuple(dim)
-    over = shape if dim is None or not dims else [shape[d] for d in dims]
+    everything = dim is None or not dims or not shape  # a single number has dimension 0, too
+    over = shape if everything else [shape[d] for d in dims]
     return accumulator_of_average(call, math.prod(over))
 
 

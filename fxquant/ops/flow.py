@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import fx
 
+from fxquant.errors import CaptureError
 from fxquant.fake_quant import ActivationFakeQuant
-from fxquant.graph.edit import called_module
+from fxquant.graph.edit import called_module, map_nodes
+from fxquant.graph.place import describe, example_of
 from fxquant.ops.move import is_move
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.spec import Output
@@ -41,9 +43,12 @@ def layer_channels(gm: fx.GraphModule, node: fx.Node) -> Channels:
     """Where the output channels lie in the weight that the layer at `node` reads."""
     site = site_of(gm, node)
     axis = site.op.weight_axis if site is not None else None
-    groups = node.kwargs.get("groups", 1)  # a linear layer has none
+    groups = map_nodes(node.kwargs.get("groups", 1), example_of)  # a linear layer has none
     assert axis is not None
-    assert isinstance(groups, int)
+    if not isinstance(groups, int):
+        raise CaptureError(
+            f"how many groups {describe(node)} has is not known.\nWhat to do: pass example_inputs."
+        )
     return Channels(axis, groups)
 
 

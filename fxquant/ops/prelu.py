@@ -59,6 +59,8 @@ def _kernel(n: PReluNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
         above, below = values.unbind()
         if len(above) > 1:
             above, below = (per_channel(row, 1, codes.dim()) for row in (above, below))
+        else:  # a single number stays one
+            above, below = above[0], below[0]
         return torch.where(d > 0, above, below)
 
     rescale = Rescale(of_sign(n.multiplier), of_sign(n.shift))

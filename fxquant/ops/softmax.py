@@ -95,9 +95,12 @@ def _farthest(x: QParams) -> int:
 
 
 def _kernel(n: SoftmaxNumbers, dtype: torch.dtype, codes: Tensor, dim: int) -> Tensor:
-    if codes.shape[dim] > MAX_COLUMNS:
+    columns = codes.shape[dim] if codes.dim() else 1
+    if columns == 0:
+        return codes.to(dtype)
+    if columns > MAX_COLUMNS:
         raise AccumulatorError(
-            f"softmax over {codes.shape[dim]} values may leave 64 bits, {MAX_COLUMNS} may not.\n"
+            f"softmax over {columns} values may leave 64 bits, {MAX_COLUMNS} may not.\n"
             "What to do: keep it in float, QuantConfig(keep_float=(…,))."
         )
     wide = codes.to(torch.int32)
@@ -112,9 +115,9 @@ def _kernel(n: SoftmaxNumbers, dtype: torch.dtype, codes: Tensor, dim: int) -> T
 def _accumulator(call: IntegerCall) -> Accumulator:
     n: SoftmaxNumbers = call.numbers
     shape = call.inputs[0].shape
-    if shape is None:
+    if shape is None or "dim" not in call.settings:
         return Accumulator(None, None, bits=64)
-    columns = shape[call.settings["dim"]]
+    columns = shape[call.settings["dim"]] if shape else 1
     divisor = columns << ONE_BITS + int(n.shift)
     dividend = (int(n.multiplier) << ONE_BITS + 1) + divisor
     return Accumulator((max(dividend, 2 * divisor),), columns, bits=64)

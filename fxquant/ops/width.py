@@ -7,8 +7,7 @@
                                                   makes them, and their rounding, equally large
 
 Left alone: what a convolution, a linear layer or a matrix product reads too, whose sums of 16-bit
-codes would not fit their accumulators, and rows that are too long for 16 bits, or of a length that
-only the input says.
+codes would not fit their accumulators, and rows that are too long for 16 bits.
 """
 
 from __future__ import annotations
@@ -86,17 +85,15 @@ def _takes(reader: fx.Node, op: OpSpec) -> bool:
     return op is SOFTMAX or op in _HAND_ON
 
 
-def _row(reader: fx.Node, op: OpSpec) -> float:
-    """How many values a norm takes together, as far as that is known; infinitely many where the
-    graph computes how many.
-    """
+def _row(reader: fx.Node, op: OpSpec) -> int:
+    """How many values a norm takes together, as far as that is known; 1 where it is not."""
     settings = map_nodes(dict(reader.kwargs), example_of)
     if op is NORMALIZE:
         dim, x = settings["dim"], example_of(reader.all_input_nodes[0])
         sizes = tuple(x.shape[d] for d in as_tuple(dim)) if isinstance(x, Tensor) else ()
     else:
-        sizes = settings["normalized_shape"] or (None,)  # the graph may ask a tensor for it
-    return math.prod(size if isinstance(size, int) else math.inf for size in sizes)
+        sizes = settings["normalized_shape"] or ()  # the graph may ask a tensor for it
+    return math.prod(size for size in sizes if isinstance(size, int))
 
 
 def _why(op: OpSpec | None) -> str | None:

@@ -150,6 +150,31 @@ def test_a_size_is_a_number_where_only_a_number_will_do():
         gm(torch.randn(2, 3, 4))
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: x.reshape(len(x), -1),
+        lambda m, x: sum(x.unbind()),
+        lambda m, x: sum(torch.unbind(x, dim=0)),
+        lambda m, x: sum(part.sum(0) for part in x.split(2)),
+        lambda m, x: x * len(torch.split(x, 1)),
+    ],
+)
+def test_a_length_is_asserted(function):
+    """`len` has to give a plain number, which would mix samples in batches of another size."""
+    gm = captured(function)
+    with pytest.raises(AssertionError, match="captured for other shapes"):
+        gm(torch.randn(4, 4, 4))
+
+
+def test_lengths_that_no_batch_changes_are_not_asserted():
+    def function(m, x):
+        parts = (*x.unbind(1), *x.split(3, -1)[0].split([1, 2], -1), *m.weight.split(2))
+        return x * (len(parts) + len(m.weight) + len(x.shape) + len(x[0])), *x.chunk(2, 1)
+
+    captured(function)(torch.randn(5, 4, 4))
+
+
 def test_a_size_that_nobody_knows_is_no_number():
     with pytest.raises(CaptureError, match=r"(?s)test_decided.py:\d+.*pass example_inputs"):
         captured(lambda m, x: sum(x[:, i] for i in range(x.shape[1])), None)
