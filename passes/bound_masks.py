@@ -5,10 +5,9 @@
 
 e^-128 is 0 in float32, as e^-inf is: shares stay what they were where no score that is left out
 lies more than 24 above the highest that stays. One that lies d above has a share of at most
-e^(d - 128): 1e-12 for d = 100, all of it beyond 128. A row of which nothing is left has the shares
-of what it holds, in place of NaN. Moves and sums may stand between the mask and the softmax.
-Left alone, with the reason: a mask that the input decides, and one of values that something else
-than softmaxes reads, too.
+e^(d - 128): 1e-12 for d = 100, all of it beyond 128. Moves and sums may stand between the mask and
+the softmax. Left alone, with the reason: a mask that the input decides, one of values that something
+else than softmaxes reads, too, and one that leaves nothing of a row, for which a sum has no number.
 """
 
 from __future__ import annotations
@@ -19,15 +18,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from fxquant.graph.edit import call_site, erase
+from fxquant.errors import UnsupportedOperatorError
+from fxquant.graph.edit import call_site, erase, map_nodes
 from fxquant.graph.held import held, held_value
-from fxquant.graph.place import copy_place
+from fxquant.graph.place import copy_place, describe, example_of, rank_of
 from fxquant.ops.add import ADD
 from fxquant.ops.flow import inputs_of, site_of
 from fxquant.ops.move import is_move
 from fxquant.ops.site import CallSite
 from fxquant.ops.softmax import SOFTMAX
-from fxquant.pipeline import Log, Pass, Stage
+from fxquant.pipeline import Keeps, Log, Pass, Stage
 
 FLOOR = -128.0  # masks go no lower: -inf has no code, and -1e9 would leave no codes for the rest
 _NO_SHARE = math.log(torch.finfo(torch.float32).tiny)  # -87: e to this is a float32's least
@@ -54,6 +54,7 @@ class BoundMasks(Pass):
     name = "bound_masks"
     summary = "masks of softmaxes are sums with finite numbers"
     needs = gives = Stage.FLOAT
+    keeps = Keeps.NOTHING  # but nearly: see above
 
     def edit(self, gm: fx.GraphModule, log: Log) -> None:
         """Visit every call that fills places and every sum, from the last to the first."""
@@ -69,6 +70,11 @@ class BoundMasks(Pass):
                 else:
                     log.leave(node, reason)
             for mask in _low_masks(gm, node, constants):
+                if _leaves_nothing(gm, node, held_value(gm, mask) < _NO_SHARE):
+                    raise UnsupportedOperatorError(
+                        f"the mask '{mask.name}' of {describe(node)} leaves nothing of a row, for "
+                        "which its softmax has no shares.\nWhat to do: let each row keep one place."
+                    )
                 _clamp(gm, node, mask)
                 log.change(node, f"'{mask.name}' goes no lower than {FLOOR:g}")
 
@@ -110,7 +116,35 @@ def _why_not(
         return f"columns with {fill.value:g} may have a share in a softmax"
     if not _only_softmax_reads(gm, node):
         return "something else than a softmax reads it"
+    if _leaves_nothing(gm, node, held_value(gm, fill.mask).bool() == fill.holds):
+        return f"the mask '{fill.mask.name}' leaves nothing of a row"
     return None
+
+
+def _leaves_nothing(gm: fx.GraphModule, node: fx.Node, out: Tensor) -> bool:
+    """Whether `out`, true where a mask leaves `node` out, is so for a whole row of a softmax."""
+    rank = rank_of(node)
+    for dim in _softmax_dims(gm, node):
+        behind = dim if dim < 0 or rank is None else dim - rank  # masks broadcast from the last on
+        rows = out.all(behind) if -out.dim() <= behind < 0 else out
+        if bool(rows.any()):
+            return True
+    return False
+
+
+def _softmax_dims(gm: fx.GraphModule, node: fx.Node) -> set[int]:
+    """Over which dimensions softmaxes go that read `node`; the last, if moves stand between."""
+    found: set[int] = set()
+    for reader in node.users:
+        site = site_of(gm, reader)
+        if site is None:
+            found.add(-1)
+        elif site.op is SOFTMAX:
+            dim = map_nodes(reader.kwargs["dim"], example_of)
+            found.add(dim if isinstance(dim, int) else -1)
+        else:
+            found |= _softmax_dims(gm, reader)
+    return found
 
 
 def _only_softmax_reads(gm: fx.GraphModule, node: fx.Node) -> bool:

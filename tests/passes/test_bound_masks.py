@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxquant
+from fxquant.errors import UnsupportedOperatorError
 from fxquant.graph.trace import trace
 from fxquant.passes import BoundMasks, Canonicalize
 from fxquant.schemes import INT16, UINT8
@@ -109,11 +110,43 @@ def test_leaves_alone(function, reason):
     )
 
 
-def test_a_row_of_which_nothing_is_left():
-    """NaN in float; here the shares of what it holds."""
-    net = Net(lambda m, x: (x + m.low.new_full((4, 4), -INF)).softmax(-1))
-    prepared = fxquant.prepare_qat(net, X).eval()
-    torch.testing.assert_close(prepared(X), X.softmax(-1), rtol=1e-4, atol=1e-5)
+ROW = torch.zeros(4, 4).bool().index_fill(0, torch.tensor([2]), True)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: (x + m.low.new_full((4, 4), -INF)).softmax(-1),
+        lambda m, x: (x + torch.where(m.row, -INF, 0.0)).softmax(-1),
+        lambda m, x: x.masked_fill(m.row, -INF).softmax(-1),
+        lambda m, x: x.masked_fill(m.row.T, -1e9).softmax(x.dim() - 2),
+        lambda m, x: torch.where(m.row, -INF, x).reshape(-1, 4).softmax(1),
+        lambda m, x: F.scaled_dot_product_attention(x, x, x, attn_mask=~m.row),
+    ],
+)
+def test_a_row_of_which_nothing_is_left_is_refused(function):
+    """NaN in float, or 0, or equal shares, by its spelling; a sum would give the row its own."""
+    net = Net(function)
+    net.register_buffer("row", ROW)
+    with pytest.raises(UnsupportedOperatorError, match="leaves nothing of a row"):
+        fxquant.prepare_qat(net, X)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: x.masked_fill(m.row.T, -INF).softmax(-1),  # a column of padding
+        lambda m, x: x.masked_fill(m.row, -INF).softmax(-2),
+        lambda m, x: (x + torch.where(m.row.T, -INF, 0.0)[2]).softmax(-1),
+    ],
+)
+def test_a_column_that_no_row_has_is_kept(function):
+    net = Net(function)
+    net.register_buffer("row", ROW)
+    prepared = fxquant.prepare_qat(net, X)
+    torch.testing.assert_close(prepared.eval()(X), net(X))
+    laws.settle(prepared, X)
+    laws.assert_equal(fxquant.convert(prepared)(X), prepared(X))
 
 
 @pytest.mark.parametrize("low", [-INF, -1e9, -100.0, -20.0])
