@@ -125,7 +125,7 @@ ROW = torch.zeros(4, 4).bool().index_fill(0, torch.tensor([2]), True)
     ],
 )
 def test_a_row_of_which_nothing_is_left_is_refused(function):
-    """NaN in float, or 0, or equal shares, by its spelling; a sum would give the row its own."""
+    """NaN in float, or 0, or equal shares, as spelled; a sum would give the row its own."""
     net = Net(function)
     net.register_buffer("row", ROW)
     with pytest.raises(UnsupportedOperatorError, match="leaves nothing of a row"):
