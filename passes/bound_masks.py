@@ -6,8 +6,8 @@
 e^-128 is 0 in float32, as e^-inf is: shares stay what they were where no score that is left out
 lies more than 24 above the highest that stays. One that lies d above has a share of at most
 e^(d - 128): 1e-12 for d = 100, all of it beyond 128. Moves and sums may stand between the mask and
-the softmax. Left alone, with the reason: a mask that the input decides, one of values that something
-else than softmaxes reads, too, and one that leaves nothing of a row, for which a sum has no number.
+the softmax. Left alone, with the reason: a mask that the input decides, one of values that
+something else than softmaxes reads, too, and one that leaves nothing of a row.
 """
 
 from __future__ import annotations
