@@ -88,6 +88,7 @@ def test_limits_and_ways_to_compute_agree(data, limits):
             apart(x.clamp(*limits))
             with patch.object(base, "on_host", lambda x: False):
                 elsewhere.watch(x, *limits)
+        largest = max(abs(x) for batch in data for x in batch)  # float32 rounds what cancels out
         for other in (apart, elsewhere):
-            torch.testing.assert_close(limited.low, other.low)
-            torch.testing.assert_close(limited.high, other.high)
+            for a, b in ((limited.low, other.low), (limited.high, other.high)):
+                torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6 * largest)

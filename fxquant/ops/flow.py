@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from torch import fx
 
-from fxquant.errors import CaptureError
 from fxquant.fake_quant import ActivationFakeQuant
 from fxquant.graph.edit import called_module, map_nodes
-from fxquant.graph.place import describe, example_of
+from fxquant.graph.place import example_of
 from fxquant.ops.move import is_move
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.spec import Output
@@ -45,10 +44,7 @@ def layer_channels(gm: fx.GraphModule, node: fx.Node) -> Channels:
     axis = site.op.weight_axis if site is not None else None
     groups = map_nodes(node.kwargs.get("groups", 1), example_of)  # a linear layer has none
     assert axis is not None
-    if not isinstance(groups, int):
-        raise CaptureError(
-            f"how many groups {describe(node)} has is not known.\nWhat to do: pass example_inputs."
-        )
+    assert isinstance(groups, int)  # as ops/layer.py sees to
     return Channels(axis, groups)
 
 

@@ -90,7 +90,8 @@ def _row(reader: fx.Node, op: OpSpec) -> int:
     settings = map_nodes(dict(reader.kwargs), example_of)
     if op is NORMALIZE:
         dim, x = settings["dim"], example_of(reader.all_input_nodes[0])
-        sizes = tuple(x.shape[d] for d in as_tuple(dim)) if isinstance(x, Tensor) else ()
+        known = isinstance(x, Tensor) and x.dim() > 0  # a single number has dimension 0, too
+        sizes = tuple(x.shape[d] for d in as_tuple(dim)) if known else ()
     else:
         sizes = settings["normalized_shape"] or ()  # the graph may ask a tensor for it
     return math.prod(size for size in sizes if isinstance(size, int))
