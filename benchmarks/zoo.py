@@ -67,8 +67,8 @@ network takes, settled batch norms, the extremes of 8 batches as ranges, 8 bits.
   what rounding the images to 8 bits does. An untrained network with settled batch norms amplifies
   whatever comes in: where *input* is low, so is *int8*, whatever the integers do.
 
-Figures below 20 dB are such networks: the rounding of each value, 35 to 40 dB below it, adds up over
-a hundred layers that amplify. EfficientNets are the extreme: of 64 images one gives logits 300
+Figures below 20 dB are such networks: the rounding of each value, 35 to 40 dB below it, adds up
+over a hundred layers that amplify. EfficientNets are the extreme: of 64 images one gives logits 300
 (v2_s) to 6,000 times (b5) as large as the median one does, in float, and sets the ranges for all.
 """
 NOISE = 40.0  # dB below the input
