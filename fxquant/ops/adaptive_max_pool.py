@@ -8,15 +8,15 @@ Cell i of n over a length L reaches from floor(i·L/n) to ceil((i+1)·L/n).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.ops.accumulator import adds_nothing
-from fxquant.ops.selection import no_numbers, selection_kernel
-from fxquant.ops.spec import Call, OpSpec, Output, Reader, module_options, signature_reader
+from fxquant.ops.selection import no_numbers, reader_without_indices, selection_kernel
+from fxquant.ops.spec import OpSpec, Output, module_options
 
 
 def adaptive_max_pool1d(input: Tensor, output_size: Any) -> Tensor:
@@ -38,16 +38,6 @@ def _options(module: Any) -> dict[str, Any] | None:
     return None if module.return_indices else module_options(module, "output_size")
 
 
-def _read(function: Callable[..., Tensor]) -> Reader:
-    by_signature = signature_reader(function)
-
-    def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
-        named = dict(kwargs)
-        return None if named.pop("return_indices", False) else by_signature(args, named)
-
-    return read
-
-
 def _record(
     function: Callable[..., Tensor], spelling: Callable[..., Any], module: type[nn.Module]
 ) -> OpSpec:
@@ -57,7 +47,7 @@ def _record(
         functions=(spelling,),
         methods=(),
         modules={module: _options},
-        read=_read(function),
+        read=reader_without_indices(function),
         output=Output.EXACT,
         range=None,
         homogeneous=False,

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,15 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.ops.accumulator import adds_nothing
-from fxquant.ops.selection import no_numbers, selection_kernel
-from fxquant.ops.spec import (
-    Call,
-    OpSpec,
-    Output,
-    Reader,
-    module_options,
-    signature_reader,
-)
+from fxquant.ops.selection import no_numbers, reader_without_indices, selection_kernel
+from fxquant.ops.spec import OpSpec, Output, module_options
 
 
 def max_pool1d(
@@ -54,16 +47,6 @@ def _options(module: Any) -> dict[str, Any] | None:
     return None if module.return_indices else module_options(module, *names)
 
 
-def _read(function: Callable[..., Tensor]) -> Reader:
-    by_signature = signature_reader(function)
-
-    def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
-        named = dict(kwargs)
-        return None if named.pop("return_indices", False) else by_signature(args, named)
-
-    return read
-
-
 def _record(
     function: Callable[..., Tensor], spellings: tuple[Any, ...], module: type[nn.Module]
 ) -> OpSpec:
@@ -73,7 +56,7 @@ def _record(
         functions=spellings,
         methods=(),
         modules={module: _options},
-        read=_read(function),
+        read=reader_without_indices(function),
         output=Output.EXACT,
         range=None,
         homogeneous=False,

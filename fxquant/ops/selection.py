@@ -9,13 +9,13 @@ kernels for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fxquant.ops.spec import RealCall
+from fxquant.ops.spec import Call, RealCall, Spelling, signature_reader
 
 
 class NoNumbers(NamedTuple):
@@ -25,6 +25,17 @@ class NoNumbers(NamedTuple):
 def no_numbers(call: RealCall) -> NoNumbers:
     """The numbers of a selection."""
     return NoNumbers()
+
+
+def reader_without_indices(function: Callable[..., Tensor]) -> Spelling:
+    """Read a call by the signature of `function`, unless it asks where the elements lay, too."""
+    by_signature = signature_reader(function)
+
+    def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+        named = dict(kwargs)
+        return None if named.pop("return_indices", False) else by_signature(args, named)
+
+    return read
 
 
 def selection_kernel(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
