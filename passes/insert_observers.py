@@ -54,14 +54,14 @@ class InsertObservers(Pass):
         entrances: dict[fx.Node, fx.Node] = {}
         for node, _ in sites(gm):
             for value in inputs_of(node):
-                if value in integers:
+                first, reader = _before_moves(gm, value, node, constants, integers)
+                if first in integers:
                     continue
-                first, reader = _before_moves(gm, value, node, constants)
                 if first not in entrances:
                     entrances[first] = _add_entrance(gm, first)
+                    integers.add(entrances[first])
                     log.change(entrances[first], f"'{first.name}' enters here, observed")
                 reader.replace_input_with(first, entrances[first])
-                integers = integer_values(gm) if first is not value else integers
 
     def _refuse_unsupported(self, gm: fx.GraphModule) -> None:
         others = scalars(gm.graph) | indices(gm.graph) | assertions(gm.graph) | held(gm)
@@ -111,15 +111,23 @@ def _observer(gm: fx.GraphModule, node: fx.Node, site: CallSite) -> Observer:
 
 
 def _before_moves(
-    gm: fx.GraphModule, value: fx.Node, reader: fx.Node, constants: set[fx.Node]
+    gm: fx.GraphModule,
+    value: fx.Node,
+    reader: fx.Node,
+    constants: set[fx.Node],
+    integers: set[fx.Node],
 ) -> tuple[fx.Node, fx.Node]:
-    """A constant that is moved as shapes say, such as a class token that is expanded, and who
-    moves it; `value` and its reader where it is none.
+    """An integer that is moved to be `value`, or a constant that is moved as shapes say, such as a
+    class token that is expanded, and who moves it; `value` and its reader where it is neither.
     """
+
+    def is_known(node: fx.Node) -> bool:
+        return node in constants or node in integers
+
     first, mover = value, reader
-    while first not in constants and is_move(gm, first) and isinstance(first.args[0], fx.Node):
+    while not is_known(first) and is_move(gm, first) and isinstance(first.args[0], fx.Node):
         first, mover = first.args[0], first
-    return (first, mover) if first in constants else (value, reader)
+    return (first, mover) if is_known(first) else (value, reader)
 
 
 def _add_entrance(gm: fx.GraphModule, value: fx.Node) -> fx.Node:
