@@ -281,6 +281,14 @@ def test_a_number_alone_keeps_its_integer_type(function):
             module.register_forward_hook(lambda m, _, y: seen.append((m.op.name, y.dtype)))
     laws.assert_equal(quantized(x), prepared(x))
     assert {dtype for _, dtype in seen} == {torch.uint8}
+    alone = fxquant.prepare_qat(Call(function), x.mean())  # where no mean takes the clamp in
+    laws.settle(alone, x.mean())
+    seen.clear()
+    for module in (quantized := fxquant.convert(alone)).modules():
+        if isinstance(module, IntegerOp):
+            module.register_forward_hook(lambda m, _, y: seen.append((m.op.name, y.dtype)))
+    laws.assert_equal(quantized(x.mean()), alone(x.mean()))
+    assert [dtype for _, dtype in seen] == [torch.uint8]
 
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
