@@ -3,6 +3,7 @@
     python benchmarks/zoo.py                       what results/zoo.json lacks, then the page
     python benchmarks/zoo.py --models resnet18     only these, anew
     python benchmarks/zoo.py --one resnet18        one, in this process, as a line of JSON
+    python benchmarks/zoo.py --logits resnet18     how far the logits of its images lie apart
 
 Each network runs in a process of its own, with random weights, on random images of the smallest
 size that it takes. Its batch norms are settled on such images, every range is the extremes of
@@ -69,7 +70,8 @@ network takes, settled batch norms, the extremes of 8 batches as ranges, 8 bits.
 
 Figures below 20 dB are such networks: the rounding of each value, 35 to 40 dB below it, adds up
 over a hundred layers that amplify. EfficientNets are the extreme: of 64 images one gives logits 300
-(v2_s) to 6,000 times (b5) as large as the median one does, in float, and sets the ranges for all.
+(v2_s) to 6,000 times (b5) as large as the median one does, in float, and sets the ranges for all
+(`python benchmarks/zoo.py --logits efficientnet_b5`).
 """
 NOISE = 40.0  # dB below the input
 
@@ -189,8 +191,8 @@ def mismatches(prepared: fx.GraphModule, quantized: fx.GraphModule, x: Tensor) -
         )
 
 
-def measure(name: str, calibration: int = BATCHES, batch: int = BATCH) -> dict[str, Any]:
-    """The row of one network, whose ranges come of so many batches."""
+def settled(name: str, calibration: int, batch: int) -> tuple[nn.Module, list[Tensor], Tensor]:
+    """A network, the batches that its norms are settled on, and images that it has not seen."""
     torch.manual_seed(0)
     options, size = settings(name)
     net = build(name, options)
@@ -200,6 +202,21 @@ def measure(name: str, calibration: int = BATCHES, batch: int = BATCH) -> dict[s
     batches = [torch.randn(batch, 3, size, size) for _ in range(calibration)]
     x = torch.randn(TEST, 3, size, size)
     settle_batch_norms(net, batches)
+    return net, batches, x
+
+
+def logits(name: str) -> str:
+    """How far the images of the batches lie apart, in float: what one of them does to the range."""
+    net, batches, _ = settled(name, BATCHES, BATCH)
+    with torch.no_grad():
+        largest = torch.cat([net(x) for x in batches]).abs().amax(1)
+    median, most = float(largest.median()), float(largest.max())
+    return f"{name}: largest logit of an image, median {median:.3g}, most {most:.3g}"
+
+
+def measure(name: str, calibration: int = BATCHES, batch: int = BATCH) -> dict[str, Any]:
+    """The row of one network, whose ranges come of so many batches."""
+    net, batches, x = settled(name, calibration, batch)
     prepare, prepared = timed(partial(fxquant.prepare_qat, net, x[:2]))
     calibrate(prepared, batches)
     convert, quantized = timed(lambda: fxquant.convert(prepared))
@@ -208,7 +225,7 @@ def measure(name: str, calibration: int = BATCHES, batch: int = BATCH) -> dict[s
     del net
     row = {
         "network": name,
-        "size": size,
+        "size": x.shape[-1],
         "nodes": len(prepared.graph.nodes),
         "prepare_seconds": round(prepare, 2),
         "convert_seconds": round(convert, 2),
@@ -286,7 +303,11 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", help="only these, and anew")
     parser.add_argument("--jobs", type=int, default=1, help="at a time; large ones need 12 GB each")
     parser.add_argument("--one", help="this network in this process")
+    parser.add_argument("--logits", help="of this network: how far they lie apart")
     arguments = parser.parse_args()
+    if arguments.logits:
+        print(logits(arguments.logits))
+        return
     if arguments.one:
         torch.set_num_threads(1)
         print(json.dumps(measure(arguments.one)))
