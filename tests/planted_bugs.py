@@ -889,7 +889,7 @@ BUGS = (
     Bug(
         "a class token is expanded in float",
         "passes/insert_observers.py",
-        "    return (first, mover) if first in constants else (value, reader)\n",
+        "    return (first, mover) if is_known(first) else (value, reader)\n",
         "    return value, reader\n",
         ("tests/test_transformers.py::test_a_training_step_and_integers[vit]",),
     ),
