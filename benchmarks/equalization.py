@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant import QuantConfig, QuantScheme
+from measures import decibels, write
 
 BATCH = 64
 RANGE_BATCHES = 8  # of training images, from which ranges are taken
@@ -170,12 +170,6 @@ def quantize(
     return fxquant.convert(prepared)
 
 
-def decibels(signal: Tensor, found: Tensor) -> float:
-    """How far the error of `found` lies below `signal`: 10·log10(Σ s² / Σ (s - f)²)."""
-    error = float((signal.double() - found.double()).square().sum())
-    return 10 * math.log10(float(signal.double().square().sum()) / error) if error else math.inf
-
-
 # --- measuring ------------------------------------------------------------------------------------
 
 
@@ -302,7 +296,7 @@ def main() -> None:
                 rows += measure(seed, act, arguments.epochs, partial(progress.advance, task))
     show(rows, console)
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        write(arguments.json, [asdict(row) for row in rows])
 
 
 if __name__ == "__main__":

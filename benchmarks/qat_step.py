@@ -10,11 +10,6 @@ activations and temporaries take at their most, parameters and gradients apart (
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
-import os
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +21,7 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant.darts import DARTS_V2, NetworkCIFAR
+from measures import interleaved, one_quiet_thread, peak_bytes, write
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet18 64x64 b16": (lambda: torchvision.models.resnet18(), (16, 3, 64, 64)),
@@ -52,21 +48,6 @@ class Loop:
         F.cross_entropy(logits, self.labels).backward()
         self.optimizer.step()
 
-    def seconds(self) -> float:
-        """Of one step."""
-        start = time.perf_counter()
-        self.step()
-        return time.perf_counter() - start
-
-    def peak_bytes(self) -> int:
-        """The most that tensors allocated within one step take at once."""
-        with torch.profiler.profile(profile_memory=True) as profile:
-            self.step()
-        assert profile.profiler is not None
-        events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-        sizes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
-        return max(itertools.accumulate(sizes))
-
 
 def measure(name: str, rounds: int) -> dict[str, Any]:
     """One row."""
@@ -75,15 +56,13 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     net, x = make(), torch.randn(shape)
     quantized = Loop(fxquant.prepare_qat(net, x), x)
     real = Loop(net, x)
-    for _ in range(3):
-        real.step(), quantized.step()
-    pairs = [(real.seconds(), quantized.seconds()) for _ in range(rounds)]
+    took = interleaved({"float": real.step, "qat": quantized.step}, rounds)
     return {
         "network": name,
-        "float_ms": 1e3 * statistics.median(a for a, _ in pairs),
-        "qat_ms": 1e3 * statistics.median(b for _, b in pairs),
-        "time_ratio": statistics.median(b / a for a, b in pairs),
-        "memory_ratio": quantized.peak_bytes() / real.peak_bytes(),
+        "float_ms": took.ms("float"),
+        "qat_ms": took.ms("qat"),
+        "time_ratio": took.ratio("qat", over="float"),
+        "memory_ratio": peak_bytes(quantized.step) / peak_bytes(real.step),
     }
 
 
@@ -94,8 +73,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--json", type=Path, help="write the rows here, too")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    one_quiet_thread()
     rows = []
     print(f"{'network':28} {'float':>9} {'QAT':>9} {'time':>6} {'memory':>7}")
     for name in arguments.networks:
@@ -107,7 +85,7 @@ def main() -> None:
             flush=True,
         )
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1))
+        write(arguments.json, rows)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,9 @@ warm-up.
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +20,7 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant.darts import DARTS_V2, NetworkCIFAR
-
-T = TypeVar("T")
+from measures import best, one_quiet_thread, write
 
 
 class DenseLayer(nn.Module):
@@ -71,24 +67,14 @@ def dense(layers: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), *(DenseBlock() for _ in range(layers // 4)))
 
 
-def best_of_three(call: Callable[[], T]) -> tuple[float, T]:
-    """Seconds of the quickest of three calls, and its result."""
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        result = call()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds), result
-
-
 def measure(build: Callable[[int], nn.Module], layers: int) -> dict[str, float | str]:
     """One row: nodes, and milliseconds per node of each rewrite."""
     net, x = build(layers), torch.randn(2, 3, 16, 16)
-    prepare, prepared = best_of_three(lambda: fxquant.prepare_qat(net))
-    examples, _ = best_of_three(lambda: fxquant.prepare_qat(net, x))
+    prepare, prepared = best(lambda: fxquant.prepare_qat(net))
+    examples, _ = best(lambda: fxquant.prepare_qat(net, x))
     with torch.no_grad():
         prepared.train()(x)
-    convert, _ = best_of_three(lambda: fxquant.convert(prepared))
+    convert, _ = best(lambda: fxquant.convert(prepared))
     nodes = len(prepared.graph.nodes)
     return {
         "network": build.__name__,
@@ -106,7 +92,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[4, 8, 20, 40])
     parser.add_argument("--json", type=Path, help="write the rows here, too")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    one_quiet_thread()
     measure(darts, 3)
     print("network  layers  nodes  prepare  with examples  convert   (ms per node)")
     rows = []
@@ -119,7 +105,7 @@ def main() -> None:
             flush=True,
         )
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1))
+        write(arguments.json, rows)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import math
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,18 +31,11 @@ import fxquant
 from fxquant.darts import SearchNetwork
 from fxquant.fake_quant import ActivationFakeQuant
 from fxquant.observers import MinMax, MovingAverage
+from measures import decibels, timed, write
 
-T = TypeVar("T")
 CALIBRATION_BATCHES = 8
 NOISE = 40.0  # dB below the input
 Sample = Callable[[int], Tensor]  # a batch of so many images
-
-
-def timed(call: Callable[[], T]) -> tuple[float, T]:
-    """Processor seconds of one call, and its result."""
-    start = time.process_time()
-    result = call()
-    return time.process_time() - start, result
 
 
 def noise(batch: int) -> Tensor:
@@ -97,12 +87,6 @@ def calibrate(prepared: fx.GraphModule, sample: Sample, batch: int) -> None:
     with torch.no_grad():
         for _ in range(CALIBRATION_BATCHES):
             prepared.train()(sample(batch))
-
-
-def decibels(signal: Tensor, other: Tensor) -> float:
-    """How far the difference lies below the signal."""
-    error = (other.double() - signal.double()).square().sum()
-    return math.inf if error == 0 else float(10 * (signal.double().square().sum() / error).log10())
 
 
 def measure(net: SearchNetwork, sample: Sample, batch: int, x: Tensor) -> dict[str, Any]:
@@ -163,7 +147,7 @@ def main() -> None:
             flush=True,
         )
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1))
+        write(arguments.json, rows)
 
 
 if __name__ == "__main__":

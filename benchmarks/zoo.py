@@ -22,18 +22,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import statistics
 import subprocess
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,8 +45,8 @@ from fxquant.fake_quant import ActivationFakeQuant
 from fxquant.graph.edit import Site, called_module
 from fxquant.observers import MinMax, MovingAverage
 from fxquant.ops.integer import Dequantize
+from measures import decibels, timed
 
-T = TypeVar("T")
 RESULTS = Path(__file__).parent / "results" / "zoo.json"
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
 SIZES = (32, 48, 64, 75, 96, 112, 128, 160, 192, 224, 299)  # of square images, smallest first
@@ -154,19 +152,6 @@ def in_float(quantized: fx.GraphModule, x: Tensor) -> list[str]:
 
     Watch(quantized).run(x)
     return found
-
-
-def timed(call: Callable[[], T]) -> tuple[float, T]:
-    """Seconds of one call, and its result."""
-    start = time.perf_counter()
-    result = call()
-    return time.perf_counter() - start, result
-
-
-def decibels(signal: Tensor, other: Tensor) -> float:
-    """How far the difference lies below the signal."""
-    error = (other.double() - signal.double()).square().sum()
-    return math.inf if error == 0 else float(10 * (signal.double().square().sum() / error).log10())
 
 
 def training_step(prepared: fx.GraphModule, x: Tensor) -> list[str]:

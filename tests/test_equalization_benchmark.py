@@ -1,33 +1,19 @@
 """benchmarks/equalization.py: what equalization gains, on small networks with random weights."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
+import equalization as benchmark
 from fxquant import QuantConfig
-
-FILE = Path(__file__).parents[1] / "benchmarks" / "equalization.py"
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("equalization_benchmark", FILE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+from measures import decibels
 
 
 def batches():
     return list(torch.randn(5, 32, 1, 8, 8))
 
 
-def network(benchmark, act, seed=0):
+def network(act, seed=0):
     """A network with one block a stage, whose batch norms have seen random images."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
@@ -42,7 +28,7 @@ def network(benchmark, act, seed=0):
     return model.eval(), data
 
 
-def gain(benchmark, model, data, weights):
+def gain(model, data, weights):
     """How many dB equalization gains."""
     *ranges, x = data
     with torch.no_grad():
@@ -51,28 +37,28 @@ def gain(benchmark, model, data, weights):
     for options in ({"batch_norm": "fold"}, benchmark.EQUALIZE):
         config = QuantConfig(weight=benchmark.WEIGHTS[weights], **options)
         quantized = benchmark.quantize(model, ranges, config, from_data=False)
-        found.append(benchmark.decibels(expected, quantized(x)))
+        found.append(decibels(expected, quantized(x)))
     return found[1] - found[0]
 
 
 @pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6])
-def test_badly_scaled_channels_gain_much(benchmark, act):
+def test_badly_scaled_channels_gain_much(act):
     """Of 20 seeds none gained less than 17 dB."""
-    model, data = network(benchmark, act)
+    model, data = network(act)
     benchmark.rescale(model, 6, torch.Generator().manual_seed(0))
-    assert gain(benchmark, model, data, "per tensor") > 10
+    assert gain(model, data, "per tensor") > 10
 
 
 @pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6])
-def test_even_channels_with_a_scale_each_gain_little(benchmark, act):
+def test_even_channels_with_a_scale_each_gain_little(act):
     """Of 20 seeds none gained or lost more than 1.6 dB."""
-    model, data = network(benchmark, act)
-    assert abs(gain(benchmark, model, data, "per channel")) < 3
+    model, data = network(act)
+    assert abs(gain(model, data, "per channel")) < 3
 
 
 @pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6])
 @pytest.mark.parametrize("repeats", [1, 3])
-def test_rescaling_keeps_every_bit(benchmark, act, repeats):
+def test_rescaling_keeps_every_bit(act, repeats):
     torch.manual_seed(0)
     model, x = benchmark.MobileNet(act, 2, repeats).eval(), torch.randn(4, 1, 8, 8)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -84,10 +70,3 @@ def test_rescaling_keeps_every_bit(benchmark, act, repeats):
     norms = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
     linear = {name for name in norms if name.endswith("bn3.weight")}
     assert moved & norms == (norms if act is nn.ReLU else linear)
-
-
-def test_decibels_by_hand(benchmark):
-    """An error of 0.1 beside a signal of 1 lies 20 dB below it."""
-    signal = torch.tensor([1.0, -1.0])
-    assert benchmark.decibels(signal, torch.tensor([1.1, -0.9])) == pytest.approx(20, abs=1e-4)
-    assert benchmark.decibels(signal, signal) == float("inf")

@@ -1,14 +1,10 @@
 """benchmarks/zoo.py on a sample: integers throughout, equal to eval(), trained a step."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("torchvision", reason="the networks are torchvision's: pip install torchvision")
+import zoo
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "zoo.py"
 SAMPLE = (
     *("convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "mnasnet0_5", "mobilenet_v2"),
     *("mobilenet_v3_small", "regnet_y_400mf", "resnet18", "shufflenet_v2_x0_5", "swin_t"),
@@ -16,25 +12,15 @@ SAMPLE = (
 )
 
 
-@pytest.fixture(scope="module")
-def zoo():
-    spec = importlib.util.spec_from_file_location("zoo_benchmark", FILE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
-
-
 @pytest.mark.parametrize("name", SAMPLE)
-def test_integers_throughout(zoo, name):
+def test_integers_throughout(name):
     row = zoo.measure(name, calibration=1, batch=4)
     assert row["float"] == []
     assert row["without_gradient"] == []
     assert (row["mismatches"], row["mismatches_after_a_step"]) == (0, 0)
 
 
-def test_the_page_tells_what_went_wrong(zoo):
+def test_the_page_tells_what_went_wrong():
     bad = {"network": "one", "error": "no such thing"}
     good = {
         "network": "two", "size": 32, "nodes": 7, "prepare_seconds": 0.1, "convert_seconds": 0.1,
