@@ -7,6 +7,7 @@ from fxquant.config import QuantConfig
 from fxquant.draw import to_networkx, visualize
 from fxquant.errors import FxQuantError
 from fxquant.explain import explain
+from fxquant.overrides import Override
 from fxquant.schemes import QuantScheme
 
 __version__ = "0.1.0.dev0"
@@ -14,6 +15,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "Audit",
     "FxQuantError",
+    "Override",
     "QuantConfig",
     "QuantScheme",
     "audit",

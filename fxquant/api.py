@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import fnmatch
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from fxquant.graph.compare import check_capture, random_like
 from fxquant.graph.network import IntegerNetwork
 from fxquant.graph.tensors import copy_of
 from fxquant.graph.trace import trace
+from fxquant.overrides import near_misses
 from fxquant.pipeline import Stage, carry_over, need_prepared, note, note_left_alone, stage_of
 from fxquant.recipes import CONVERT, prepare_recipe
 
@@ -114,9 +114,8 @@ def _float_leaves(model: nn.Module, config: QuantConfig) -> frozenset[str]:
     for pattern in config.keep_float:
         matches = fnmatch.filter(paths, pattern)
         if not matches:
-            near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3)
-            hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
-            raise ConfigError(f"keep_float: no submodule matches '{pattern}'{hint}")
+            near = near_misses(pattern, paths)
+            raise ConfigError(f"keep_float: no submodule matches '{pattern}'{near}")
         found.update(matches)
     chosen = {id(module) for path in found for module in _called(model.get_submodule(path))}
     return frozenset(

@@ -7,6 +7,7 @@ from typing import Literal
 
 from fxquant.errors import ConfigError
 from fxquant.intmath import ACCUMULATOR_BITS
+from fxquant.overrides import Override, check_scheme
 from fxquant.rounding import rounding_named
 from fxquant.schemes import INT8_WEIGHT, UINT8, QuantScheme
 
@@ -43,6 +44,11 @@ class QuantConfig:
                  batch_norm="fold"; the function of that name does it from data)
     verify       whether every pass that keeps the function is checked to do so, on random inputs
                  like the example inputs, and undone if it does not (slow; see explain)
+    first_last_bits
+                 the bits of the first and the last layers, where they are not those of the others:
+                 of their weights, of what both read and of the outputs; None for the same
+    overrides    calls that are quantized otherwise than the rest, by module path, operator or
+                 call; the later one wins, and one that matches nothing is an error
     keep_float   paths of submodules that stay in float, `*` and `?` allowed; each is one node,
                  so that even code which cannot be captured may stand inside
     """
@@ -61,19 +67,13 @@ class QuantConfig:
     absorb_high_bias: bool = False
     correct_bias: bool = False
     verify: bool = False
+    first_last_bits: int | None = None
+    overrides: tuple[Override, ...] = ()
     keep_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("activation", "weight"):
-            if not isinstance(getattr(self, name), QuantScheme):
-                raise ConfigError(
-                    f"{name} is a QuantScheme, such as QuantScheme(bits=4), "
-                    f"got {getattr(self, name)!r}"
-                )
-        if not self.weight.symmetric:
-            raise ConfigError(f"weights need a symmetric scheme, got {self.weight!r}")
-        if self.activation.per_channel:
-            raise ConfigError("activations have one scale per tensor, got per_channel=True")
+            check_scheme(name, getattr(self, name))
         if type(self.accumulator_bits) is not int or not 16 <= self.accumulator_bits <= 32:
             raise ConfigError(f"accumulator_bits is 16 to 32, got {self.accumulator_bits!r}")
         if self.step not in ("observed", "learned"):
@@ -95,6 +95,15 @@ class QuantConfig:
         ):
             if getattr(self, name) and self.batch_norm != "fold":
                 raise ConfigError(f"{name}=True needs batch_norm='fold': {why}")
+        if self.first_last_bits is not None:
+            QuantScheme(bits=self.first_last_bits)  # or it says how many there may be
+        if not isinstance(self.overrides, tuple) or not all(
+            isinstance(override, Override) for override in self.overrides
+        ):
+            raise ConfigError(
+                "overrides is a tuple of them, such as (Override(path='stem', weight=8),), "
+                f"got {self.overrides!r}"
+            )
         if not isinstance(self.keep_float, tuple):
             raise ConfigError(
                 f"keep_float is a tuple of paths, such as ('head',), got {self.keep_float!r}"

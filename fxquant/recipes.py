@@ -60,6 +60,8 @@ def prepare_recipe(config: QuantConfig, float_leaves: frozenset[str]) -> Recipe:
                 config.accumulator_bits,
                 rounding_named(config.rounding),
                 config.widen,
+                config.first_last_bits,
+                config.overrides,
             ),
             *correct,  # last: it asks what rounding does to the weights
         ),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -39,8 +39,8 @@ class QuantScheme:
     per_channel: bool = False
 
     def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 16:
-            raise ConfigError(f"a scheme has 2 to 16 bits, got bits={self.bits}")
+        if type(self.bits) is not int or not 2 <= self.bits <= 16:
+            raise ConfigError(f"a scheme has 2 to 16 bits, got bits={self.bits!r}")
         if self.bits > 8 and not self.signed:
             raise ConfigError(f"more than 8 bits need signed integers, got bits={self.bits}")
         if self.narrow and not self.signed:
@@ -64,6 +64,10 @@ class QuantScheme:
         if self.bits > 8:
             return torch.int16
         return torch.int8 if self.signed else torch.uint8
+
+    def with_bits(self, bits: int) -> QuantScheme:
+        """The same with so many bits; beyond 8 they are signed."""
+        return replace(self, bits=bits, signed=self.signed or bits > 8)
 
     def __str__(self) -> str:
         kind = "int" if self.signed else "uint"

@@ -5,7 +5,8 @@
 
 Each site also learns the quantizers of the values it reads: in eval() it computes in their
 integers. A value that keeps its input's range shares its input's quantizer. What 8 bits describe
-badly gets 16 (ops/width.py says what that is). A range that is known beforehand is never learned.
+badly gets 16 (ops/width.py says what that is), and calls may have schemes of their own
+(overrides.py). A range that is known beforehand is never learned.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from fxquant.intmath import ACCUMULATOR_BITS
 from fxquant.observers import Fixed, Observer
 from fxquant.ops.flow import grids, inputs_of, layer_channels, quantizer_of, sites
 from fxquant.ops.site import CallSite, InputQuantizer
-from fxquant.ops.width import wide_values
+from fxquant.overrides import Choice, Choices, Override
 from fxquant.pipeline import Keeps, Log, Pass, Stage
 from fxquant.rounding import HALF_UP, Rounding
-from fxquant.schemes import INT8_WEIGHT, INT16, UINT8, QuantScheme
+from fxquant.schemes import INT8_WEIGHT, UINT8, QuantScheme
 
 
 class InsertFakeQuant(Pass):
@@ -44,38 +45,39 @@ class InsertFakeQuant(Pass):
         accumulator_bits: int = ACCUMULATOR_BITS,
         rounding: Rounding = HALF_UP,
         widen: bool = True,
+        first_last_bits: int | None = None,
+        overrides: tuple[Override, ...] = (),
     ) -> None:
         """The schemes of activations and of weights, what quantizes an activation, the bits that
-        sums may have, how eval() rounds, and whether some activations get 16 bits (ops/width.py).
+        sums may have, how eval() rounds, whether some activations get 16 bits (ops/width.py), the
+        bits of the first and the last layer if they have their own, and what else has.
         """
-        self.activation = activation
-        self.weight = weight
+        self.choices = Choices(Choice(activation, weight), first_last_bits, widen, overrides)
         self.step = step
         self.accumulator_bits = accumulator_bits
         self.rounding = rounding
-        self.widen = widen
 
     def edit(self, gm: fx.GraphModule, log: Log) -> None:
         """Wrap the observers, quantize the weights, then tell each site what it reads."""
-        wide = wide_values(gm) if self.widen else {}
+        choices = self.choices.of(gm)
         double = any(p.dtype is torch.float64 for p in gm.parameters())
         for node in gm.graph.nodes:
             module = called_module(gm, node)
             if not isinstance(module, (CallSite, InputQuantizer)):
                 continue
             module.rounding = self.rounding
+            choice = choices[node]
+            why = f": {choice.why}" if choice.why else ""
             if isinstance(module.output, Observer):
-                scheme = INT16 if node in wide else self.activation
                 step = ObservedStep if isinstance(module.output, Fixed) else self.step
-                quantizer = step(scheme, module.output)
+                quantizer = step(choice.activation, module.output)
                 # in a float64 network real numbers are float64 on both sides of the integers
                 module.output = (quantizer.double() if double else quantizer).train(module.training)
-                why = f": {wide[node]}" if node in wide else ""
-                log.change(node, f"output in {scheme}{why}")
+                log.change(node, f"output in {choice.activation}{why}")
             if isinstance(module, CallSite) and module.op.weight_axis is not None:
-                module.weight_quant = WeightFakeQuant(self.weight, layer_channels(gm, node))
+                module.weight_quant = WeightFakeQuant(choice.weight, layer_channels(gm, node))
                 module.weight_quant.train(module.training)
-                log.change(node, f"weight in {self.weight}")
+                log.change(node, f"weight in {choice.weight}{why}")
         grid = grids(gm)
         for node, site in sites(gm):
             site.sources = tuple(quantizer_of(gm, grid[value]) for value in inputs_of(node))

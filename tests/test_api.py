@@ -55,6 +55,8 @@ def test_an_override_that_matches_nothing_names_near_misses():
         ({"weight": fxquant.QuantScheme(symmetric=False)}, "weights need a symmetric scheme"),
         ({"activation": 8}, "activation is a QuantScheme.*got 8"),
         ({"activation": fxquant.QuantScheme(per_channel=True)}, "one scale per tensor"),
+        ({"first_last_bits": 1}, "2 to 16 bits, got bits=1"),
+        ({"overrides": fxquant.Override(path="0", weight=4)}, "a tuple of them"),
     ],
 )
 def test_a_config_checks_itself(settings, message):

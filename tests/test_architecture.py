@@ -19,6 +19,7 @@ LAYERS = (
     ("graph",),
     ("ops",),
     ("pipeline",),
+    ("overrides",),
     ("passes",),
     ("config",),
     ("recipes",),

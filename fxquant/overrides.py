@@ -1,0 +1,235 @@
+"""What each call is quantized with: what the config says of all, or what an override says of it.
+
+    path       "layer1.0.conv1"     the module whose forward makes the call, or one around it
+    operator   "conv2d"             what it computes, as `explain` and `audit` call it
+    site       "layer1_0_conv1"     the node of the graph, one call
+
+Settings come in this order, and the later one wins: those of the config, the bits of the first and
+the last layer, the 16 bits of what 8 describe badly (ops/width.py), each override as it stands.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from torch import fx
+
+from fxquant.errors import ConfigError
+from fxquant.graph.edit import called_module
+from fxquant.graph.place import place_of
+from fxquant.ops.flow import grids, inputs_of, sites
+from fxquant.ops.site import CallSite, InputQuantizer
+from fxquant.ops.spec import Output
+from fxquant.ops.width import wide_values
+from fxquant.schemes import INT16, QuantScheme
+
+
+@dataclass(frozen=True, kw_only=True)
+class Override:
+    """Calls that are quantized otherwise than the rest: those that match all that is given.
+
+    path, operator, site
+                 which calls; `*` and `?` are allowed; a path means all that lies inside, too;
+                 "quantize" is the operator where a float value enters the integers
+    activation   the integers of their outputs: a scheme, or its bits alone
+    weight       the integers of their weights, likewise; symmetric
+    """
+
+    path: str | None = None
+    operator: str | None = None
+    site: str | None = None
+    activation: QuantScheme | int | None = None
+    weight: QuantScheme | int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("path", "operator", "site"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or not value):
+                raise ConfigError(f"{name} of an override is a name or a pattern, got {value!r}")
+        if not self._which:
+            raise ConfigError("an override says which calls it means: path=, operator= or site=")
+        if not self._sets:
+            raise ConfigError(f"{self} sets nothing: give it activation= or weight=")
+        for name in ("activation", "weight"):
+            _check_scheme(name, getattr(self, name))
+
+    @property
+    def _which(self) -> dict[str, str]:
+        names = ("path", "operator", "site")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    @property
+    def _sets(self) -> tuple[str, ...]:
+        names = ("activation", "weight")
+        return tuple(name for name in names if getattr(self, name) is not None)
+
+    def __str__(self) -> str:
+        which = ", ".join(f"{name}={pattern!r}" for name, pattern in self._which.items())
+        return f"Override({which})"
+
+
+def _check_scheme(name: str, value: QuantScheme | int | None) -> None:
+    if type(value) is int:
+        QuantScheme(bits=value)  # or it says how many there may be
+    elif isinstance(value, QuantScheme):
+        check_scheme(name, value)
+    elif value is not None:
+        raise ConfigError(f"{name} of an override is a QuantScheme or its bits, got {value!r}")
+
+
+def check_scheme(name: str, scheme: object) -> None:
+    """Refuse what cannot be the scheme of an `activation` or of a `weight`."""
+    if not isinstance(scheme, QuantScheme):
+        raise ConfigError(
+            f"{name} is a QuantScheme, such as QuantScheme(bits=4), got {scheme!r}"
+        )
+    if name == "weight" and not scheme.symmetric:
+        raise ConfigError(f"weights need a symmetric scheme, got {scheme!r}")
+    if name == "activation" and scheme.per_channel:
+        raise ConfigError("activations have one scale per tensor, got per_channel=True")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one call is quantized with; `why` is empty where it is the config's own."""
+
+    activation: QuantScheme
+    weight: QuantScheme
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user wants of each call: made from a config, resolved on a graph."""
+
+    default: Choice
+    first_last_bits: int | None = None
+    widen: bool = True
+    overrides: tuple[Override, ...] = ()
+
+    def of(self, gm: fx.GraphModule) -> dict[fx.Node, Choice]:
+        """The choice for each call of an observed graph, and for each entrance.
+
+        Raises ConfigError where an override matches nothing, or nothing that it could change.
+        """
+        chosen = dict.fromkeys(_operators(gm), self.default)
+        if self.first_last_bits is not None:
+            _set_first_and_last(gm, chosen, self.first_last_bits)
+        for node, why in wide_values(gm).items() if self.widen else ():
+            chosen[node] = replace(chosen[node], activation=INT16, why=why)
+        for number, override in enumerate(self.overrides):
+            for node in _matches(gm, override, f"overrides[{number}], {override}"):
+                chosen[node] = _overridden(chosen[node], override)
+        return chosen
+
+
+def _overridden(choice: Choice, override: Override) -> Choice:
+    activation = _scheme(override.activation, choice.activation)
+    weight = _scheme(override.weight, choice.weight)
+    return replace(choice, activation=activation, weight=weight, why=str(override))
+
+
+def _scheme(wish: QuantScheme | int | None, before: QuantScheme) -> QuantScheme:
+    if wish is None:
+        return before
+    return before.with_bits(wish) if isinstance(wish, int) else wish
+
+
+# ------------------------------------------------------------------------ which calls
+
+
+def _operators(gm: fx.GraphModule) -> dict[fx.Node, str]:
+    """What is quantized, in order, and the name of the operator there."""
+    found = {}
+    for node in gm.graph.nodes:
+        module = called_module(gm, node)
+        if isinstance(module, CallSite):
+            found[node] = module.op.name
+        elif isinstance(module, InputQuantizer):
+            found[node] = "quantize"
+    return found
+
+
+def _around(path: str) -> list[str]:
+    """The path itself and those of the modules around it, the outermost first."""
+    parts = path.split(".") if path else []
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def _matches(gm: fx.GraphModule, override: Override, name: str) -> list[fx.Node]:
+    """The calls that an override means; none of them is an error, and so is a setting for which
+    none of them has a use.
+    """
+    operators = _operators(gm)
+    names: dict[str, Callable[[fx.Node], Iterable[str]]] = {
+        "path": lambda node: _around(place_of(node).module),
+        "operator": lambda node: (operators[node],),
+        "site": lambda node: (node.name,),
+    }
+    found = list(operators)
+    for kind, pattern in override._which.items():
+        of_kind = {n for n in operators if fnmatch.filter(names[kind](n), pattern)}
+        if not of_kind:
+            known = dict.fromkeys(text for node in operators for text in names[kind](node))
+            raise ConfigError(f"{name}: no {kind} matches '{pattern}'{near_misses(pattern, known)}")
+        found = [node for node in found if node in of_kind]
+    if not found:
+        raise ConfigError(f"{name}: no call matches all of it, though some match each part")
+    for setting in override._sets:
+        if not any(_takes(gm, node, setting) for node in found):
+            lacks = "a weight" if setting == "weight" else "a range of its own"
+            calls = ", ".join(node.name for node in found[:3])
+            raise ConfigError(f"{name} sets {setting}, but what matches, {calls}, has not {lacks}")
+    return found
+
+
+def _takes(gm: fx.GraphModule, node: fx.Node, setting: str) -> bool:
+    module = called_module(gm, node)
+    if not isinstance(module, CallSite):
+        return setting == "activation"
+    if setting == "weight":
+        return module.op.weight_axis is not None
+    return module.op.output is Output.OWN
+
+
+def near_misses(wrong: str, known: Iterable[str]) -> str:
+    """What was perhaps meant, as the end of a message; nothing where nothing is near."""
+    near = difflib.get_close_matches(wrong, list(known), n=3, cutoff=0.3)
+    return f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+
+
+# ------------------------------------------------------------------------ the first and the last
+
+
+def _set_first_and_last(gm: fx.GraphModule, chosen: dict[fx.Node, Choice], bits: int) -> None:
+    """The weights of the first and the last layers, what both read, and the outputs."""
+    layers = {node for node, site in sites(gm) if site.op.weight_axis is not None}
+    inside = _reached(gm, layers, forward=True)  # behind a layer, its own output included
+    ahead = _reached(gm, layers, forward=False)  # a layer or before one
+    first = {n for n in layers if not any(x in inside for x in n.all_input_nodes)}
+    last = {n for n in layers if not any(reader in ahead for reader in n.users)}
+    grid = grids(gm)
+    read = {grid[value] for node in last for value in inputs_of(node)}
+    for node, choice in chosen.items():
+        if node in first | last:
+            choice = replace(choice, weight=choice.weight.with_bits(bits), why=_ENDS)
+        if node in read or node not in inside or node in last or node not in ahead:
+            choice = replace(choice, activation=choice.activation.with_bits(bits), why=_ENDS)
+        chosen[node] = choice
+
+
+_ENDS = "of the first or the last layer"
+
+
+def _reached(gm: fx.GraphModule, start: set[fx.Node], forward: bool) -> set[fx.Node]:
+    """`start`, and all that reads of it, or all that it reads."""
+    found = set(start)
+    nodes = list(gm.graph.nodes)
+    for node in nodes if forward else reversed(nodes):
+        neighbours = node.all_input_nodes if forward else node.users
+        if any(neighbour in found for neighbour in neighbours):
+            found.add(node)
+    return found
