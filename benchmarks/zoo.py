@@ -228,9 +228,9 @@ def measure(name: str, calibration: int = BATCHES, batch: int = BATCH) -> dict[s
 # --- all of them ----------------------------------------------------------------------------------
 
 
-def in_own_process(name: str) -> dict[str, Any]:
-    """The row of one network, or why there is none."""
-    command = [sys.executable, __file__, "--one", name]
+def in_own_process(script: Path, name: str) -> dict[str, Any]:
+    """The row that `script` gives for one network, or why there is none."""
+    command = [sys.executable, str(script), "--one", name]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
@@ -240,14 +240,30 @@ def in_own_process(name: str) -> dict[str, Any]:
     return row
 
 
-def measured(wanted: list[str], jobs: int) -> Iterator[dict[str, Any]]:
+def measured(script: Path, wanted: list[str], jobs: int) -> Iterator[dict[str, Any]]:
     """The rows of those networks as they come, `jobs` at a time, with a progress bar."""
     from rich.progress import track
 
     with ThreadPoolExecutor(jobs) as pool:
-        rows = as_completed([pool.submit(in_own_process, name) for name in wanted])
+        rows = as_completed([pool.submit(in_own_process, script, name) for name in wanted])
         for row in track(rows, description="networks", total=len(wanted)):
             yield row.result()
+
+
+def keep(script: Path, results: Path, wanted: list[str], *, anew: bool, jobs: int) -> None:
+    """Write what `script` gives for those networks into `results`, row by row as they come;
+    only what is missing there, or all `anew`.
+    """
+    rows = {}
+    if results.exists():
+        rows = {row["network"]: row for row in json.loads(results.read_text())}
+    missing = [name for name in wanted if anew or "error" in rows.get(name, {"error": "none"})]
+    for row in measured(script, missing, jobs):
+        rows[row["network"]] = row
+        print(json.dumps(row), flush=True)
+        kept = [rows[name] for name in names() if name in rows]
+        results.parent.mkdir(exist_ok=True)
+        results.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def page(rows: list[dict[str, Any]]) -> str:
@@ -297,19 +313,10 @@ def main() -> None:
         torch.set_num_threads(1)
         print(json.dumps(measure(arguments.one)))
         return
-    rows = {}
-    if RESULTS.exists():
-        rows = {row["network"]: row for row in json.loads(RESULTS.read_text())}
-    for name in arguments.models or ():
-        rows.pop(name, None)
-    wanted = [n for n in arguments.models or names() if n not in rows or "error" in rows[n]]
-    for row in measured(wanted, arguments.jobs):
-        rows[row["network"]] = row
-        print(json.dumps(row), flush=True)
-        kept = [rows[n] for n in names() if n in rows]
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
-    PAGE.write_text(page([rows[n] for n in names() if n in rows]))
+    wanted = arguments.models or names()
+    anew = arguments.models is not None
+    keep(Path(__file__), RESULTS, wanted, anew=anew, jobs=arguments.jobs)
+    PAGE.write_text(page(json.loads(RESULTS.read_text())))
 
 
 if __name__ == "__main__":
