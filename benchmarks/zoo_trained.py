@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 import fxquant
 import zoo
+from measures import decibels
 
 RESULTS = Path(__file__).parent / "results" / "zoo_trained.json"
 PAGE = Path(__file__).parents[1] / "docs" / "zoo_trained.md"
@@ -120,8 +121,8 @@ def measure(name: str) -> dict[str, Any]:
         "network": name,
         "size": size,
         "steps": steps,
-        "decibels": round(zoo.decibels(real, ours), 1),
-        "input_decibels": round(zoo.decibels(real, noisy), 1),
+        "decibels": round(decibels(real, ours), 1),
+        "input_decibels": round(decibels(real, noisy), 1),
         "float_top_1": float((real.argmax(1) == labels).float().mean()),
         "top_1": float((ours.argmax(1) == labels).float().mean()),
         "mismatches": int((ours != evaluated).sum()),

@@ -23,6 +23,10 @@ class RecipeError(FxQuantError):
     """Passes in an order that cannot work."""
 
 
+class ShapeError(FxQuantError, ValueError):
+    """Inputs of other shapes than those for which a graph was captured."""
+
+
 class StageError(FxQuantError):
     """A graph that has not travelled as far as the call needs, or too far."""
 

@@ -21,6 +21,7 @@ from torch import Tensor, fx
 
 from fxquant.graph.decided import CASTS, decided, decided_values, taken_as_model
 from fxquant.graph.edit import constant_site, erase, map_nodes
+from fxquant.graph.guard import require_shapes
 from fxquant.graph.held import held
 from fxquant.graph.place import copy_place, example_of, place_of, set_example
 from fxquant.graph.values import assertions
@@ -159,7 +160,7 @@ class _Fix:
         with self.gm.graph.inserting_after(number):
             equal = self.gm.graph.call_function(operator.eq, (number, expected))
         with self.gm.graph.inserting_after(equal):
-            self.gm.graph.call_function(torch._assert, (equal, text))
+            self.gm.graph.call_function(require_shapes, (equal, text))
 
 
 def _ancestry(node: fx.Node, by_shapes: set[fx.Node]) -> list[fx.Node]:

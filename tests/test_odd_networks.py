@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxquant
-from fxquant.errors import CaptureError, UnsupportedOperatorError, VerifyError
+from fxquant.errors import CaptureError, ShapeError, UnsupportedOperatorError, VerifyError
 from tests import laws
 
 IMAGE = (2, 4, 8, 8)
@@ -203,7 +203,7 @@ def test_decisions_on_shapes_are_guarded():
     model = Net(lambda s, x: s.b(s.a(x) if x.shape[0] > 2 else x))
     prepared = fxquant.prepare_qat(model.eval(), torch.randn(4, 4, 8, 8))
     prepared(torch.randn(3, 4, 8, 8))
-    with pytest.raises(AssertionError, match="captured for other shapes"):
+    with pytest.raises(ShapeError, match="captured for other shapes"):
         prepared(torch.randn(1, 4, 8, 8))
 
 

@@ -27,6 +27,7 @@ from torch import fx, nn
 from fxquant.errors import CaptureError
 from fxquant.graph.apart import Difference, parts, whole_difference
 from fxquant.graph.edit import Site, call_site, called_module, module_at, nodes_in
+from fxquant.graph.guard import require_shapes
 from fxquant.graph.live import LiveFloat, read_in, replace_numbers
 from fxquant.graph.place import copy_place, describe, place_of, set_example
 
@@ -232,7 +233,8 @@ def _insert(
             return partings[found.cause(node, usual, other)].join(gm, ours, base, here)
 
     for text, node in found.only_base:
-        if node.target is torch._assert:  # it runs for both, but what it checks holds for one
+        if node.target in (require_shapes, torch._assert):
+            # it runs for both, but what it checks holds for one
             with gm.graph.inserting_before(node):
                 holds = partings[text].join(gm, node, node.args[0], True)
             node.args = (holds, *node.args[1:])

@@ -17,6 +17,7 @@ from fxquant.graph.calls import Calls, Contents
 from fxquant.graph.decided import FACTORIES, UNKNOWN_FACTORIES, is_decided
 from fxquant.graph.edit import nodes_in
 from fxquant.graph.examples import UNKNOWN, Examples
+from fxquant.graph.guard import require_shapes
 from fxquant.graph.inplace import IN_PLACE
 from fxquant.graph.live import Decisions, LiveFloat, is_constant
 from fxquant.graph.modes import is_identity_in_eval
@@ -259,7 +260,7 @@ class Tracer(fx.Tracer):
         """Let the graph refuse inputs for which the answer would have been another."""
         where = self.scope.module_path
         text = f"{what} in '{where}' was captured for other shapes, where it is {value}"
-        self.create_proxy("call_function", torch._assert, (obj == value, text), {})
+        self.create_proxy("call_function", require_shapes, (obj == value, text), {})
 
 
 def _cut(node: fx.Node) -> tuple[fx.Node, int, int] | None:

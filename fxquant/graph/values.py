@@ -10,9 +10,10 @@ import torch
 from torch import fx
 from torch.fx._symbolic_trace import _assert_is_none
 
+from fxquant.graph.guard import require_shapes
 from fxquant.graph.place import example_of
 
-_ASSERTIONS = {torch._assert, _assert_is_none}
+_ASSERTIONS = {require_shapes, torch._assert, _assert_is_none}
 _ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "layout", "requires_grad"}
 _METHODS = {
     *("size", "dim", "ndimension", "numel", "nelement", "stride", "element_size"),
@@ -57,7 +58,7 @@ def indices(graph: fx.Graph) -> set[fx.Node]:
 
 
 def assertions(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes that only check an argument which capture took at its default."""
+    """The nodes that only check arguments: their shapes, or defaults that capture took."""
     found: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         if node.op == "call_function" and (

@@ -20,7 +20,8 @@ from torch.fx import _symbolic_trace
 
 from fxquant.graph.own import is_torchs_function
 
-_OURS = ("fxquant.graph.inplace", "fxquant.graph.merge")  # whose functions stand in graphs
+# whose functions stand in graphs
+_OURS = ("fxquant.graph.guard", "fxquant.graph.inplace", "fxquant.graph.merge")
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fxquant.errors import CaptureError
+from fxquant.errors import CaptureError, ShapeError
 from fxquant.graph.decided import decided, decided_values
 from fxquant.graph.trace import trace
 from tests import laws
@@ -146,7 +146,7 @@ def test_a_view_that_is_read_later_is_refused():
 def test_a_size_is_a_number_where_only_a_number_will_do():
     """And asserted, since the loop would be another for other sizes."""
     gm = captured(lambda m, x: sum(x[:, i] for i in range(x.shape[1])))
-    with pytest.raises(AssertionError, match="a number in '' was captured for other shapes"):
+    with pytest.raises(ShapeError, match="a number in '' was captured for other shapes"):
         gm(torch.randn(2, 3, 4))
 
 
@@ -163,7 +163,7 @@ def test_a_size_is_a_number_where_only_a_number_will_do():
 def test_a_length_is_asserted(function):
     """`len` has to give a plain number, which would mix samples in batches of another size."""
     gm = captured(function)
-    with pytest.raises(AssertionError, match="captured for other shapes"):
+    with pytest.raises(ShapeError, match="captured for other shapes"):
         gm(torch.randn(4, 4, 4))
 
 
