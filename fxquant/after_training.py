@@ -132,11 +132,17 @@ def _run(prepared: fx.GraphModule, batches: Iterable[Any]) -> None:
     for batch in batches:
         inputs = batch[:takes] if isinstance(batch, (tuple, list)) else (batch,)
         if any(isinstance(x, Tensor) and x.numel() == 0 for x in inputs):
-            raise ConfigError(f"batch {count} is empty: there is nothing to measure on it")
+            raise ConfigError(
+                f"batch {count} is empty: there is nothing to measure on it.\n"
+                "What to do: leave empty batches out."
+            )
         prepared(*inputs)
         count += 1
     if count == 0:
-        raise ConfigError("there is no batch to measure on")
+        raise ConfigError(
+            "there is no batch to measure on.\n"
+            "What to do: hand in a list or a DataLoader; a generator gives its batches only once."
+        )
 
 
 def _need_trained(prepared: fx.GraphModule, name: str) -> None:

@@ -18,7 +18,15 @@ from fxquant.graph.network import IntegerNetwork
 from fxquant.graph.tensors import copy_of
 from fxquant.graph.trace import trace
 from fxquant.overrides import near_misses
-from fxquant.pipeline import Stage, carry_over, need_prepared, note, note_left_alone, stage_of
+from fxquant.pipeline import (
+    Stage,
+    carry_over,
+    need_prepared,
+    note,
+    note_left_alone,
+    say_stage,
+    stage_of,
+)
 from fxquant.recipes import CONVERT, prepare_recipe
 
 
@@ -46,11 +54,14 @@ def prepare_qat(
         StageError: `model` was prepared or converted before.
     """
     if not isinstance(model, nn.Module):
-        raise CaptureError(f"prepare_qat takes an nn.Module, got {type(model).__name__}")
+        raise CaptureError(
+            f"prepare_qat takes an nn.Module, got {say_stage(model)}.\n"
+            "What to do: hand it the model itself, such as prepare_qat(Net())."
+        )
     model, wrappers = unwrap(model)
     if isinstance(model, fx.GraphModule) and stage_of(model) is not Stage.FLOAT:
         raise StageError(
-            f"prepare_qat takes a float model, got {stage_of(model).value}.\n"
+            f"prepare_qat takes a float model, got {say_stage(model)}.\n"
             "What to do: hand it the model as it was before."
         )
     config = QuantConfig() if config is None else config

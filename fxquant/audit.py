@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from fxquant.errors import StageError
 from fxquant.graph.edit import SITES, called_module, get_attribute
 from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
-from fxquant.pipeline import Stage, stage_of
+from fxquant.pipeline import Stage, say_stage, stage_of
 from fxquant.schemes import QuantScheme
 
 
@@ -94,7 +94,7 @@ def audit(quantized: fx.GraphModule) -> Audit:
     if stage is not Stage.INTEGER:
         first = "convert it" if stage is Stage.FAKE_QUANT else "prepare_qat, train and convert it"
         raise StageError(
-            f"audit takes what convert returned, got a {type(quantized).__name__}, {stage.value}.\n"
+            f"audit takes what convert returned, got {say_stage(quantized)}.\n"
             f"What to do: {first} first."
         )
     rows = (_row(quantized, node) for node in quantized.graph.nodes)

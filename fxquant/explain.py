@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from torch import fx
 
-from fxquant.pipeline import Entry, PassRecord, history, stage_of
+from fxquant.errors import StageError
+from fxquant.pipeline import Entry, PassRecord, history, say_stage, stage_of
 
 
 def explain(gm: fx.GraphModule) -> str:
-    """A text of what each pass did to `gm`: a paragraph a pass, nodes of one reason together."""
+    """A text of what each pass did to `gm`: a paragraph a pass, nodes of one reason together.
+
+    Raises StageError for anything but what prepare_qat and convert return, and traced graphs.
+    """
+    if not isinstance(gm, fx.GraphModule):
+        raise StageError(
+            f"explain takes what prepare_qat or convert returned, got {say_stage(gm)}.\n"
+            "What to do: prepare it with prepare_qat first."
+        )
     head = f"{type(gm).__name__}: {stage_of(gm).value} of {len(gm.graph.nodes)} nodes"
     return "\n\n".join([head, *(_paragraph(i, r) for i, r in enumerate(history(gm), 1))])
 

@@ -216,12 +216,17 @@ def stage_of(gm: fx.GraphModule) -> Stage:
     return stage
 
 
+def say_stage(gm: object) -> str:
+    """What an argument is, for messages: its type, and how far it has travelled."""
+    name = f"a {type(gm).__name__}"
+    return f"{name}, {stage_of(gm).value}" if isinstance(gm, fx.GraphModule) else name
+
+
 def need_prepared(gm: object, name: str) -> None:
     """Refuse what prepare_qat did not return, in the name of the function that was called."""
-    stage = stage_of(gm) if isinstance(gm, fx.GraphModule) else Stage.FLOAT
-    if stage is not Stage.FAKE_QUANT:
+    if not isinstance(gm, fx.GraphModule) or stage_of(gm) is not Stage.FAKE_QUANT:
         raise StageError(
-            f"{name} takes what prepare_qat returned, got a {type(gm).__name__}, {stage.value}.\n"
+            f"{name} takes what prepare_qat returned, got {say_stage(gm)}.\n"
             "What to do: prepare it with prepare_qat, and train it, first."
         )
 

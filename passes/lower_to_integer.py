@@ -53,7 +53,7 @@ class LowerToInteger(Pass):
         verify_fake_quant(gm)  # what was prepared may have been changed since
         _drop_training(gm)
         quantizers = {node: quantizer_of(gm, grid) for node, grid in grids(gm).items()}
-        _refuse_uncalibrated(quantizers)
+        _refuse_uncalibrated(gm, quantizers)
         _add_exits(gm, quantizers)
         with torch.no_grad():
             constants = held_values(gm)
@@ -86,9 +86,13 @@ def _erase_dead(gm: fx.GraphModule) -> None:
             gm.graph.erase_node(node)
 
 
-def _refuse_uncalibrated(quantizers: dict[fx.Node, ActivationFakeQuant]) -> None:
+def _refuse_uncalibrated(
+    gm: fx.GraphModule, quantizers: dict[fx.Node, ActivationFakeQuant]
+) -> None:
     missing = [node for node, quantizer in quantizers.items() if not quantizer.ready]
     if missing:
+        for path, parameter in gm.named_parameters():
+            _refuse_nonfinite(f"'{path}'", parameter)  # then data would not help
         raise UncalibratedError(
             f"{len(missing)} of {len(quantizers)} values have no range yet, the first at "
             f"{describe(missing[0])}: it has seen no finite data.\n"
@@ -133,7 +137,8 @@ def _lower_site(
         return constants.get(part, part)  # a number that the graph computes from shapes stays
 
     options = {name: map_nodes(value, known) for name, value in node.kwargs.items()}
-    _refuse_nonfinite(node, options)
+    for name, value in options.items():
+        _refuse_nonfinite(f"the {name} of {describe(node)}", value)
     with torch.no_grad():
         numbers, settings = site.numbers_and_settings(options)
     q, sources = site.target.qparams, zip(site.sources, inputs_of(node), strict=True)
@@ -153,13 +158,13 @@ def _shape(value: fx.Node) -> tuple[int, ...] | None:
     return tuple(example.shape) if isinstance(example, Tensor) else None
 
 
-def _refuse_nonfinite(node: fx.Node, options: dict[str, object]) -> None:
-    for name, value in options.items():
-        if isinstance(value, nn.Module):
-            value = tuple(value.state_dict().values())
-        for tensor in value if isinstance(value, tuple) else (value,):
-            if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor).all()):
-                raise NonFiniteError(
-                    f"the {name} of {describe(node)} holds NaN or infinity.\n"
-                    "What to do: the training has diverged; go back to an earlier checkpoint."
-                )
+def _refuse_nonfinite(name: str, value: object) -> None:
+    if isinstance(value, nn.Module):
+        value = tuple(value.state_dict().values())
+    for tensor in value if isinstance(value, tuple) else (value,):
+        if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor).all()):
+            raise NonFiniteError(
+                f"{name} holds NaN or infinity.\n"
+                "What to do: the training has diverged, or the model came so; go back to an "
+                "earlier checkpoint."
+            )

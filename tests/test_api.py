@@ -20,15 +20,15 @@ from tests.strategies import chain
 
 def test_prepare_qat_needs_a_float_module():
     prepared = fxquant.prepare_qat(chain("conv").build())
-    with pytest.raises(StageError, match="takes a float model, got a fake-quant graph.\nWhat"):
+    with pytest.raises(StageError, match="a float model, got a _Net, a fake-quant graph.\nWhat"):
         fxquant.prepare_qat(prepared)
-    with pytest.raises(CaptureError, match="takes an nn.Module, got str"):
+    with pytest.raises(CaptureError, match="takes an nn.Module, got a str"):
         fxquant.prepare_qat("resnet18")
 
 
 def test_convert_needs_a_prepared_model():
     model = chain("conv").build()
-    with pytest.raises(StageError, match="what prepare_qat returned, got a _Net, a float graph"):
+    with pytest.raises(StageError, match="what prepare_qat returned, got a _Net.\nWhat"):
         fxquant.convert(model)
     prepared = fxquant.prepare_qat(model)
     laws.settle(prepared)
