@@ -30,7 +30,7 @@ from torch import Tensor, fx, nn
 import fxquant
 from fxquant.darts import SearchNetwork
 from fxquant.fake_quant import ActivationFakeQuant
-from fxquant.observers import MinMax, MovingAverage
+from fxquant.observers import MinMax, MovingAverage, Observer
 from measures import decibels, timed, write
 
 CALIBRATION_BATCHES = 8
@@ -82,8 +82,9 @@ def settle_batch_norms(net: nn.Module, sample: Sample) -> None:
 def calibrate(prepared: fx.GraphModule, sample: Sample, batch: int) -> None:
     """Make every observed range the extremes of all batches, instead of a moving average."""
     for module in prepared.modules():
-        if isinstance(module, ActivationFakeQuant) and isinstance(module.observer, MovingAverage):
-            module.observer = MinMax()
+        watches = isinstance(module, ActivationFakeQuant)
+        if watches and isinstance(module.observer.calibrator, MovingAverage):
+            module.observer = Observer(MinMax())
     with torch.no_grad():
         for _ in range(CALIBRATION_BATCHES):
             prepared.train()(sample(batch))

@@ -43,7 +43,7 @@ from torchvision.models import get_model_builder, list_models
 import fxquant
 from fxquant.fake_quant import ActivationFakeQuant
 from fxquant.graph.edit import Site, called_module
-from fxquant.observers import MinMax, MovingAverage
+from fxquant.observers import MinMax, MovingAverage, Observer
 from fxquant.ops.integer import Dequantize
 from measures import decibels, timed
 
@@ -126,8 +126,8 @@ def calibrate(prepared: fx.GraphModule, batches: list[Tensor]) -> None:
     prepared.eval()
     for module in prepared.modules():
         if isinstance(module, ActivationFakeQuant):
-            if isinstance(module.observer, MovingAverage):
-                module.observer = MinMax()
+            if isinstance(module.observer.calibrator, MovingAverage):
+                module.observer = Observer(MinMax())
             module.train()
         elif isinstance(module, Site) and not hasattr(module, "in_training"):
             module.training = True  # not its children: batch norms keep their statistics

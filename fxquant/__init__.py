@@ -1,8 +1,9 @@
 """Quantization of PyTorch networks by rewriting torch.fx graphs, down to exact integers."""
 
 from fxquant.after_training import correct_bias, reestimate_batch_norm
-from fxquant.api import convert, prepare_qat
+from fxquant.api import convert, prepare_ptq, prepare_qat
 from fxquant.audit import Audit, audit
+from fxquant.calibration import calibrate
 from fxquant.config import QuantConfig
 from fxquant.draw import to_networkx, visualize
 from fxquant.errors import FxQuantError
@@ -19,9 +20,11 @@ __all__ = [
     "QuantConfig",
     "QuantScheme",
     "audit",
+    "calibrate",
     "convert",
     "correct_bias",
     "explain",
+    "prepare_ptq",
     "prepare_qat",
     "reestimate_batch_norm",
     "to_networkx",

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from fxquant.errors import ConfigError, UncalibratedError
+from fxquant.batches import arguments, named
+from fxquant.errors import UncalibratedError
 from fxquant.graph.sharing import parameter_reads, shared_parameter
 from fxquant.ops.flow import sites
 from fxquant.ops.parameters import parameters_of, set_bias, value_of
@@ -32,7 +33,8 @@ def reestimate_batch_norm(prepared: fx.GraphModule, batches: Iterable[Any]) -> N
     Raises:
         StageError: `prepared` did not come from prepare_qat.
         UncalibratedError: it has not seen data in train() yet.
-        ConfigError: there is no batch. The statistics are as they were before, then.
+        DataError: a batch is empty, holds NaN or infinity, or does not fit; or there is none. The
+            statistics are as they were before, then.
     """
     _need_trained(prepared, "reestimate_batch_norm")
     nodes = [node.kwargs.get("batch_norm") for node, _ in sites(prepared)]
@@ -77,7 +79,7 @@ def correct_bias(prepared: fx.GraphModule, batches: Iterable[Any]) -> None:
     Raises:
         StageError: `prepared` did not come from prepare_qat.
         UncalibratedError: it has not seen data in train() yet.
-        ConfigError: there is no batch.
+        DataError: a batch is empty, holds NaN or infinity, or does not fit; or there is none.
 
     Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
     Correction", section 4.2.
@@ -127,22 +129,9 @@ class _MeanError:
 
 
 def _run(prepared: fx.GraphModule, batches: Iterable[Any]) -> None:
-    takes = sum(node.op == "placeholder" for node in prepared.graph.nodes)
-    count = 0
-    for batch in batches:
-        inputs = batch[:takes] if isinstance(batch, (tuple, list)) else (batch,)
-        if any(isinstance(x, Tensor) and x.numel() == 0 for x in inputs):
-            raise ConfigError(
-                f"batch {count} is empty: there is nothing to measure on it.\n"
-                "What to do: leave empty batches out."
-            )
-        prepared(*inputs)
-        count += 1
-    if count == 0:
-        raise ConfigError(
-            "there is no batch to measure on.\n"
-            "What to do: hand in a list or a DataLoader; a generator gives its batches only once."
-        )
+    for number, inputs in enumerate(arguments(prepared, batches)):
+        with named(inputs, number):
+            prepared(*inputs)
 
 
 def _need_trained(prepared: fx.GraphModule, name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from fxquant.graph.compare import check_capture, random_like
 from fxquant.graph.network import IntegerNetwork
 from fxquant.graph.tensors import copy_of
 from fxquant.graph.trace import trace
+from fxquant.observers import MinMax
 from fxquant.overrides import near_misses
 from fxquant.pipeline import (
     Stage,
@@ -53,18 +55,51 @@ def prepare_qat(
         ConfigError: an override that matches nothing.
         StageError: `model` was prepared or converted before.
     """
+    config = QuantConfig() if config is None else config
+    return _prepare("prepare_qat", model, example_inputs, config)
+
+
+def prepare_ptq(
+    model: nn.Module,
+    example_inputs: Sequence[Any] | torch.Tensor | None = None,
+    config: QuantConfig | None = None,
+) -> fx.GraphModule:
+    """A copy of a trained `model`, in eval(), that `calibrate` gives its ranges.
+
+    Until then it is the float network; then it computes on the integer grid, bit for bit what
+    `convert` of it will compute. It is what prepare_qat returns, too: it may be trained further.
+    Batch norms are folded into the layers around them, whatever the config says of them.
+
+    Args:
+        model: any module whose forward torch.fx can capture; it is not touched.
+        example_inputs: as prepare_qat takes them.
+        config: what to quantize and how; None for 8 bits everywhere and ranges that hold all that
+            was seen (calibrator=MinMax()).
+
+    Raises: as prepare_qat does.
+    """
+    config = QuantConfig(calibrator=MinMax()) if config is None else config
+    if isinstance(config, QuantConfig):
+        config = replace(config, batch_norm="fold", freeze_after=None)
+    return _prepare("prepare_ptq", model, example_inputs, config).eval()
+
+
+def _prepare(
+    name: str, model: nn.Module, example_inputs: Sequence[Any] | torch.Tensor | None,
+    config: QuantConfig,
+) -> fx.GraphModule:
+    """In the name of the function that was called."""
     if not isinstance(model, nn.Module):
         raise CaptureError(
-            f"prepare_qat takes an nn.Module, got {say_stage(model)}.\n"
-            "What to do: hand it the model itself, such as prepare_qat(Net())."
+            f"{name} takes an nn.Module, got {say_stage(model)}.\n"
+            f"What to do: hand it the model itself, such as {name}(Net())."
         )
     model, wrappers = unwrap(model)
     if isinstance(model, fx.GraphModule) and stage_of(model) is not Stage.FLOAT:
         raise StageError(
-            f"prepare_qat takes a float model, got {say_stage(model)}.\n"
+            f"{name} takes a float model, got {say_stage(model)}.\n"
             "What to do: hand it the model as it was before."
         )
-    config = QuantConfig() if config is None else config
     if not isinstance(config, QuantConfig):
         raise ConfigError(f"config is a QuantConfig, got {config!r}")
     if isinstance(example_inputs, torch.Tensor):

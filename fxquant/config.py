@@ -7,7 +7,8 @@ from typing import Literal
 
 from fxquant.errors import ConfigError
 from fxquant.intmath import ACCUMULATOR_BITS
-from fxquant.overrides import Override, check_scheme
+from fxquant.observers import Calibrator, MovingAverage
+from fxquant.overrides import Override, check_calibrator, check_scheme
 from fxquant.rounding import rounding_named
 from fxquant.schemes import INT8_WEIGHT, UINT8, QuantScheme
 
@@ -22,6 +23,8 @@ class QuantConfig:
                  what the sums of layers and of matrix products must fit, sign included, 16 to 32:
                  convert refuses those that are not proved to, whatever the input; a bias may take
                  half of it
+    calibrator   how the range of an activation is found in the data that is seen: MovingAverage()
+                 follows the training; docs/calibrators.md says which others there are
     widen        whether what 8 bits describe badly gets 16: what a softmax or a norm of rows reads,
                  and shares that weigh others (ops/width.py; explain tells which)
     step         "observed": the scales of activations follow the ranges seen in training;
@@ -56,6 +59,7 @@ class QuantConfig:
     activation: QuantScheme = UINT8
     weight: QuantScheme = INT8_WEIGHT
     accumulator_bits: int = ACCUMULATOR_BITS
+    calibrator: Calibrator = MovingAverage()  # noqa: RUF009 - a frozen record
     widen: bool = True
     step: Literal["observed", "learned"] = "observed"
     rounding: Literal["half_up", "half_even", "half_away", "gemmlowp", "ruy", "fp32_rne"] = (
@@ -74,6 +78,7 @@ class QuantConfig:
     def __post_init__(self) -> None:
         for name in ("activation", "weight"):
             check_scheme(name, getattr(self, name))
+        check_calibrator(self.calibrator)
         if type(self.accumulator_bits) is not int or not 16 <= self.accumulator_bits <= 32:
             raise ConfigError(f"accumulator_bits is 16 to 32, got {self.accumulator_bits!r}")
         if self.step not in ("observed", "learned"):

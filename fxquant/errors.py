@@ -11,6 +11,10 @@ class ConfigError(FxQuantError, ValueError):
     """A setting that cannot be right, or an override that matches nothing."""
 
 
+class DataError(ConfigError):
+    """A batch of data that cannot be used, or none at all."""
+
+
 class CaptureError(FxQuantError):
     """The model's forward could not be written down as a graph."""
 

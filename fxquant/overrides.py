@@ -20,6 +20,7 @@ from torch import fx
 from fxquant.errors import ConfigError
 from fxquant.graph.edit import called_module
 from fxquant.graph.place import place_of
+from fxquant.observers import Calibrator
 from fxquant.ops.flow import grids, inputs_of, sites
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.spec import Output
@@ -36,6 +37,7 @@ class Override:
                  "quantize" is the operator where a float value enters the integers
     activation   the integers of their outputs: a scheme, or its bits alone
     weight       the integers of their weights, likewise; symmetric
+    calibrator   how the ranges of their outputs are found, such as Percentile(99.9)
     """
 
     path: str | None = None
@@ -43,6 +45,7 @@ class Override:
     site: str | None = None
     activation: QuantScheme | int | None = None
     weight: QuantScheme | int | None = None
+    calibrator: Calibrator | None = None
 
     def __post_init__(self) -> None:
         for name in ("path", "operator", "site"):
@@ -52,9 +55,11 @@ class Override:
         if not self._which:
             raise ConfigError("an override says which calls it means: path=, operator= or site=")
         if not self._sets:
-            raise ConfigError(f"{self} sets nothing: give it activation= or weight=")
+            raise ConfigError(f"{self} sets nothing: activation=, weight= or calibrator=")
         for name in ("activation", "weight"):
             _check_scheme(name, getattr(self, name))
+        if self.calibrator is not None:
+            check_calibrator(self.calibrator)
 
     @property
     def _which(self) -> dict[str, str]:
@@ -63,7 +68,7 @@ class Override:
 
     @property
     def _sets(self) -> tuple[str, ...]:
-        names = ("activation", "weight")
+        names = ("activation", "weight", "calibrator")
         return tuple(name for name in names if getattr(self, name) is not None)
 
     def __str__(self) -> str:
@@ -92,12 +97,21 @@ def check_scheme(name: str, scheme: object) -> None:
         raise ConfigError("activations have one scale per tensor, got per_channel=True")
 
 
+def check_calibrator(calibrator: object) -> None:
+    """Refuse what is none."""
+    if not isinstance(calibrator, Calibrator):
+        raise ConfigError(f"a calibrator is a record such as MinMax(), got {calibrator!r}")
+
+
 @dataclass(frozen=True)
 class Choice:
-    """What one call is quantized with; `why` is empty where it is the config's own."""
+    """What one call is quantized with; `why` is empty where it is the config's own, `calibrator`
+    None where that is the one that is there.
+    """
 
     activation: QuantScheme
     weight: QuantScheme
+    calibrator: Calibrator | None = None
     why: str = ""
 
 
@@ -129,7 +143,8 @@ class Choices:
 def _overridden(choice: Choice, override: Override) -> Choice:
     activation = _scheme(override.activation, choice.activation)
     weight = _scheme(override.weight, choice.weight)
-    return replace(choice, activation=activation, weight=weight, why=str(override))
+    calibrator = override.calibrator or choice.calibrator
+    return Choice(activation, weight, calibrator, str(override))
 
 
 def _scheme(wish: QuantScheme | int | None, before: QuantScheme) -> QuantScheme:
@@ -189,7 +204,7 @@ def _matches(gm: fx.GraphModule, override: Override, name: str) -> list[fx.Node]
 def _takes(gm: fx.GraphModule, node: fx.Node, setting: str) -> bool:
     module = called_module(gm, node)
     if not isinstance(module, CallSite):
-        return setting == "activation"
+        return setting != "weight"
     if setting == "weight":
         return module.op.weight_axis is not None
     return module.op.output is Output.OWN

@@ -50,7 +50,8 @@ def prepare_recipe(config: QuantConfig, float_leaves: frozenset[str]) -> Recipe:
             *fold,  # before fuse, which would keep the batch norms live
             FuseConvBnRelu(),
             *freeze,
-            InsertObservers(float_leaves),  # after fuse: nothing is observed inside a site
+            # after fuse: nothing is observed inside a site
+            InsertObservers(float_leaves, config.calibrator),
             *equalize,  # after fold: it compares the weights as they will be used
             *absorb,  # after equalize, which makes biases high
             InsertFakeQuant(

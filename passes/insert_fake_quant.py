@@ -69,7 +69,9 @@ class InsertFakeQuant(Pass):
             choice = choices[node]
             why = f": {choice.why}" if choice.why else ""
             if isinstance(module.output, Observer):
-                step = ObservedStep if isinstance(module.output, Fixed) else self.step
+                if choice.calibrator is not None:  # only now entrances stand that it may be for
+                    module.output = Observer(choice.calibrator)
+                step = ObservedStep if isinstance(module.output.calibrator, Fixed) else self.step
                 quantizer = step(choice.activation, module.output)
                 # in a float64 network real numbers are float64 on both sides of the integers
                 module.output = (quantizer.double() if double else quantizer).train(module.training)

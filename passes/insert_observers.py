@@ -21,7 +21,7 @@ from fxquant.graph.held import held
 from fxquant.graph.merge import TrainOnly, item
 from fxquant.graph.place import copy_place, describe, place_of
 from fxquant.graph.values import assertions, indices, scalars
-from fxquant.observers import Fixed, MovingAverage, Observer
+from fxquant.observers import Calibrator, Fixed, MovingAverage, Observer
 from fxquant.ops.flow import inputs_of, integer_values, sites
 from fxquant.ops.move import is_move
 from fxquant.ops.site import CallSite, InputQuantizer
@@ -38,17 +38,24 @@ class InsertObservers(Pass):
     needs = Stage.FLOAT
     gives = Stage.OBSERVED
 
-    def __init__(self, float_leaves: frozenset[str] = frozenset()) -> None:
-        """`float_leaves`: the module paths that were kept in float on purpose."""
+    def __init__(
+        self,
+        float_leaves: frozenset[str] = frozenset(),
+        calibrator: Calibrator = MovingAverage(),  # noqa: B008 - a frozen record
+    ) -> None:
+        """`float_leaves`: the module paths that were kept in float on purpose; `calibrator`: what
+        finds the ranges that are not known beforehand.
+        """
         self.float_leaves = float_leaves
+        self.calibrator = calibrator
 
     def edit(self, gm: fx.GraphModule, log: Log) -> None:
         """One observer per range, then one entrance per float value that a site reads."""
         self._refuse_unsupported(gm)
         for node, site in sites(gm):
             if site.op.output is Output.OWN:
-                site.output = _observer(gm, node, site).train(site.training)
-                known = isinstance(site.output, Fixed)
+                known = _known_range(gm, node, site)
+                site.output = Observer(known or self.calibrator).train(site.training)
                 log.change(node, "its range is known" if known else "observed")
         integers, constants = integer_values(gm), held(gm)
         entrances: dict[fx.Node, fx.Node] = {}
@@ -58,7 +65,7 @@ class InsertObservers(Pass):
                 if first in integers:
                     continue
                 if first not in entrances:
-                    entrances[first] = _add_entrance(gm, first)
+                    entrances[first] = _add_entrance(gm, first, Observer(self.calibrator))
                     integers.add(entrances[first])
                     log.change(entrances[first], f"'{first.name}' enters here, observed")
                 reader.replace_input_with(first, entrances[first])
@@ -97,12 +104,10 @@ class InsertObservers(Pass):
         )
 
 
-def _observer(gm: fx.GraphModule, node: fx.Node, site: CallSite) -> Observer:
-    """What proposes the range of a site's output: nothing has to be watched where it is known, and
-    used.
-    """
+def _known_range(gm: fx.GraphModule, node: fx.Node, site: CallSite) -> Fixed | None:
+    """The range of a site's output where it is known beforehand, and used."""
     if site.op.range is None or is_attention(gm, node):
-        return MovingAverage()
+        return None
     clamp = site.activation
     low, high = (
         end if clamp is None else min(max(end, clamp.low), clamp.high) for end in site.op.range
@@ -130,8 +135,8 @@ def _before_moves(
     return (first, mover) if is_known(first) else (value, reader)
 
 
-def _add_entrance(gm: fx.GraphModule, value: fx.Node) -> fx.Node:
-    entrance = InputQuantizer(MovingAverage())
+def _add_entrance(gm: fx.GraphModule, value: fx.Node, observer: Observer) -> fx.Node:
+    entrance = InputQuantizer(observer)
     with gm.graph.inserting_after(_after_inputs(value)):
         node = call_site(gm, f"quantize_{value.name}", entrance, (value,))
     copy_place(value, node)

@@ -41,6 +41,10 @@ SCALE = (
 )
 FOLD = "            *fold,  # before fuse, which would keep the batch norms live\n"
 FUSE = "            FuseConvBnRelu(),\n"
+OBSERVE = (
+    "            # after fuse: nothing is observed inside a site\n"
+    "            InsertObservers(float_leaves, config.calibrator),\n"
+)
 
 
 class Bug(NamedTuple):
@@ -530,10 +534,12 @@ BUGS = (
     ),
     Bug(
         "a range known beforehand is known before there is data",
-        "fxquant/observers/fixed.py",
-        "        self.range = (low, high)\n",
-        "        self.range = (low, high)\n"
-        "        self.low.fill_(low)\n        self.high.fill_(high)\n",
+        "fxquant/observers/base.py",
+        "        if isinstance(calibrator, Statistical):\n",
+        "        if hasattr(calibrator, 'low'):\n"
+        "            self.low.fill_(calibrator.low)\n"
+        "            self.high.fill_(calibrator.high)\n"
+        "        if isinstance(calibrator, Statistical):\n",
         ("tests/test_observers.py::test_a_fixed_range_stays_from_the_first_batch_on",),
     ),
     Bug(
@@ -617,8 +623,8 @@ BUGS = (
     Bug(
         "observers come before activations are fused",
         "fxquant/recipes.py",
-        f"{FUSE}            *freeze,\n            InsertObservers(float_leaves),",
-        f"            InsertObservers(float_leaves),\n{FUSE}            *freeze,",
+        f"{FUSE}            *freeze,\n{OBSERVE}",
+        f"{OBSERVE}{FUSE}            *freeze,\n",
         ("tests/test_reference.py::test_nothing_moves_in_eval",),
     ),
     Bug(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fxquant
-from fxquant.errors import ConfigError, StageError, UncalibratedError
+from fxquant.errors import ConfigError, DataError, StageError, UncalibratedError
 from tests.strategies import chain
 
 SPEC = chain("conv", "bn", "relu", "dropout", "conv", "bn", head=True)
@@ -60,7 +60,7 @@ def test_wrong_use_loses_nothing(function):
     before = copy.deepcopy(prepared.state_dict())
     with pytest.raises(ConfigError, match="no batch"):
         function(prepared, [])
-    with pytest.raises(RuntimeError):
+    with pytest.raises(DataError, match=r"batch 1, of shape \(1, 99, 8, 8\), does not run"):
         function(prepared, [SPEC.inputs(), torch.zeros(1, 99, 8, 8)])
     assert all(torch.equal(v, before[k]) for k, v in prepared.state_dict().items())
     assert prepared.training

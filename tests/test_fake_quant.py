@@ -18,7 +18,7 @@ from fxquant.fake_quant import (
     round_to_grid,
     straight_through,
 )
-from fxquant.observers import MinMax, MovingAverage
+from fxquant.observers import MinMax, MovingAverage, Observer
 from fxquant.schemes import INT8_WEIGHT, UINT8, Channels, QParams, QuantScheme, range_to_qparams
 
 
@@ -63,7 +63,7 @@ def test_a_weight_is_on_the_grid_that_eval_uses():
 
 
 def test_parameters_follow_the_data_in_train_and_stand_still_in_eval():
-    quant = ObservedStep(UINT8, MovingAverage())
+    quant = ObservedStep(UINT8, Observer(MovingAverage()))
     assert not quant.ready
     quant(torch.tensor([-1.0, 3.0]))
     expected = range_to_qparams(torch.tensor(-1.0), torch.tensor(3.0), UINT8)
@@ -80,13 +80,13 @@ INT4 = QuantScheme(bits=4)
 
 def learned(scheme=UINT8, low=-1.0, high=3.0):
     """A learned step that has seen that range."""
-    quant = LearnedStep(scheme, MovingAverage())
+    quant = LearnedStep(scheme, Observer(MovingAverage()))
     quant(torch.tensor([low, high]))
     return quant
 
 
 def test_a_learned_step_starts_from_the_first_batch_and_then_is_the_optimizers():
-    quant = LearnedStep(UINT8, MovingAverage())
+    quant = LearnedStep(UINT8, Observer(MovingAverage()))
     assert not quant.ready
     for x in (torch.tensor([float("nan"), 1.0]), torch.ones(0)):  # they say nothing
         quant(x)
@@ -106,7 +106,7 @@ def test_a_learned_step_starts_from_the_first_batch_and_then_is_the_optimizers()
 
 
 def test_a_learned_step_starts_where_its_observer_has_been():
-    observer = MinMax()
+    observer = Observer(MinMax())
     observer(torch.tensor([-1.0, 3.0]))
     quant = LearnedStep(UINT8, observer)
     assert quant.ready
@@ -187,7 +187,7 @@ def test_a_wild_optimizer_turns_no_scale_around():
 
 
 def test_a_loaded_step_goes_on_and_an_unready_one_starts_anew():
-    trained, fresh = learned(), LearnedStep(UINT8, MovingAverage())
+    trained, fresh = learned(), LearnedStep(UINT8, Observer(MovingAverage()))
     with torch.no_grad():
         trained.step.mul_(0.5)
     unready = copy.deepcopy(fresh.state_dict())
@@ -239,7 +239,7 @@ def test_gradients_where_half_a_step_beyond_the_range_is_no_number_of_the_type(d
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("quantizer", [ObservedStep, LearnedStep])
 def test_a_network_in_half_precision_keeps_the_numbers_of_its_grids(quantizer, dtype):
-    fake = quantizer(UINT8, MinMax())
+    fake = quantizer(UINT8, Observer(MinMax()))
     fake(torch.tensor([-1.0, 2.0]))
     before = {name: value.clone() for name, value in fake.state_dict().items()}
     after = fake.to(dtype).state_dict()

@@ -177,7 +177,7 @@ def test_explain_tells_what_an_override_did():
     assert "weight in int4/channel: Override(path='body')" in fxquant.explain(prepared)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(net_specs(4), st.integers(2, 8), st.integers(2, 8), st.integers(2, 8))
 def test_eval_is_convert_whatever_the_bits(spec: NetSpec, ends: int, bits: int, entrance: int):
     every = Override(path="*", activation=bits)

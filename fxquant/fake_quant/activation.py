@@ -42,6 +42,10 @@ class ActivationFakeQuant(nn.Module, ABC):
         return super()._apply(wide, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     @abstractmethod
+    def follow_observer(self) -> None:
+        """Take the range that the observer proposes, which has seen data."""
+
+    @abstractmethod
     def forward(self, x: Tensor, least: float = -math.inf, most: float = math.inf) -> Tensor:
         """`x`, limited to [least, most] as by a hardtanh, on the grid; same shape and dtype."""
 

@@ -35,7 +35,7 @@ class LearnedStep(ActivationFakeQuant):
         self._started = False  # a memory of `ready`, which waits for the device at each question
         self.register_load_state_dict_post_hook(_ask_again)  # type: ignore[no-untyped-call]
         if observer.seen:
-            self._start()
+            self.follow_observer()
 
     def forward(self, x: Tensor, least: float = -math.inf, most: float = math.inf) -> Tensor:
         """`x`, limited, on the grid; same shape and dtype."""
@@ -44,13 +44,14 @@ class LearnedStep(ActivationFakeQuant):
         if self.training and not self._started:
             if not self.ready:
                 self.observer(x)
-                self._start()
+                self.follow_observer()
             self._started = self.ready
         out: Tensor = _Learned.apply(x, self.step, *self.qparams)
         return out
 
-    def _start(self) -> None:
-        q = range_to_qparams(self.observer.low, self.observer.high, self.scheme)
+    def follow_observer(self) -> None:
+        """Start from the range that the observer proposes."""
+        q = range_to_qparams(*self.observer.range(self.scheme), self.scheme)
         with torch.no_grad():
             self.step.copy_(q.scale)
         self.zero_point.copy_(q.zero_point)

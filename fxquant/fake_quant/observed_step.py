@@ -22,17 +22,18 @@ class ObservedStep(ActivationFakeQuant):
         super().__init__(scheme, observer)
         self.register_buffer("scale", torch.tensor(1.0))
         if observer.seen:
-            self._follow_observer()
+            self.follow_observer()
 
     def forward(self, x: Tensor, least: float = -math.inf, most: float = math.inf) -> Tensor:
         """`x`, limited, on the grid. In training the range follows what `x` is then, first."""
         if self.training:
             self.observer.watch(x, least, most)
-            self._follow_observer()
+            self.follow_observer()
         return fake_quantize(x, self.qparams, least, most)
 
-    def _follow_observer(self) -> None:
-        low, high = self.observer.low, self.observer.high
+    def follow_observer(self) -> None:
+        """Scale and zero point of the range that the observer proposes."""
+        low, high = self.observer.range(self.scheme)
         if on_host(low):
             scale, zero_point = range_to_numbers(low.item(), high.item(), self.scheme)
             self.scale.fill_(scale)

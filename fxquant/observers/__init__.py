@@ -1,8 +1,17 @@
-"""Observers watch values go by and then propose a range. One a file."""
+"""Observers watch values go by; calibrators, one a file, find a range in what was seen."""
 
-from fxquant.observers.base import Observer
+from fxquant.observers.base import Calibrator, Extremes, Observer, Statistic, Statistical
 from fxquant.observers.fixed import Fixed
 from fxquant.observers.min_max import MinMax
 from fxquant.observers.moving_average import MovingAverage
 
-__all__ = ["Fixed", "MinMax", "MovingAverage", "Observer"]
+__all__ = [
+    "Calibrator",
+    "Extremes",
+    "Fixed",
+    "MinMax",
+    "MovingAverage",
+    "Observer",
+    "Statistic",
+    "Statistical",
+]

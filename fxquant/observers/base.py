@@ -1,69 +1,28 @@
-"""The promise of an observer: it sees tensors, changes nothing, and knows a range."""
+"""What watches values go by, and the promise of what finds a range in them.
+
+    batches ── Observer: extremes, statistics ── Calibrator: a range ── scale and zero point
+
+A `Calibrator` is a frozen record, such as `Percentile(99.9)`; the `Observer` that follows it is a
+module, whose buffers hold all that was seen: they do not grow with the data.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import reduce
+from typing import ClassVar, Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fxquant.schemes import Number, in_memory_order, on_host
+from fxquant.schemes import Number, QuantScheme, in_memory_order, on_host
 
 
-class Observer(nn.Module, ABC):
-    """Watches values in training and proposes a range; it never moves in eval().
-
-    The range, two 0-dim float32 buffers `low` and `high`, starts as (+inf, -inf): nothing
-    seen. Called as a module it hands its input on, untouched. Where training is distributed
-    (torch.distributed) the range is that of the batches of all ranks.
-    """
-
-    low: Tensor
-    high: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("low", torch.tensor(float("inf")))
-        self.register_buffer("high", torch.tensor(float("-inf")))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Watch `x` (any shape, any float dtype) when training; return it as it is."""
-        if self.training:
-            self.watch(x)
-        return x
-
-    def watch(self, x: Tensor, least: float = -math.inf, most: float = math.inf) -> None:
-        """Watch `x` limited to [least, most]; a batch that holds NaN or infinity says nothing."""
-        x = x.detach()
-        if on_host(x) and not _is_distributed():
-            # with numbers: a dozen operations on 0-dim tensors would cost more than a small layer
-            if x.numel() > 0:
-                ends = [end.item() for end in _extremes(x)]
-                if all(map(math.isfinite, ends)):
-                    low, high = (min(max(end, least), most) for end in ends)
-                    self._follow(low, high)
-            return
-        nothing = self.low.new_full((), math.inf, device=x.device)
-        a, b = _extremes(x) if x.numel() > 0 else (nothing, -nothing)
-        finite = torch.isfinite(a) & torch.isfinite(b)
-        a, b = _over_ranks(torch.where(finite, a, nothing), torch.where(finite, b, -nothing))
-        self._follow_without_waiting(a.clamp(least, most), b.clamp(least, most))
-
-    def _follow(self, low: float, high: float) -> None:
-        before = self.low.item(), self.high.item()
-        seen = before[0] <= before[1]
-        after = self.next(before, (low, high)) if seen else self.first((low, high))
-        self.low.fill_(after[0])
-        self.high.fill_(after[1])
-
-    def _follow_without_waiting(self, low: Tensor, high: Tensor) -> None:
-        said, seen = low <= high, self.low <= self.high
-        first = self.first((low, high))
-        following = self.next((self.low, self.high), (low, high))
-        for buffer, start, after in zip((self.low, self.high), first, following, strict=True):
-            buffer.copy_(torch.where(said, torch.where(seen, after, start), buffer))
+class Extremes(ABC):
+    """Asks of each batch its extremes alone, and follows them; of any scheme the same range."""
 
     def first(self, batch: tuple[Number, Number]) -> tuple[Number, Number]:
         """The range after the first batch with these extremes: numbers, or 0-dim tensors."""
@@ -75,10 +34,161 @@ class Observer(nn.Module, ABC):
     ) -> tuple[Number, Number]:
         """The range after another one."""
 
+
+class Statistic(ABC):
+    """What is kept of values: a float64 vector, and how the vectors of two batches become one.
+
+    Merging is associative and commutative, up to the rounding of float64 sums: neither the size nor
+    the order of batches matters, nor which rank saw them.
+    """
+
+    @abstractmethod
+    def empty(self) -> Tensor:
+        """That of no data: merged with any other, it gives the other."""
+
+    @abstractmethod
+    def of(self, x: Tensor) -> Tensor:
+        """That of a batch, finite and not empty, of any shape and float dtype; on its device."""
+
+    @abstractmethod
+    def merge(self, one: Tensor, other: Tensor) -> Tensor:
+        """That of both together."""
+
+
+class Statistical(ABC):
+    """Finds a range for a scheme in a statistic of all that was seen."""
+
+    statistic: ClassVar[Statistic]
+
+    @abstractmethod
+    def range(self, statistics: Tensor, scheme: QuantScheme) -> tuple[float, float]:
+        """The range, of statistics on the CPU that hold data. What lies beyond the extremes of all
+        that was seen is cut off by the observer.
+        """
+
+
+Calibrator = Extremes | Statistical
+
+
+class Observer(nn.Module):
+    """Watches values in training and proposes a range; it never moves in eval().
+
+    The range of an `Extremes`, and the extremes of all that was seen for a `Statistical`, are two
+    0-dim float32 buffers `low` and `high`, which start as (+inf, -inf): nothing seen. Called as
+    a module it hands its input on, untouched. Where training is distributed (torch.distributed)
+    it sees the batches of all ranks.
+    """
+
+    low: Tensor
+    high: Tensor
+    statistics: Tensor  # of a `Statistical` alone
+
+    def __init__(self, calibrator: Calibrator) -> None:
+        super().__init__()
+        self.calibrator = calibrator
+        self.register_buffer("low", torch.tensor(float("inf")))
+        self.register_buffer("high", torch.tensor(float("-inf")))
+        if isinstance(calibrator, Statistical):
+            self.register_buffer("statistics", calibrator.statistic.empty())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Watch `x` (any shape, any float dtype) when training; return it as it is."""
+        if self.training:
+            self.watch(x)
+        return x
+
+    def watch(self, x: Tensor, least: float = -math.inf, most: float = math.inf) -> None:
+        """Watch `x` limited to [least, most]; a batch that holds NaN or infinity says nothing."""
+        x = x.detach()
+        if isinstance(self.calibrator, Statistical):
+            self._gather(self.calibrator.statistic, x, least, most)
+        else:
+            self._watch_extremes(self.calibrator, x, least, most)
+
+    def range(self, scheme: QuantScheme) -> tuple[Tensor, Tensor]:
+        """The range proposed for a scheme: two 0-dim float32 tensors. Needs data (`seen`)."""
+        if not isinstance(self.calibrator, Statistical):
+            return self.low, self.high
+        least, most = self.calibrator.range(self.statistics.cpu(), scheme)
+        return self.low.clamp(min=least), self.high.clamp(max=most)
+
     @property
     def seen(self) -> bool:
         """Whether any finite data came by."""
         return bool(self.low <= self.high)
+
+    def extra_repr(self) -> str:
+        """The calibrator, for print(model)."""
+        return str(self.calibrator)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Statistics stay float64, whatever becomes of the model: they count."""
+        before = self._buffers.get("statistics")
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if before is not None:
+            self.statistics = before.to(self.low.device)
+        return self
+
+    # -------------------------------------------------------------------- extremes
+
+    def _watch_extremes(
+        self, calibrator: Extremes, x: Tensor, least: float, most: float
+    ) -> None:
+        if on_host(x) and not _is_distributed():
+            # with numbers: a dozen operations on 0-dim tensors would cost more than a small layer
+            if x.numel() > 0:
+                ends = [end.item() for end in _extremes(x)]
+                if all(map(math.isfinite, ends)):
+                    low, high = (min(max(end, least), most) for end in ends)
+                    self._follow(calibrator, low, high)
+            return
+        a, b = self._over_ranks(x)
+        self._follow_without_waiting(calibrator, a.clamp(least, most), b.clamp(least, most))
+
+    def _over_ranks(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The extremes of the batches of all ranks, so that each updates its range alike; (+inf,
+        -inf) where none of them says anything.
+
+        Every rank takes part in every training forward, an empty batch of its own included.
+        """
+        nothing = self.low.new_full((), math.inf, device=x.device)
+        a, b = _extremes(x) if x.numel() > 0 else (nothing, -nothing)
+        finite = torch.isfinite(a) & torch.isfinite(b)
+        low, high = torch.where(finite, a, nothing), torch.where(finite, b, -nothing)
+        if not _is_distributed():
+            return low, high
+        ends = torch.stack((-low, high))  # min x = -max(-x): one collective
+        dist.all_reduce(ends, dist.ReduceOp.MAX)
+        return -ends[0], ends[1]
+
+    def _follow(self, calibrator: Extremes, low: float, high: float) -> None:
+        before = self.low.item(), self.high.item()
+        seen = before[0] <= before[1]
+        after = calibrator.next(before, (low, high)) if seen else calibrator.first((low, high))
+        self.low.fill_(after[0])
+        self.high.fill_(after[1])
+
+    def _follow_without_waiting(self, calibrator: Extremes, low: Tensor, high: Tensor) -> None:
+        said, seen = low <= high, self.low <= self.high
+        first = calibrator.first((low, high))
+        following = calibrator.next((self.low, self.high), (low, high))
+        for buffer, start, after in zip((self.low, self.high), first, following, strict=True):
+            buffer.copy_(torch.where(said, torch.where(seen, after, start), buffer))
+
+    # -------------------------------------------------------------------- statistics
+
+    def _gather(self, statistic: Statistic, x: Tensor, least: float, most: float) -> None:
+        said = x.numel() > 0 and bool(torch.isfinite(x).all())
+        x = x.clamp(least, most) if said else x.flatten()[:0]
+        batch = statistic.of(x) if said else statistic.empty().to(x.device)
+        if _is_distributed():
+            of_ranks = [torch.empty_like(batch) for _ in range(dist.get_world_size())]
+            dist.all_gather(of_ranks, batch)
+            batch = reduce(statistic.merge, of_ranks)
+        self.statistics.copy_(statistic.merge(self.statistics, batch))
+        low, high = self._over_ranks(x)
+        self.low.copy_(torch.minimum(self.low, low))
+        self.high.copy_(torch.maximum(self.high, high))
 
 
 def _extremes(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,15 +199,3 @@ def _extremes(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _over_ranks(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """The extremes of the batches of all ranks, so that each updates its range alike.
-
-    Every rank takes part in every training forward, an empty batch of its own included.
-    """
-    if not _is_distributed():
-        return low, high
-    ends = torch.stack((-low, high))  # min x = -max(-x): one collective
-    dist.all_reduce(ends, dist.ReduceOp.MAX)
-    return -ends[0], ends[1]

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fxquant.errors import ConfigError
-from fxquant.observers.base import Observer
+from fxquant.observers.base import Extremes
 from fxquant.schemes import Number
 
 
-class Fixed(Observer):
+@dataclass(frozen=True)
+class Fixed(Extremes):
     """Proposes one range from the first finite batch on: until then there is no data."""
 
-    def __init__(self, low: float, high: float) -> None:
-        super().__init__()
-        if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-            raise ConfigError(f"a fixed range is finite and not empty, got {low:g} to {high:g}")
-        self.range = (low, high)
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+            raise ConfigError(
+                f"a fixed range is finite and not empty, got {self.low:g} to {self.high:g}"
+            )
 
     def first(self, batch: tuple[Number, Number]) -> tuple[Number, Number]:
         """The fixed range, whatever the batch's extremes."""
@@ -29,11 +34,6 @@ class Fixed(Observer):
         self, before: tuple[Number, Number], batch: tuple[Number, Number]
     ) -> tuple[Number, Number]:
         """The fixed range still."""
-        low, high = self.range
         if isinstance(batch[0], Tensor):
-            return torch.full_like(batch[0], low), torch.full_like(batch[1], high)
-        return low, high
-
-    def extra_repr(self) -> str:
-        """The range, for print(model)."""
-        return "{:g} to {:g}".format(*self.range)
+            return torch.full_like(batch[0], self.low), torch.full_like(batch[1], self.high)
+        return self.low, self.high

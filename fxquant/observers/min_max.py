@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from fxquant.observers.base import Observer
+from fxquant.observers.base import Extremes
 from fxquant.schemes import Number
 
 
-class MinMax(Observer):
-    """The smallest and the largest value ever seen."""
+@dataclass(frozen=True)
+class MinMax(Extremes):
+    """The smallest and the largest value ever seen. Exact across batches and ranks."""
 
     def next(
         self, before: tuple[Number, Number], batch: tuple[Number, Number]

@@ -5,19 +5,24 @@ The first batch sets the range. Source: Jacob et al. 2018, section 3.1.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from fxquant.errors import ConfigError
-from fxquant.observers.base import Observer
+from fxquant.observers.base import Extremes
 from fxquant.schemes import Number
 
 
-class MovingAverage(Observer):
-    """An exponential moving average of each batch's minimum and maximum."""
+@dataclass(frozen=True)
+class MovingAverage(Extremes):
+    """An exponential moving average of each batch's minimum and maximum. Later batches weigh more,
+    so their order matters.
+    """
 
-    def __init__(self, momentum: float = 0.1) -> None:
-        super().__init__()
-        if not 0.0 < momentum <= 1.0:
-            raise ConfigError(f"momentum must lie in (0, 1], got {momentum}")
-        self.momentum = momentum
+    momentum: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.momentum <= 1.0:
+            raise ConfigError(f"momentum must lie in (0, 1], got {self.momentum}")
 
     def next(
         self, before: tuple[Number, Number], batch: tuple[Number, Number]

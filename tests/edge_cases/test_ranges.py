@@ -13,7 +13,7 @@ import fxquant
 from fxquant import QuantScheme
 from fxquant.errors import UncalibratedError
 from fxquant.fake_quant import LearnedStep, fake_quantize
-from fxquant.observers import MinMax, MovingAverage
+from fxquant.observers import MinMax, MovingAverage, Observer
 from fxquant.ops.flow import sites
 from fxquant.rounding import HALF_UP, divide_half_up, rescale_of, shift_half_up
 from fxquant.schemes import UINT8, QParams, code_of, quantize, range_to_qparams, round_half_up
@@ -79,7 +79,7 @@ def test_case_49_float_types(dtype):
     result = contract(net().to(dtype), (INPUT.to(dtype),), TRAIN)
     wide = torch.float64 if dtype is torch.float64 else torch.float32
     assert result.prepared.fxquant.quantize_x.output.observer.low.dtype is wide
-    for observer in (MinMax(), MovingAverage()):
+    for observer in (Observer(MinMax()), Observer(MovingAverage())):
         assert observer(INPUT.to(dtype)).dtype is dtype
         assert observer.low == INPUT.to(dtype).min().float()
 
@@ -242,7 +242,7 @@ def test_case_55_wild_steps(config, optimizer, rate):
 
 def test_case_55_zero_gradient_count():
     """Kept: as many values get a zero gradient as are clipped, those and no others."""
-    quantizer = LearnedStep(UINT8, MovingAverage())
+    quantizer = LearnedStep(UINT8, Observer(MovingAverage()))
     quantizer(INPUT)
     with torch.no_grad():
         quantizer.step.mul_(0.5)
@@ -287,7 +287,8 @@ def test_case_56_ranks_agree(tmp_path):
     torch.multiprocessing.spawn(_train_a_rank, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
-    entrance = MovingAverage()  # one process that sees the batches of both ranks that say anything
+    # one process that sees the batches of both ranks that say anything
+    entrance = Observer(MovingAverage())
     for batches in UNEVEN:
         entrance(torch.cat([x for x in batches if x.isfinite().all()]))
     for end, expected in entrance.state_dict().items():

@@ -109,7 +109,7 @@ def test_attention_is_observed_and_other_shares_are_known():
         Net(lambda m, x: (torch.matmul(x.softmax(1), m.a(x).transpose(1, 2)), x.softmax(-1))), X
     )
     known = [
-        isinstance(site.output.observer, Fixed)
+        isinstance(site.output.observer.calibrator, Fixed)
         for _, site in sites(prepared)
         if site.op.name == "softmax"
     ]
