@@ -10,17 +10,22 @@ from fxquant.errors import FxQuantError
 from fxquant.explain import explain
 from fxquant.overrides import Override
 from fxquant.schemes import QuantScheme
+from fxquant.see.as_float import as_float
+from fxquant.see.compare import Comparison, compare
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "Audit",
+    "Comparison",
     "FxQuantError",
     "Override",
     "QuantConfig",
     "QuantScheme",
+    "as_float",
     "audit",
     "calibrate",
+    "compare",
     "convert",
     "correct_bias",
     "explain",

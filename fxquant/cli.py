@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from fxquant.draw import needs_extra
 from fxquant.errors import FxQuantError
+from fxquant.extras import needs_extra
 
 if TYPE_CHECKING:
     import typer

@@ -11,32 +11,26 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from fxquant.errors import ConfigError, MissingExtraError
-from fxquant.fake_quant import ActivationFakeQuant
-from fxquant.graph.edit import SITES, called_module, get_attribute, module_at
-from fxquant.graph.merge import Switch, TrainOnly
+from fxquant.errors import ConfigError
+from fxquant.extras import needs_extra
+from fxquant.files import write_whole
+from fxquant.graph.edit import SITES, get_attribute, module_at
 from fxquant.graph.place import place_of
 from fxquant.graph.values import scalars
-from fxquant.ops import spelled_as
-from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
-from fxquant.ops.move import is_move
-from fxquant.ops.site import CallSite, InputQuantizer
-from fxquant.ops.spec import Call, Output
+from fxquant.ops.site import CallSite
 from fxquant.pipeline import Stage, stage_of
-from fxquant.schemes import QParams, QuantScheme
+from fxquant.see.grid import Grid, grids_of
+from fxquant.see.kind import kind_of, name_of
 
 if TYPE_CHECKING:
     import networkx  # imported where it is used: it would make `import fxquant` slow
 
 ENDINGS = ("svg", "png", "pdf", "dot")
-
-_BOUNDARIES = {Quantize: "quantize", Dequantize: "dequantize"}
-_OWN_MODULES = {InputQuantizer: "fake_quant", Switch: "switch", TrainOnly: "train_only"}
 
 _FONT = "sans-serif"
 _PAGE = {"nodesep": "0.18", "ranksep": "0.3", "fontname": _FONT, "fontsize": "13", "labelloc": "t"}
@@ -89,14 +83,14 @@ def to_networkx(gm: fx.GraphModule) -> networkx.DiGraph:
     """
     import networkx
 
-    values, numbers = _integers(gm), scalars(gm.graph)
+    values, numbers = grids_of(gm), scalars(gm.graph)
     graph = networkx.DiGraph(name=type(gm).__name__, stage=stage_of(gm).value)
     for node in gm.graph.nodes:
         graph.add_node(
             node.name,
-            kind=_kind(gm, node),
+            kind=kind_of(gm, node),
             op=node.op,
-            target=node.target if isinstance(node.target, str) else _name(node.target),
+            target=node.target if isinstance(node.target, str) else name_of(node.target),
             module=_module_path(node),
             **({} if node in numbers else _value(gm, node, values.get(node))),
         )
@@ -154,63 +148,10 @@ class Picture:
         return self.render("svg").decode()
 
 
-def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file whole or not at all: beside its place first, then moved there."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-@contextmanager
-def needs_extra(extra: str) -> Iterator[None]:
-    """Around imports: what is missing is an error that names the extra which brings it."""
-    try:
-        yield
-    except ImportError as error:
-        raise MissingExtraError(
-            f"this needs {error.name or 'a package'}, which cannot be imported: {error}.\n"
-            f"What to do: pip install 'fxquant[{extra}]'"
-        ) from error
-
-
 # What is known of a node
 
 
-class _Integer(NamedTuple):
-    """The integers that a value is, or is going to be; their numbers where known."""
-
-    scheme: QuantScheme
-    qparams: QParams | None
-
-
-def _integers(gm: fx.GraphModule) -> dict[fx.Node, _Integer]:
-    """Every value on an integer grid: results of sites, of integer operators, and moved ones."""
-    found: dict[fx.Node, _Integer] = {}
-    for node in gm.graph.nodes:
-        module = called_module(gm, node)
-        first = node.args[0] if node.args else None
-        source = found.get(first) if isinstance(first, fx.Node) else None
-        if isinstance(module, (CallSite, InputQuantizer)):
-            quantizer = module.quantizer if isinstance(module, CallSite) else module.output
-            if isinstance(quantizer, ActivationFakeQuant):
-                known = quantizer.qparams if quantizer.ready else None
-                found[node] = _Integer(quantizer.scheme, known)
-        elif isinstance(module, Quantize):
-            found[node] = _Integer(module.qparams.scheme, module.qparams)
-        elif isinstance(module, IntegerOp):
-            # one with a range of its own holds multipliers, no longer a scale
-            same = source is not None and module.op.output is not Output.OWN
-            found[node] = _Integer(module.scheme, source.qparams if source and same else None)
-        elif source is not None and is_move(gm, node):
-            found[node] = source
-    return found
-
-
-def _value(gm: fx.GraphModule, node: fx.Node, integer: _Integer | None) -> dict[str, Any]:
+def _value(gm: fx.GraphModule, node: fx.Node, integer: Grid | None) -> dict[str, Any]:
     """The attributes from `dtype` on."""
     facts: dict[str, Any] = {}
     if integer is not None:
@@ -232,34 +173,6 @@ def _value(gm: fx.GraphModule, node: fx.Node, integer: _Integer | None) -> dict[
 
 def _dtype(dtype: torch.dtype) -> str:
     return "float" if dtype.is_floating_point else str(dtype).removeprefix("torch.")
-
-
-def _kind(gm: fx.GraphModule, node: fx.Node) -> str:
-    if node.op in ("placeholder", "output"):
-        return "input" if node.op == "placeholder" else "output"
-    if node.op in ("call_function", "call_method"):
-        calls = ((op, op.read(node.args, node.kwargs)) for op in spelled_as(node.target))
-        spelled = (op for op, call in calls if isinstance(call, Call))
-        op = next(spelled, None)
-        return op.name if op is not None else _name(node.target)
-    if node.op == "get_attr":
-        value = get_attribute(gm, str(node.target))
-        return "parameter" if isinstance(value, nn.Parameter) else type(value).__name__
-    module = module_at(gm, node)
-    assert module is not None  # the node calls it
-    if isinstance(module, CallSite):
-        norm = "batch_norm" if module.op.folds and node.kwargs.get("batch_norm") else None
-        return " → ".join(str(part) for part in (module.op.name, norm, module.activation) if part)
-    if isinstance(module, InputQuantizer) and not isinstance(module.output, ActivationFakeQuant):
-        return "observer"
-    if isinstance(module, IntegerOp):
-        return module.text
-    ops, names = spelled_as(type(module)), _BOUNDARIES | _OWN_MODULES
-    return ops[0].name if ops else names.get(type(module), type(module).__name__)
-
-
-def _name(target: Any) -> str:
-    return str(getattr(target, "__name__", target))
 
 
 def _module_path(node: fx.Node) -> str:

@@ -131,7 +131,7 @@ class Pass(ABC):
             tuple(log.left_alone),
             tuple(log.notes),
         )
-        setattr(gm, _STAGE, self.gives)
+        set_stage(gm, self.gives)
         setattr(gm, _LOG, (*history(gm), record))
         return record
 
@@ -222,6 +222,11 @@ def say_stage(gm: object) -> str:
     return f"{name}, {stage_of(gm).value}" if isinstance(gm, fx.GraphModule) else name
 
 
+def set_stage(gm: fx.GraphModule, stage: Stage) -> None:
+    """Say how far `gm` has travelled."""
+    setattr(gm, _STAGE, stage)
+
+
 def need_prepared(gm: object, name: str) -> None:
     """Refuse what prepare_qat did not return, in the name of the function that was called."""
     if not isinstance(gm, fx.GraphModule) or stage_of(gm) is not Stage.FAKE_QUANT:
@@ -245,7 +250,7 @@ def note_left_alone(gm: fx.GraphModule, name: str, summary: str, reason: str) ->
 
 def carry_over(source: fx.GraphModule, target: fx.GraphModule) -> None:
     """Let `target`, made from `source`'s graph, be of its stage and have its log."""
-    setattr(target, _STAGE, stage_of(source))
+    set_stage(target, stage_of(source))
     setattr(target, _LOG, history(source))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxquant.graph.edit import call_site, erase, get_attribute, nodes_in
+from fxquant.graph.edit import call_site, erase, get_attribute, nodes_in, set_source
 from fxquant.graph.held import held
 from fxquant.graph.modes import is_dropout_switched_off
 from fxquant.graph.place import copy_place
@@ -86,6 +86,7 @@ def _replace(gm: fx.GraphModule, node: fx.Node, op: OpSpec, call: Call) -> fx.No
     name = node.name
     erase(node, site)
     site.name = name  # free again: the node that had it is gone
+    set_source(gm, site, name)
     return site
 
 

@@ -22,7 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.graph.edit import erase, get_attribute, put_identities
+from fxquant.graph.edit import (
+    erase,
+    get_attribute,
+    put_identities,
+    set_source,
+    source_of,
+)
 from fxquant.graph.normal import Normal, set_normal
 from fxquant.graph.sharing import parameter_reads, read_elsewhere, shared_parameter
 from fxquant.ops.batch_norm import BATCH_NORM
@@ -131,7 +137,11 @@ def _fold_before(
             start = part.stop
             _set(gm, layer, *fold_affine(weight, bias, factor[part], offset[part], channels))
             set_normal(layer, Normal(normal.mean[part], normal.deviation[part]))
-    erase(norm, inputs_of(norm)[0])
+    value = inputs_of(norm)[0]
+    for layer in layers:
+        set_source(gm, layer, str(layer.target))  # behind a concat a part of the norm's value
+    set_source(gm, value, source_of(gm, norm))
+    erase(norm, value)
 
 
 def _fold_after(

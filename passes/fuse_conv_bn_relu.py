@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from fxquant.graph.edit import erase
+from fxquant.graph.edit import erase, set_source, source_of
 from fxquant.graph.sharing import read_elsewhere
 from fxquant.ops.clamp import CLAMP, HARDTANH, RELU6
 from fxquant.ops.flow import inputs_of, site_of
@@ -56,6 +56,7 @@ class FuseConvBnRelu(RewritePass):
     def rewrite(self, gm: fx.GraphModule, match: tuple[fx.Node, ...]) -> str:
         """Move the batch norm or the clamp into the first site."""
         first, *readers = match
+        set_source(gm, first, source_of(gm, readers[0]))
         if "batch_norm" in readers[0].kwargs:
             # the site moves down to its batch norm, whose module is read from there on
             readers[0].append(first)

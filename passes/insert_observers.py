@@ -16,7 +16,7 @@ from __future__ import annotations
 from torch import fx
 
 from fxquant.errors import UnsupportedOperatorError
-from fxquant.graph.edit import call_site, called_module
+from fxquant.graph.edit import call_site, called_module, set_source, source_of
 from fxquant.graph.held import held
 from fxquant.graph.merge import TrainOnly, item
 from fxquant.graph.place import copy_place, describe, place_of
@@ -140,6 +140,7 @@ def _add_entrance(gm: fx.GraphModule, value: fx.Node, observer: Observer) -> fx.
     with gm.graph.inserting_after(_after_inputs(value)):
         node = call_site(gm, f"quantize_{value.name}", entrance, (value,))
     copy_place(value, node)
+    set_source(gm, node, source_of(gm, value))
     return node
 
 

@@ -15,7 +15,7 @@ import math
 
 from torch import Tensor, fx
 
-from fxquant.graph.edit import call_site, erase
+from fxquant.graph.edit import call_site, erase, set_source, source_of
 from fxquant.graph.held import held
 from fxquant.graph.place import copy_place, example_of, rank_of
 from fxquant.ops.flow import inputs_of, sites
@@ -65,6 +65,7 @@ def _replace(gm: fx.GraphModule, node: fx.Node, x: fx.Node, factor: fx.Node) -> 
     with gm.graph.inserting_before(node):
         term = call_site(gm, node.name, CallSite(WEIGHTED_SUM), (x,), {"factors": (factor,)})
     copy_place(node, term)
+    set_source(gm, term, source_of(gm, node))
     name = node.name
     erase(node, term)
     term.name = name  # free again: the node that had it is gone

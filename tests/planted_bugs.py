@@ -920,6 +920,21 @@ BUGS = (
         "return int(min(steps, 0.3 * _NOTHING / float(x.scale) + 2))",
         ("tests/ops/test_softmax.py",),
     ),
+    # ---------------------------------------------------------------- looking at networks
+    Bug(
+        "a fused activation does not say whose value the layer gives now",
+        "passes/fuse_conv_bn_relu.py",
+        "        set_source(gm, first, source_of(gm, readers[0]))\n",
+        "",
+        ("tests/see/test_compare.py::test_every_node_finds_its_counterpart_in_the_model",),
+    ),
+    Bug(
+        "a node alone reads what came out before it",
+        "fxquant/see/compare.py",
+        "        alone.replace(node, measure.as_candidate(expected, value))\n",
+        "",
+        ("tests/see/test_compare.py::test_errors_add_up_as_it_runs_but_not_alone",),
+    ),
 )
 
 

@@ -10,7 +10,7 @@ from fxquant.passes import PASSES
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    ("errors",),
+    ("errors", "extras", "files"),
     ("schemes",),
     ("rounding",),
     ("intmath",),
@@ -24,7 +24,7 @@ LAYERS = (
     ("config",),
     ("recipes",),
     ("batches",),
-    ("api", "after_training", "calibration", "audit", "explain", "draw"),
+    ("api", "after_training", "calibration", "audit", "explain", "draw", "see"),
     ("darts",),
     ("demo",),
     ("cli",),

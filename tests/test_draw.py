@@ -130,7 +130,7 @@ def test_integers_and_their_numbers(small):
     assert graph.nodes["quantize_x"]["dtype"] == "uint8"
     assert graph.nodes["dequantize_linear"]["dtype"] == "float"
     assert graph.nodes["block_0"]["dtype"] == "uint8"
-    assert "scale" not in graph.nodes["block_0"]  # it is in the multipliers now
+    assert graph.nodes["block_0"]["scale"] == conv["scale"]
 
 
 def test_no_numbers_before_any_data():

@@ -13,11 +13,17 @@ SITES = "fxquant"  # the submodule that holds what fxquant adds to a model
 
 
 class Site(nn.Module):
-    """A module that a pass has put into a graph; none of the user's is one."""
+    """A module that a pass has put into a graph; none of the user's is one.
+
+    `source` names the value that it gives: by the node of the captured graph that gave it, or,
+    where none did, by the path of the site.
+    """
+
+    source: str
 
 
 def call_site(
-    gm: fx.GraphModule, name: str, module: nn.Module, args: tuple[Any, ...],
+    gm: fx.GraphModule, name: str, module: Site, args: tuple[Any, ...],
     kwargs: dict[str, Any] | None = None,
 ) -> fx.Node:
     """Register `module` among the sites and call it where the graph inserts; node and module
@@ -25,6 +31,7 @@ def call_site(
     """
     sites, free = _free_name(gm, name)
     module.train(gm.training)
+    module.source = f"{SITES}.{free}"
     sites.add_module(free, module)
     return gm.graph.create_node("call_module", f"{SITES}.{free}", args, kwargs or {}, name=free)
 
@@ -50,10 +57,26 @@ def _free_name(gm: fx.GraphModule, name: str) -> tuple[nn.Module, str]:
     return sites, free
 
 
-def replace_site(gm: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:
-    """Put another module where the site that `node` calls was."""
+def source_of(gm: fx.GraphModule, node: fx.Node) -> str:
+    """Which value `node` gives, in eval() and but for rounding: that of the node of the captured
+    graph with this name, which it may be itself, or a new one.
+    """
+    module = called_module(gm, node)
+    return module.source if isinstance(module, Site) else node.name
+
+
+def set_source(gm: fx.GraphModule, node: fx.Node, source: str) -> None:
+    """Write down whose value the site at `node` gives from now on."""
+    module = called_module(gm, node)
+    assert isinstance(module, Site)
+    module.source = source
+
+
+def replace_site(gm: fx.GraphModule, node: fx.Node, module: Site) -> None:
+    """Put another module where the site that `node` calls was: it gives the same value."""
     owner, _, name = str(node.target).rpartition(".")
     module.train(gm.training)
+    module.source = source_of(gm, node)
     setattr(gm.get_submodule(owner), name, module)
 
 

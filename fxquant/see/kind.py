@@ -1,0 +1,54 @@
+"""What a node of a graph does, in a few words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+from fxquant.fake_quant import ActivationFakeQuant
+from fxquant.graph.edit import get_attribute, module_at
+from fxquant.graph.merge import Switch, TrainOnly
+from fxquant.ops import spelled_as
+from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
+from fxquant.ops.site import CallSite, InputQuantizer
+from fxquant.ops.spec import Call
+
+_OURS = {
+    **{Quantize: "quantize", Dequantize: "dequantize", InputQuantizer: "fake_quant"},
+    **{Switch: "switch", TrainOnly: "train_only"},
+}
+
+
+def kind_of(gm: fx.GraphModule, node: fx.Node) -> str:
+    """What `node` does: 'conv2d → relu', 'max_pool2d', 'quantize', 'input'."""
+    if node.op in ("placeholder", "output"):
+        return "input" if node.op == "placeholder" else "output"
+    if node.op in ("call_function", "call_method"):
+        calls = ((op, op.read(node.args, node.kwargs)) for op in spelled_as(node.target))
+        spelled = (op for op, call in calls if isinstance(call, Call))
+        op = next(spelled, None)
+        return op.name if op is not None else name_of(node.target)
+    if node.op == "get_attr":
+        value = get_attribute(gm, str(node.target))
+        return "parameter" if isinstance(value, nn.Parameter) else type(value).__name__
+    module = module_at(gm, node)
+    assert module is not None  # the node calls it
+    return _of_module(module, "batch_norm" in node.kwargs)
+
+
+def _of_module(module: nn.Module, has_norm: bool) -> str:
+    if isinstance(module, CallSite):
+        norm = "batch_norm" if module.op.folds and has_norm else None
+        return " → ".join(str(part) for part in (module.op.name, norm, module.activation) if part)
+    if isinstance(module, InputQuantizer) and not isinstance(module.output, ActivationFakeQuant):
+        return "observer"
+    if isinstance(module, IntegerOp):
+        return module.text
+    ops = spelled_as(type(module))
+    return ops[0].name if ops else _OURS.get(type(module), type(module).__name__)
+
+
+def name_of(target: Any) -> str:
+    """What a node calls, for people."""
+    return str(getattr(target, "__name__", target))

@@ -1,0 +1,314 @@
+"""compare: damage is pointed at, and what is equal is said to be.
+
+By hand, y = x against z = 1.5·x: the error is half the signal, 10·log10(1 / 0.25) = 6.02 dB.
+"""
+
+import copy
+import io
+import pickle
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import nn
+
+from fxquant import QuantConfig, as_float, compare, convert, prepare_qat
+from fxquant.darts import DARTS_V2, NetworkCIFAR
+from fxquant.errors import ConfigError, DataError, MissingExtraError, StageError, UncalibratedError
+from fxquant.ops.site import CallSite
+from tests import laws
+from tests.strategies import NetSpec, Step, chain, net_specs
+
+FOLDED = QuantConfig(batch_norm="fold")
+EQUALIZED = QuantConfig(batch_norm="fold", equalize=True)
+
+
+class Attention(nn.Module):
+    """Tokens that look at each other, and a layer behind them."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.norm, self.layer = nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = self.norm(x + self.attention(x, x, x, need_weights=False)[0])
+        return x + torch.relu(self.layer(x)).reshape(x.shape)
+
+
+def residual():
+    kinds = ("conv", "bn", "relu", "conv_depthwise", "bn")
+    steps = (*map(Step, kinds), Step("add", (0, 2)), Step("avg_pool"), Step("conv"))
+    return NetSpec(steps, head=True)
+
+
+NETWORKS = {
+    # by name: the network, a batch, and a layer in the middle that has a bias of its own
+    "darts": (lambda: NetworkCIFAR(2, 4, 3, DARTS_V2), (4, 3, 12, 12), "classifier"),
+    "residual": (lambda: residual().build(), (4, 4, 8, 8), "steps_7"),
+    "attention": (Attention, (4, 5, 8), "layer"),
+}
+
+
+class Case:
+    """A network in all stages, with a batch."""
+
+    def __init__(self, name):
+        torch.manual_seed(0)
+        build, shape, self.biased = NETWORKS[name]
+        self.model, self.x = build().eval(), torch.randn(shape)
+        self.prepared = prepare_qat(self.model, self.x, FOLDED)
+        laws.settle(self.prepared, self.x)
+        self.converted = convert(self.prepared)
+
+    def scaled(self):
+        """Nodes whose scale can be doubled: convolutions, and layers, in order."""
+        found = [
+            (node, self.prepared.get_submodule(node.target))
+            for node in self.prepared.graph.nodes
+            if node.op == "call_module"
+        ]
+        return [node for node, module in found if getattr(module, "weight_quant", None)]
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def case(request):
+    return Case(request.param)
+
+
+def parameter(gm, node, name):
+    return gm.get_parameter(node.kwargs[name].target)
+
+
+# Damage
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_doubled_weights_of_a_prepared_network_are_pointed_at(case, place):
+    damaged, node = copy.deepcopy(case.prepared), case.scaled()[place]
+    with torch.no_grad():
+        parameter(damaged, node, "weight").mul_(2)
+    assert compare(case.model, case.prepared, case.x).first is None
+    found = compare(case.model, damaged, case.x)
+    assert (found.first.node, found.first.why) == (node.name, "other parameters")
+
+
+def test_a_dropped_bias_of_a_prepared_network_is_pointed_at(case):
+    damaged = copy.deepcopy(case.prepared)
+    node = next(node for node in case.scaled() if node.name == case.biased)
+    with torch.no_grad():
+        parameter(damaged, node, "bias").zero_()
+    found = compare(as_float(case.prepared), damaged, case.x)
+    assert (found.first.node, found.first.why) == (case.biased, "other parameters")
+
+
+def test_the_doubled_scale_of_an_activation_is_pointed_at(case):
+    damaged, node = copy.deepcopy(case.prepared), case.scaled()[0]
+    damaged.get_submodule(node.target).output.scale.mul_(2)
+    assert compare(case.prepared, damaged, case.x).first.node == node.name
+
+
+@pytest.mark.parametrize("place", [0, -1])
+@pytest.mark.parametrize("stage", ["prepared", "converted"])
+def test_a_doubled_multiplier_of_a_converted_network_is_pointed_at(case, stage, place):
+    damaged, node = copy.deepcopy(case.converted), case.scaled()[place]
+    damaged.get_submodule(node.target).shift.sub_(1)
+    found = compare(getattr(case, stage), damaged, case.x)
+    assert (found.first.node, found.first.why) == (node.name, "other values")
+    assert not found.equal
+
+
+@pytest.mark.parametrize("stage", ["prepared", "converted"])
+def test_a_dropped_bias_of_a_converted_network_is_pointed_at(case, stage):
+    damaged = copy.deepcopy(case.converted)
+    node = next(node for node in case.scaled() if node.name == case.biased)
+    damaged.get_submodule(node.target).bias.zero_()
+    assert compare(getattr(case, stage), damaged, case.x).first.node == case.biased
+
+
+def test_the_worst_node_is_the_one_that_errs_by_itself(case):
+    damaged, node = copy.deepcopy(case.converted), case.scaled()[0]
+    damaged.get_submodule(node.target).shift.sub_(3)
+    assert compare(case.prepared, damaged, case.x).worst.node == node.name
+
+
+# What is equal
+
+
+def test_converted_is_equal_to_prepared_at_every_node(case):
+    found = compare(case.prepared, case.converted, case.x)
+    assert found.equal
+    assert found.first is None
+    assert found.worst is None
+    assert "nodes are equal" in str(found)
+    sites = [m for m in case.prepared.modules() if isinstance(m, CallSite)]
+    assert len(found.rows) >= len(sites)
+    assert all(row.max_lsb == 0.0 for row in found.rows if row.max_lsb is not None)
+
+
+@settings(deadline=None, max_examples=6)
+@given(net_specs(6))
+def test_prepared_and_converted_never_differ(spec):
+    prepared = prepare_qat(spec.build(), spec.inputs())
+    laws.settle(prepared)
+    assert compare(prepared, convert(prepared), [spec.inputs(seed=s) for s in (3, 4)]).equal
+
+
+@settings(deadline=None, max_examples=6)
+@given(net_specs(6))
+def test_every_node_finds_its_counterpart_in_the_model(spec):
+    """Without rounding every node gives what the captured node behind it gave: folded, fused, in
+    sums or not, whatever the network.
+    """
+    model = spec.build()
+    for config in (QuantConfig(), FOLDED):
+        prepared = prepare_qat(model, spec.inputs(), config)
+        laws.settle(prepared)
+        statistics = {k: v for k, v in model.state_dict().items() if "running" in k}
+        prepared.load_state_dict(statistics, strict=False)  # training moved those of live norms
+        rows = compare(model, prepared, spec.inputs()).rows
+        assert all(row.parameters is None or row.parameters < 1e-3 for row in rows)
+        assert any(row.parameters is not None for row in rows)
+
+
+def test_the_float_network_inside_is_the_model(case):
+    torch.testing.assert_close(as_float(case.prepared)(case.x), case.model(case.x))
+    assert not any("fake" in type(m).__name__.lower() for m in as_float(case.prepared).modules())
+
+
+def test_an_equalized_network_is_compared_with_the_float_network_inside():
+    spec = chain("conv", "relu", "conv", "relu", "conv")
+    prepared = prepare_qat(spec.build(), spec.inputs(), EQUALIZED)
+    laws.settle(prepared)
+    with pytest.raises(ConfigError, match="equalize_cross_layer changed .* on purpose"):
+        compare(spec.build(), prepared, spec.inputs())
+    assert compare(as_float(prepared), prepared, spec.inputs()).first is None
+
+
+def test_converted_beside_the_model(case):
+    found = compare(case.model, case.converted, case.x)
+    assert found.first is None
+    assert 15 < min(row.alone for row in found.rows) < 60
+
+
+def test_pickles_are_compared_alike(case):
+    """But for moved names: nodes of an unpickled graph are numbered anew."""
+    again = pickle.loads(pickle.dumps(case.converted))
+    found, before = (compare(case.prepared, gm, case.x).rows for gm in (again, case.converted))
+    assert [row.sqnr for row in found] == [row.sqnr for row in before]
+
+
+# Figures
+
+
+def test_figures_by_hand():
+    """x in {-1, 0, 1} against 1.5·x, in steps of 1/64 with z = 128: 32 steps at most."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False))
+    nn.init.ones_(model[0].weight)
+    prepared = prepare_qat(model)
+    x = torch.tensor([-1.0, 0.0, 1.0]).reshape(1, 1, 1, 3)
+    prepared.train()(x)
+    for name in ("quantize_input_1", "_0"):
+        quantizer = prepared.fxquant.get_submodule(name).output
+        quantizer.scale.fill_(1 / 64)
+        quantizer.zero_point.fill_(128)
+    more = copy.deepcopy(prepared)
+    with torch.no_grad():
+        more.get_parameter("0.weight").mul_(1.5)
+    row = compare(prepared, more, x).rows[-1]
+    assert row.sqnr == row.alone == pytest.approx(6.0206, abs=1e-3)
+    assert row.cosine == pytest.approx(1.0)
+    assert (row.max_lsb, row.saturated) == (32.0, 0.0)
+    assert row.range_use == pytest.approx(192 / 255)
+    far = compare(prepared, more, 10 * x).rows[-1]  # 128 + 640, clamped
+    assert far.saturated == pytest.approx(2 / 3)
+
+
+def test_errors_add_up_as_it_runs_but_not_alone(case):
+    damaged, node = copy.deepcopy(case.prepared), case.scaled()[0]
+    with torch.no_grad():
+        parameter(damaged, node, "weight").mul_(0.5)
+    intact, rows = (compare(case.model, gm, case.x).rows for gm in (case.prepared, damaged))
+    assert rows[-1].sqnr < intact[-1].sqnr
+    assert [r.alone for r in rows if r.node != node.name] == pytest.approx(
+        [r.alone for r in intact if r.node != node.name], abs=0.5
+    )
+
+
+def test_batches_are_added_up(case):
+    halves = [(half, torch.tensor(0)) for half in case.x.split(2)]
+    once, twice = (compare(case.model, case.converted, data) for data in (case.x, halves))
+    for a, b in zip(once.rows, twice.rows, strict=True):
+        assert a.sqnr == pytest.approx(b.sqnr, abs=1e-3)
+        assert (a.saturated, a.range_use) == (b.saturated, b.range_use)
+
+
+def test_it_prints_as_a_table(case):
+    found = compare(case.model, case.prepared, case.x)
+    head, *rows = str(found).split("\n")
+    assert re.split("  +", head)[:4] == ["node", "operator", "SQNR dB", "alone dB"]
+    assert [row.split()[0] for row in rows[:-2]] == [row.node for row in found.rows]
+    assert "no node is bad; the worst by itself is" in rows[-1]
+
+
+def test_rich_prints_it_as_a_table(case):
+    rich = pytest.importorskip("rich.console", reason="rich is in the extra `demo`")
+    console = rich.Console(width=200, record=True, file=io.StringIO())
+    console.print(compare(case.model, case.prepared, case.x))
+    assert "the worst by itself is" in console.export_text()
+
+
+def test_as_a_frame(case):
+    pytest.importorskip("pandas", reason="pandas is in the extra `see`")
+    found = compare(case.model, case.prepared, case.x)
+    frame = found.to_frame()
+    assert list(frame.index) == [row.node for row in found.rows]
+    assert frame.loc[case.biased, "alone"] == next(
+        row.alone for row in found.rows if row.node == case.biased
+    )
+
+
+def test_without_pandas_the_extra_is_named(case, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pandas", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'fxquant\[see\]'"):
+        compare(case.prepared, case.converted, case.x).to_frame()
+
+
+# What is left alone, and refused
+
+
+def test_nothing_is_touched(case):
+    for gm in (case.prepared, case.converted, case.model):
+        modes = [m.training for m in gm.modules()]
+        state = {k: v.clone() for k, v in gm.state_dict().items()}
+        gm.train()
+        compare(case.prepared, case.converted, case.x)
+        compare(case.model, case.prepared, case.x)
+        assert all(torch.equal(v, state[k]) for k, v in gm.state_dict().items())
+        assert gm.training or gm is case.converted
+        for module, mode in zip(gm.modules(), modes, strict=True):
+            module.training = mode
+
+
+def test_no_data_is_refused(case):
+    with pytest.raises(DataError, match="no batch"):
+        compare(case.prepared, case.converted, [])
+
+
+def test_networks_of_other_models_are_refused(case):
+    other = prepare_qat(nn.Sequential(nn.Identity(), nn.Identity(), nn.Hardswish()))
+    with pytest.raises((ConfigError, UncalibratedError)):
+        compare(case.prepared, other, case.x)
+
+
+def test_a_network_without_ranges_is_refused(case):
+    fresh = prepare_qat(case.model, case.x)
+    with pytest.raises(UncalibratedError, match="train\\(\\) mode first"):
+        compare(case.model, fresh, case.x)
+
+
+def test_only_prepared_networks_hold_a_float_one(case):
+    with pytest.raises(StageError, match="as_float takes what prepare_qat returned"):
+        as_float(case.converted)
