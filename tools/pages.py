@@ -1,0 +1,331 @@
+"""The pages of the site that nobody writes: a hook of MkDocs, named in mkdocs.yml.
+
+    passes/fold_bn.py        reference/passes/fold_bn.md       its docstring, facts, code
+    fxquant/ops/linear.py    reference/operators/linear.md     the same
+    fxquant.__all__          reference/api.md                  every public name
+    ARCHITECTURE.md          project/architecture.md           as it stands
+    ../tests/laws.py         files/tests/laws.py.md            each file that a page links to
+
+A page of the repository links to files beside it; on the site such a link leads to the page that
+shows the file. What is not there stays as it is, and MkDocs warns.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import posixpath
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+import fxquant
+import fxquant.errors
+import fxquant.ops
+from fxquant.ops.spec import OpSpec
+from fxquant.passes import PASSES
+from fxquant.pipeline import Pass
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A file of the repository -> its page on the site.
+PROJECT = {
+    f"{name}.md": f"project/{name.lower()}.md"
+    for name in ("ARCHITECTURE", "CONTRIBUTING", "CHANGELOG")
+} | {"README.md": "index.md"}
+
+# What those who extend fxquant meet, beside the public names.
+MODULES = (
+    "fxquant.pipeline",
+    "fxquant.recipes",
+    "fxquant.schemes",
+    "fxquant.rounding",
+    "fxquant.intmath",
+    "fxquant.observers",
+    "fxquant.fake_quant",
+    "fxquant.graph.trace",
+    "fxquant.graph.edit",
+    "fxquant.ops.spec",
+    "fxquant.ops.flow",
+    "fxquant.darts",
+)
+
+LINK = re.compile(r"\]\(([^)#:\s]+)(#[^)\s]*)?\)")  # relative ones: no colon of a scheme
+
+
+class Made(NamedTuple):
+    """A page that is made: its title, where it stands, its text."""
+
+    title: str
+    uri: str
+    text: str
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put the pages that are made into the navigation."""
+    for section in config.nav or ():
+        if "Reference" in section:
+            section["Reference"] += [
+                {"Passes": _entries(passes())},
+                {"Operators": _entries(operators())},
+                {"Modules": _entries(modules())},
+            ]
+    return config
+
+
+def _entries(pages: list[Made]) -> list[dict[str, str]]:
+    return [{page.title: page.uri} for page in pages]
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add what is made, then the files that any page links to."""
+    for source, uri in PROJECT.items():
+        if files.get_file_from_path(uri) is None:
+            _add(files, config, uri, (ROOT / source).read_text())
+    for page in (api(), *passes(), *operators(), *modules()):
+        _add(files, config, page.uri, page.text)
+    waiting = list(files.documentation_pages())
+    while waiting:  # a linked page may link on
+        file = waiting.pop()
+        for source in linked_files(file.content_string, source_of(file.src_uri)):
+            uri = page_of(source)
+            if files.get_file_from_path(uri) is None:
+                waiting.append(_add(files, config, uri, shown(source)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Let links to files of the repository lead to their pages."""
+    source = source_of(page.file.src_uri)
+
+    def to_page(link: re.Match[str]) -> str:
+        target = _target(link[1], source)
+        if target is None:
+            return link[0]
+        uri = posixpath.relpath(page_of(target), posixpath.dirname(page.file.src_uri))
+        return f"]({uri}{link[2] or ''})"
+
+    return LINK.sub(to_page, markdown)
+
+
+def _add(files: Files, config: MkDocsConfig, uri: str, text: str) -> File:
+    file = File.generated(config, uri, content=text)
+    if uri.startswith("files/"):
+        file.inclusion = type(file.inclusion).NOT_IN_NAV
+    files.append(file)
+    return file
+
+
+# --- files of the repository ----------------------------------------------------------------------
+
+
+def source_of(uri: str) -> str:
+    """The file of the repository that a page shows, as its links see it."""
+    known = {page: source for source, page in PROJECT.items() if page != "index.md"}
+    if uri in known:
+        return known[uri]
+    return uri[len("files/") : -len(".md")] if uri.startswith("files/") else f"docs/{uri}"
+
+
+def page_of(source: str) -> str:
+    """The page that shows a file of the repository."""
+    path = Path(source)
+    if source in PROJECT:
+        return PROJECT[source]
+    if path.parts[0] == "docs":
+        return path.relative_to("docs").as_posix()
+    if path.parent == Path("passes") and path.stem in {step.name for step in PASSES}:
+        return f"reference/passes/{path.stem}.md"
+    if path.parent == Path("fxquant/ops") and path.stem in dict(_operator_files()):
+        return f"reference/operators/{path.stem}.md"
+    return f"files/{source}.md"
+
+
+def linked_files(markdown: str, source: str) -> Iterator[str]:
+    """The files of the repository that a page links to and that lie outside docs/."""
+    for link in LINK.finditer(markdown):
+        target = _target(link[1], source)
+        if target is not None and not target.startswith("docs/"):
+            yield target
+
+
+def _target(link: str, source: str) -> str | None:
+    """The file of the repository that a link of `source` means, or None."""
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
+    return path if not path.startswith("..") and (ROOT / path).is_file() else None
+
+
+def shown(source: str) -> str:
+    """A file as a page: Markdown as it stands, anything else as code."""
+    text = (ROOT / source).read_text()
+    return text if source.endswith(".md") else f"# `{source}`\n\n{_code(source)}"
+
+
+def _code(source: str) -> str:
+    language = {".py": "python", ".toml": "toml", ".yml": "yaml"}.get(Path(source).suffix, "text")
+    return f"``````{language}\n{(ROOT / source).read_text()}``````\n"
+
+
+def _folded(source: str) -> str:
+    """A file as code that opens with a click."""
+    code = "".join(f"    {line}" for line in _code(source).splitlines(keepends=True))
+    return f'??? example "{source}"\n\n{code}'
+
+
+# --- passes, operators, names ---------------------------------------------------------------------
+
+
+def passes() -> list[Made]:
+    """A page a pass, in the order in which they run."""
+    head = "# Passes\n\nIn the order of the [recipes](../modules/recipes.md).\n\n"
+    head += "| pass | what it does | needs | keeps |\n| --- | --- | --- | --- |\n"
+    rows = "".join(
+        f"| [{step.name}]({step.name}.md) | {step.summary} | {step.needs.value} | "
+        f"{step.keeps.value} |\n"
+        for step in PASSES
+    )
+    index = Made("All", "reference/passes/index.md", head + rows)
+    return [index, *(_pass(step) for step in PASSES)]
+
+
+def _pass(step: type[Pass]) -> Made:
+    module = step.__module__
+    text = f"""\
+# {step.name}
+
+::: {module}
+    options:
+      members: []
+      show_root_heading: false
+      show_root_toc_entry: false
+
+- It needs {step.needs.value}, and gives {step.gives.value}.
+- In which modes it keeps the function: {step.keeps.value}.
+- Its tests: [tests/passes/test_{step.name}.py](../../../tests/passes/test_{step.name}.py).
+
+::: {module}.{step.__name__}
+    options: {{ members: [] }}
+
+{_folded(f"passes/{step.name}.py")}"""
+    return Made(step.name, f"reference/passes/{step.name}.md", text)
+
+
+def operators() -> list[Made]:
+    """A page a file of operators."""
+    head = "# Operators\n\nEach has an integer form. How far each lies from the real one is "
+    head += "[measured](../../operators.md).\n\n| operator | spelled as |\n| --- | --- |\n"
+    rows = "".join(
+        f"| [{spec.name}]({stem}.md) | {_spelled(spec)} |\n"
+        for stem, specs in _operator_files()
+        for spec in specs
+    )
+    index = Made("All", "reference/operators/index.md", head + rows)
+    return [index, *(_operator(stem, specs) for stem, specs in _operator_files())]
+
+
+def _operator_files() -> list[tuple[str, list[OpSpec]]]:
+    """Each file of fxquant/ops with an operator's record, and its records."""
+    found = []
+    for info in pkgutil.iter_modules(fxquant.ops.__path__):
+        module = importlib.import_module(f"fxquant.ops.{info.name}")
+        names = re.findall(r"^([A-Z]\w+) = ", inspect.getsource(module), re.MULTILINE)
+        specs = [getattr(module, name) for name in names]
+        specs = [spec for spec in specs if isinstance(spec, OpSpec)]
+        if specs:
+            found.append((info.name, specs))
+    return found
+
+
+def _operator(stem: str, specs: list[OpSpec]) -> Made:
+    rows: tuple[tuple[str, Callable[[OpSpec], str]], ...] = (
+        ("spelled as", _spelled),
+        ("its output has", lambda spec: spec.output.value),
+        ("a range known beforehand", lambda spec: str(spec.range or "")),
+        ("output channels of its weight", lambda spec: _axis(spec.weight_axis)),
+        ("f(c·x) = c·f(x) for c > 0", lambda spec: "yes" if spec.homogeneous else "no"),
+    )
+    table = f"| | {' | '.join(spec.name for spec in specs)} |\n{'| --- ' * (len(specs) + 1)}|\n"
+    table += "".join(f"| {head} | {' | '.join(map(of, specs))} |\n" for head, of in rows)
+    text = f"""\
+# {stem}
+
+::: fxquant.ops.{stem}
+    options:
+      show_root_heading: false
+      show_root_toc_entry: false
+      show_if_no_docstring: false
+
+{table}
+{_folded(f"fxquant/ops/{stem}.py")}"""
+    return Made(stem, f"reference/operators/{stem}.md", text)
+
+
+def _axis(axis: int | None) -> str:
+    return "it has no weight" if axis is None else f"axis {axis}"
+
+
+def _spelled(spec: OpSpec) -> str:
+    names = [f"nn.{module.__name__}" for module in spec.modules]
+    names += [_function_name(function) for function in spec.functions]
+    names += [f"x.{method}" for method in spec.methods]
+    return ", ".join(f"`{name}`" for name in dict.fromkeys(names)) or "passes put it in"
+
+
+def _function_name(function: Any) -> str:
+    module = getattr(function, "__module__", None) or "torch"
+    short = {"torch.nn.functional": "F", "torch._C._nn": "F", "_operator": "operator"}
+    return f"{short.get(module, module)}.{function.__name__}"
+
+
+def api() -> Made:
+    """Every public name, by the module that it comes from, errors last."""
+    homes: dict[str, list[str]] = {}
+    for name in fxquant.__all__:
+        homes.setdefault(getattr(fxquant, name).__module__, []).append(name)
+    errors = homes.pop("fxquant.errors", [])
+    parts = ["# Public names\n\nAll that `import fxquant` offers.\n"]
+    for home, names in homes.items():
+        parts += [f"::: {home}.{name}\n" for name in names]
+    parts.append("## Errors\n\nEvery error that fxquant raises on purpose derives from the first.\n")
+    others = [name for name, _ in _errors() if name not in errors]
+    parts += [
+        f"::: fxquant.errors.{name}\n    options: {{ heading_level: 3, show_bases: true }}\n"
+        for name in errors + others
+    ]
+    return Made("Public names", "reference/api.md", "\n".join(parts))
+
+
+def _errors() -> list[tuple[str, type]]:
+    return [
+        (name, value)
+        for name, value in vars(fxquant.errors).items()
+        if inspect.isclass(value) and issubclass(value, fxquant.FxQuantError)
+    ]
+
+
+def modules() -> list[Made]:
+    """A page a module that those meet who extend fxquant."""
+    return [_module(importlib.import_module(name)) for name in MODULES]
+
+
+def _module(module: ModuleType) -> Made:
+    short = module.__name__.removeprefix("fxquant.")
+    elsewhere = [f"!^{name}$" for name in fxquant.__all__ if hasattr(module, name)]  # public names
+    text = f"""\
+# {module.__name__}
+
+::: {module.__name__}
+    options:
+      show_root_heading: false
+      show_root_toc_entry: false
+      show_if_no_docstring: false
+      filters: {["!^_", *elsewhere]}
+"""
+    return Made(short, f"reference/modules/{short}.md", text)
