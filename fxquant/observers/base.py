@@ -110,7 +110,9 @@ class Observer(nn.Module):
         if not isinstance(self.calibrator, Statistical):
             return self.low, self.high
         least, most = self.calibrator.range(self.statistics.cpu(), scheme)
-        return self.low.clamp(min=least), self.high.clamp(max=most)
+        ends = torch.stack((self.low, self.high)).clamp(least, most)
+        low, high = ends.clamp(self.low, self.high).unbind()
+        return low, high
 
     @property
     def seen(self) -> bool:
