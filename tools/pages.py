@@ -293,7 +293,7 @@ def api() -> Made:
     parts = ["# Public names\n\nAll that `import fxquant` offers.\n"]
     for home, names in homes.items():
         parts += [f"::: {home}.{name}\n" for name in names]
-    parts.append("## Errors\n\nEvery error that fxquant raises on purpose derives from the first.\n")
+    parts.append("## Errors\n\nAll that fxquant raises on purpose derive from the first.\n")
     others = [name for name, _ in _errors() if name not in errors]
     parts += [
         f"::: fxquant.errors.{name}\n    options: {{ heading_level: 3, show_bases: true }}\n"

@@ -35,7 +35,11 @@ the scale of the output: a code may come out one step off, and a deep network ca
 the rounding is part of what is simulated:
 
 ```python
-fxquant.prepare_qat(model, inputs, QuantConfig(rounding="gemmlowp"))
+import fxquant
+from torch import nn
+
+config = fxquant.QuantConfig(rounding="gemmlowp")
+prepared = fxquant.prepare_qat(nn.Linear(4, 2), config=config)
 ```
 
 eval() of the prepared network and the integers that `convert` makes of it round that way. Training
