@@ -8,6 +8,7 @@ from fxquant.config import QuantConfig
 from fxquant.draw import to_networkx, visualize
 from fxquant.errors import FxQuantError
 from fxquant.explain import explain
+from fxquant.export import export_onnx, verify
 from fxquant.overrides import Override
 from fxquant.schemes import QuantScheme
 from fxquant.see.as_float import as_float
@@ -29,9 +30,11 @@ __all__ = [
     "convert",
     "correct_bias",
     "explain",
+    "export_onnx",
     "prepare_ptq",
     "prepare_qat",
     "reestimate_batch_norm",
     "to_networkx",
+    "verify",
     "visualize",
 ]

@@ -51,5 +51,9 @@ class AccumulatorError(FxQuantError):
     """A sum that could leave the bits of its accumulator."""
 
 
+class ExportError(FxQuantError):
+    """A network, or an operator of it, that a format cannot hold."""
+
+
 class MissingExtraError(FxQuantError, ImportError):
     """A feature needs a package that is an optional extra of fxquant."""

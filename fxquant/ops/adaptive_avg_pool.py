@@ -25,6 +25,8 @@ from fxquant.ops.average import (
     average_numbers,
     finish_cells,
 )
+from fxquant.ops.onnx import OnnxCall, Value
+from fxquant.ops.onnx import centred as centred_value
 from fxquant.ops.spec import OpSpec, Output, module_options, per_dimension, signature_reader
 
 
@@ -47,6 +49,15 @@ def cell_sizes(length: int, cells: int) -> Tensor:
     """How many elements each cell of one dimension holds: int64 [cells]."""
     i = torch.arange(cells)
     return -((-(i + 1) * length) // cells) - (i * length) // cells
+
+
+def cell_elements(length: int, cells: int) -> tuple[Tensor, Tensor]:
+    """Where the elements of each cell lie, as many of each as the largest has, and how many there
+    are: int64 [cells, most] and [cells].
+    """
+    sizes = cell_sizes(length, cells)
+    first = torch.arange(cells) * length // cells
+    return first[:, None] + torch.arange(int(sizes.max())), sizes
 
 
 def _most_elements(lengths: Iterable[int], cells: Iterable[int]) -> int:
@@ -80,6 +91,23 @@ def _record(
         cells = [n or length for n, length in zip(sizes, shape[-dims:], strict=True)]
         return accumulator_of_average(call, _most_elements(shape[-dims:], cells))
 
+    def onnx(call: OnnxCall) -> Value:
+        n, lengths, cells = call.numbers, call.codes[0].sizes, call.shape[-dims:]
+        total, size = centred_value(call.codes[0], n.x_zero), torch.ones((1,) * dims)
+        for axis, count in enumerate(cells, start=len(lengths) - dims):
+            inside, sizes = cell_elements(lengths[axis], count)
+            if count == 1:
+                total = total.reduce("ReduceSum", [axis])
+            else:
+                picked = total.gather(inside.clamp(max=lengths[axis] - 1), axis)
+                kept = (torch.arange(inside.shape[1]) < sizes[:, None]).to(torch.int64)
+                kept = kept.reshape(*kept.shape, *[1] * (len(lengths) - 1 - axis))
+                total = (picked * kept).reduce("ReduceSum", [axis + 1], keepdim=False)
+            size = size * per_channel(sizes, axis - len(lengths), dims)
+        divide: Any = n.rounding.divide
+        y: Value = divide(total * n.multiplier, size.to(torch.int64) << n.shift) + n.y_zero
+        return y.clamp(n.low, n.high).to(call.dtype)
+
     return OpSpec(
         name=function.__name__,
         function=function,
@@ -94,6 +122,7 @@ def _record(
         numbers=average_numbers,
         kernel=kernel,
         accumulator=accumulator,
+        onnx=onnx,
     )
 
 

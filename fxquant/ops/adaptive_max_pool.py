@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.ops.accumulator import adds_nothing
+from fxquant.ops.onnx import OnnxCall, OnnxForm, Value, along_axes
 from fxquant.ops.selection import no_numbers, reader_without_indices, selection_kernel
 from fxquant.ops.spec import OpSpec, Output, module_options
 
@@ -38,8 +40,29 @@ def _options(module: Any) -> dict[str, Any] | None:
     return None if module.return_indices else module_options(module, "output_size")
 
 
+def _onnx(dims: int) -> OnnxForm:
+    """A cell at a time: as many elements of each as the largest has, the last one repeated."""
+
+    def form(call: OnnxCall) -> Value:
+        (x,) = call.codes
+        wide = x.to(torch.int32) if x.dtype is torch.int16 else x
+        lengths, cells = x.sizes, call.shape[-dims:]
+
+        def index(axis: int) -> Tensor:
+            length, n = lengths[axis], cells[axis - len(lengths)]
+            i = torch.arange(n)
+            first, last = i * length // n, -((-(i + 1) * length) // n) - 1
+            inside = first[:, None] + torch.arange(int((last - first).max()) + 1)
+            return torch.minimum(inside, last[:, None])
+
+        return along_axes(wide, dims, index, "ReduceMax").to(call.dtype)
+
+    return form
+
+
 def _record(
-    function: Callable[..., Tensor], spelling: Callable[..., Any], module: type[nn.Module]
+    function: Callable[..., Tensor], spelling: Callable[..., Any], module: type[nn.Module],
+    dims: int,
 ) -> OpSpec:
     return OpSpec(
         name=function.__name__,
@@ -55,9 +78,10 @@ def _record(
         numbers=no_numbers,
         kernel=selection_kernel(function),
         accumulator=adds_nothing,
+        onnx=_onnx(dims),
     )
 
 
-ADAPTIVE_MAX_POOL1D = _record(adaptive_max_pool1d, F.adaptive_max_pool1d, nn.AdaptiveMaxPool1d)
-ADAPTIVE_MAX_POOL2D = _record(adaptive_max_pool2d, F.adaptive_max_pool2d, nn.AdaptiveMaxPool2d)
-ADAPTIVE_MAX_POOL3D = _record(adaptive_max_pool3d, F.adaptive_max_pool3d, nn.AdaptiveMaxPool3d)
+ADAPTIVE_MAX_POOL1D = _record(adaptive_max_pool1d, F.adaptive_max_pool1d, nn.AdaptiveMaxPool1d, 1)
+ADAPTIVE_MAX_POOL2D = _record(adaptive_max_pool2d, F.adaptive_max_pool2d, nn.AdaptiveMaxPool2d, 2)
+ADAPTIVE_MAX_POOL3D = _record(adaptive_max_pool3d, F.adaptive_max_pool3d, nn.AdaptiveMaxPool3d, 3)

@@ -21,6 +21,7 @@ from fxquant.ops.operands import (
     accumulator_of_operands,
     ratios_of,
     sum_numbers,
+    sum_onnx,
     sum_operands,
 )
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall
@@ -61,4 +62,5 @@ ADD = OpSpec(
     numbers=_numbers,
     kernel=sum_operands,
     accumulator=accumulator_of_operands,
+    onnx=sum_onnx,
 )

@@ -19,6 +19,8 @@ from torch import Tensor, fx
 
 from fxquant.intmath import centred
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
+from fxquant.ops.onnx import OnnxCall, Value, finish
+from fxquant.ops.onnx import centred as centred_value
 from fxquant.ops.spec import Call, OpSpec, Output, Reader, RealCall
 from fxquant.rounding import Rounding, rescale_of
 
@@ -125,6 +127,12 @@ def _accumulator(call: IntegerCall) -> Accumulator:
     return Accumulator((product + abs(int(n.offset)),), 2, bits=64)
 
 
+def _onnx(call: OnnxCall) -> Value:
+    n: AffineNumbers = call.numbers
+    total = centred_value(call.codes[0], n.x_zero) * n.multiplier + n.offset
+    return finish(total, n.rounding, n.shift, n, call.dtype)
+
+
 def _record(
     name: str, functions: tuple[Any, ...], methods: tuple[str, ...], read: Reader, homogeneous: bool
 ) -> OpSpec:
@@ -142,6 +150,7 @@ def _record(
         numbers=_numbers,
         kernel=_kernel,
         accumulator=_accumulator,
+        onnx=_onnx,
         real=("factor", "offset"),
     )
 

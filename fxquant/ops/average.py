@@ -12,13 +12,15 @@ with the zero point, QLinearGlobalAveragePool of onnxruntime without.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fxquant.errors import AccumulatorError
+from fxquant.errors import AccumulatorError, ExportError
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
+from fxquant.ops.onnx import OnnxCall, OnnxForm, Value
+from fxquant.ops.onnx import centred as centred_value
 from fxquant.ops.spec import RealCall, as_tuple
 from fxquant.rounding import Rounding, short_rescale
 
@@ -99,3 +101,29 @@ def _fraction(
             "What to do: sum in two steps, or keep it in float, QuantConfig(keep_float=(…,))."
         )
     return total * n.multiplier, count << n.shift
+
+
+def average_onnx(counted: bool) -> OnnxForm:
+    """The form of a mean over dimensions, or, not counted, of a sum."""
+
+    def form(call: OnnxCall) -> Value:
+        n: AverageNumbers = call.numbers
+        (x,), dim = call.codes, call.settings["dim"]
+        assert x.shape is not None  # as of all that the integer network itself gives
+        dims = list(as_tuple(dim)) if dim is not None else []
+        over = [x.shape[d] for d in dims] if dims else list(x.shape)
+        if None in over:
+            raise ExportError(
+                f"node '{call.graph.place}' sums over the batch.\n"
+                "What to do: fix its size, batch=…"
+            )
+        count = math.prod(size for size in over if size is not None)
+        total = centred_value(x, n.x_zero).reduce(
+            "ReduceSum", dims or None, bool(call.settings["keepdim"])
+        )
+        divisor = torch.tensor(count if counted else 1) << n.shift
+        divide: Any = n.rounding.divide
+        y: Value = divide(total * n.multiplier, divisor, n.y_zero)
+        return y.clamp(n.low, n.high).to(call.dtype)
+
+    return form

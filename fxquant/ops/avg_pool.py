@@ -11,7 +11,7 @@ have it. Half-up that is the same; but a tie's even neighbour, or 0, may lie on 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fxquant.intmath import centred, per_channel, sum_of_mean
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
+from fxquant.ops.onnx import OnnxCall, Value, add_bytes, bytes_of
 from fxquant.ops.spec import (
     Call,
     OpSpec,
@@ -102,6 +103,28 @@ def _numbers(call: RealCall) -> AvgPoolNumbers:
     return AvgPoolNumbers(call.target.qparams.zero_point, call.target.rounding)
 
 
+def _window_sums(
+    codes: Value, zero: Tensor, windows: Sequence[int], s: Mapping[str, Any]
+) -> Value:
+    """Σ (q - z) of each window, int32, [N·C, 1, ...]: each channel is a picture of its own, and a
+    convolution with ones adds its windows up.
+    """
+    dims, lengths = len(windows), codes.sizes[-len(windows) :]
+    stride = s["kernel_size"] if s["stride"] in (None, []) else s["stride"]
+    settings = s["kernel_size"], stride, s["padding"]
+    kernel, steps, padding = (per_dimension(setting, dims) for setting in settings)
+    behind = [  # ceil_mode in numbers: as much as the last window reaches
+        max((n - 1) * step + k - length - p, 0)
+        for n, step, k, length, p in zip(windows, steps, kernel, lengths, padding, strict=True)
+    ]
+    found: Value = codes.graph.node(
+        "ConvInteger", codes.reshape([None, 1, *lengths]),
+        torch.ones(1, 1, *kernel, dtype=torch.uint8), zero, dtype=torch.int32,
+        kernel_shape=list(kernel), strides=list(steps), pads=[*padding, *behind],
+    )
+    return found
+
+
 def _record(
     function: Callable[..., Tensor], spellings: tuple[Any, ...], module: type[nn.Module], dims: int
 ) -> OpSpec:
@@ -132,6 +155,17 @@ def _record(
         worst = window * reach(call.inputs[0].scheme, call.numbers.zero)
         return Accumulator((worst,), window, bits=64, carrier=torch.float64)
 
+    def onnx(call: OnnxCall) -> Value:
+        (x,), s, zero = call.codes, call.settings, call.numbers.zero
+        like, y = (torch.empty(sizes, device="meta") for sizes in (x.sizes, call.shape))
+        total = add_bytes(
+            _window_sums(*part, y.shape[-dims:], s) for part in bytes_of(x, zero)
+        )
+        divide: Any = call.numbers.rounding.divide
+        mean: Value = divide(total.to(torch.int64), _divisor(like, y, dims, s), zero)
+        assert x.shape is not None  # as of all that the integer network itself gives
+        return mean.to(call.dtype).reshape([*x.shape[:-dims], *y.shape[-dims:]])
+
     return OpSpec(
         name=function.__name__,
         function=function,
@@ -146,6 +180,7 @@ def _record(
         numbers=_numbers,
         kernel=kernel,
         accumulator=accumulator,
+        onnx=onnx,
     )
 
 

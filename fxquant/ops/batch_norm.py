@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from fxquant.intmath import centred, per_channel
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
+from fxquant.ops.onnx import OnnxCall, Value, finish
+from fxquant.ops.onnx import centred as centred_value
 from fxquant.ops.site import batch_norm_affine
 from fxquant.ops.spec import (
     Call,
@@ -110,6 +112,17 @@ def _accumulator(call: IntegerCall) -> Accumulator:
     return Accumulator(tuple((product + n.offset.abs()).tolist()), 2, bits=64)
 
 
+def _onnx(call: OnnxCall) -> Value:
+    n: BatchNormNumbers = call.numbers
+    assert call.codes[0].shape is not None  # as of all that the integer network itself gives
+    dims = len(call.codes[0].shape)
+    multiplier, offset, shift = (
+        per_channel(values, 1, dims) for values in (n.multiplier, n.offset, n.shift)
+    )
+    total = centred_value(call.codes[0], n.x_zero) * multiplier + offset
+    return finish(total, n.rounding, shift, n, call.dtype)
+
+
 BATCH_NORM = OpSpec(
     name="batch_norm",
     function=batch_norm,
@@ -129,6 +142,7 @@ BATCH_NORM = OpSpec(
     numbers=_numbers,
     kernel=_kernel,
     accumulator=_accumulator,
+    onnx=_onnx,
     real=("batch_norm",),
 )
 
@@ -146,6 +160,7 @@ FIXED_BATCH_NORM = OpSpec(
     numbers=_numbers,
     kernel=_kernel,
     accumulator=_accumulator,
+    onnx=_onnx,
     real=("running_mean", "running_var", "weight", "bias", "eps"),
 )
 """Called as a function, with `training=False`."""

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.ops.accumulator import adds_nothing
+from fxquant.ops.onnx import OnnxCall, Value, requantize
+from fxquant.ops.onnx import centred as centred_value
 from fxquant.ops.operands import OperandNumbers, centred_operands, operand_numbers, scales_of
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall
 from fxquant.rounding import Rescale
@@ -49,6 +51,28 @@ def _kernel(n: OperandNumbers, dtype: torch.dtype, *codes: Tensor, dim: int) -> 
     return torch.cat(parts, dim)
 
 
+def _onnx(call: OnnxCall) -> Value:
+    n: OperandNumbers = call.numbers
+    parts = []
+    for x, zero, multiplier, shift in zip(
+        call.codes, n.x_zero, n.multiplier, n.shift, strict=True
+    ):
+        rescale = Rescale(multiplier, shift)
+        same = _keeps_codes(x, zero, rescale, n)
+        d = centred_value(x, zero)
+        parts.append(x if same else requantize(d, n.rounding, rescale, n, call.dtype))
+    found: Value = call.graph.node("Concat", *parts, dtype=call.dtype, axis=call.settings["dim"])
+    return found
+
+
+def _keeps_codes(x: Value, zero: Tensor, rescale: Rescale, n: OperandNumbers) -> bool:
+    """Whether an operand comes through unchanged."""
+    one = float(rescale.multiplier) == 2.0 ** int(rescale.shift)
+    ends = torch.iinfo(x.dtype)
+    unlimited = int(n.low) <= ends.min and int(n.high) >= ends.max
+    return one and int(zero) == int(n.y_zero) and unlimited
+
+
 CAT = OpSpec(
     name="cat",
     function=cat,
@@ -63,4 +87,5 @@ CAT = OpSpec(
     numbers=_numbers,
     kernel=_kernel,
     accumulator=adds_nothing,
+    onnx=_onnx,
 )

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.ops.accumulator import adds_nothing
+from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.spec import (
     Call,
     Clamp,
@@ -88,6 +89,10 @@ def _limits(module: nn.Hardtanh) -> dict[str, Any] | None:
     return {"low": low, "high": high} if low <= 0.0 <= high else None
 
 
+def _onnx(call: OnnxCall) -> Value:
+    return call.codes[0].clamp(call.numbers.low, call.numbers.high)
+
+
 def _record(
     name: str,
     functions: tuple[Any, ...],
@@ -109,6 +114,7 @@ def _record(
         numbers=_numbers,
         kernel=_kernel,
         accumulator=adds_nothing,
+        onnx=_onnx,
         real=("low", "high"),
     )
 

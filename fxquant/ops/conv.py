@@ -21,8 +21,11 @@ from fxquant.ops.layer import (
     layer_accumulator,
     layer_kernel,
     layer_numbers,
+    layer_onnx,
     layer_reader,
+    unsigned,
 )
+from fxquant.ops.onnx import OnnxCall, Value, padded_with_copies
 from fxquant.ops.spec import (
     Call,
     OpSpec,
@@ -30,6 +33,7 @@ from fxquant.ops.spec import (
     Parameter,
     Reader,
     module_options,
+    per_dimension,
 )
 
 
@@ -100,6 +104,34 @@ def _reader(function: Callable[..., Tensor]) -> Reader:
     return read
 
 
+def _sum_up(dims: int) -> Callable[..., Value]:
+    """ConvInteger of one byte of the codes, int32."""
+
+    def sum_up(call: OnnxCall, codes: Value, zero: Tensor) -> Value:
+        weight, s = call.numbers.weight, call.settings
+        dilation = per_dimension(s["dilation"], dims)
+        spans = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        if s["padding"] in ("same", "valid"):
+            same = s["padding"] == "same"
+            widths = [(span // 2, span - span // 2) if same else (0, 0) for span in spans]
+        else:
+            widths = [(width, width) for width in per_dimension(s["padding"], dims)]
+        mode = s.get("padding_mode", "zeros")
+        if mode != "zeros":
+            codes = padded_with_copies(codes, widths, mode)
+            widths = [(0, 0)] * dims
+        stored, weight_zero = unsigned(weight)
+        found: Value = call.graph.node(
+            "ConvInteger", codes, stored, zero, weight_zero, dtype=torch.int32,
+            kernel_shape=list(weight.shape[2:]), group=s["groups"], dilations=list(dilation),
+            strides=list(per_dimension(s["stride"], dims)),
+            pads=[width[end] for end in (0, 1) for width in widths],
+        )
+        return found
+
+    return sum_up
+
+
 def _record(
     function: Callable[..., Tensor],
     spellings: tuple[Any, ...],
@@ -120,6 +152,7 @@ def _record(
         numbers=layer_numbers,
         kernel=layer_kernel(function, spatial),
         accumulator=layer_accumulator(0),
+        onnx=layer_onnx(_sum_up(spatial), spatial),
         real=LAYER_REAL,
     )
 

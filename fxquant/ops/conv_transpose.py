@@ -20,9 +20,12 @@ from fxquant.ops.layer import (
     layer_accumulator,
     layer_kernel,
     layer_numbers,
+    layer_onnx,
     layer_reader,
+    unsigned,
 )
-from fxquant.ops.spec import OpSpec, Output, Parameter, module_options
+from fxquant.ops.onnx import OnnxCall, Value, pad_codes
+from fxquant.ops.spec import OpSpec, Output, Parameter, module_options, per_dimension
 
 
 def conv_transpose1d(
@@ -61,6 +64,41 @@ def _options(module: Any) -> dict[str, Any]:
     return {"weight": Parameter("weight"), "bias": bias, **module_options(module, *names)}
 
 
+def _sum_up(dims: int) -> Callable[..., Value]:
+    """ConvInteger of one byte of the codes, int32: over a picture with codes of 0 between its own,
+    by the weight turned round.
+    """
+
+    def sum_up(call: OnnxCall, codes: Value, zero: Tensor) -> Value:
+        weight, s = call.numbers.weight, call.settings
+        names = ("stride", "padding", "output_padding", "dilation")
+        steps, widths, extra, dilation = (per_dimension(s[name], dims) for name in names)
+        assert codes.shape is not None  # asked only of what the integer network itself gives
+        lead, lengths = codes.shape[:-dims], codes.shape[-dims:]
+        apart = codes.reshape([*lead, *(n for length in lengths for n in (length, 1))])
+        apart.shape = (*lead, *(n for length in lengths for n in (length, 1)))
+        gaps = [pair for step in steps for pair in ((0, 0), (0, step - 1))]
+        spread = pad_codes(apart, gaps, zero)
+        long = [length * step for length, step in zip(codes.sizes[-dims:], steps, strict=True)]
+        picture = spread.reshape([*lead, *long])
+        picture.shape = (*lead, *long)
+        settings = zip(weight.shape[2:], steps, widths, extra, dilation, strict=True)
+        around = [
+            (d * (k - 1) - p, d * (k - 1) - p + e - (step - 1)) for k, step, p, e, d in settings
+        ]
+        groups = s["groups"]
+        turned = weight.flip(*range(2, 2 + dims)).unflatten(0, (groups, -1)).transpose(1, 2)
+        stored, weight_zero = unsigned(turned.flatten(0, 1))
+        found: Value = call.graph.node(
+            "ConvInteger", pad_codes(picture, around, zero), stored, zero, weight_zero,
+            dtype=torch.int32, kernel_shape=list(weight.shape[2:]), group=groups,
+            dilations=list(dilation), strides=[1] * dims, pads=[0] * (2 * dims),
+        )
+        return found
+
+    return sum_up
+
+
 def _record(
     function: Callable[..., Tensor],
     spellings: tuple[Any, ...],
@@ -81,6 +119,7 @@ def _record(
         numbers=layer_numbers,
         kernel=layer_kernel(function, spatial),
         accumulator=layer_accumulator(1),
+        onnx=layer_onnx(_sum_up(spatial), spatial),
         real=LAYER_REAL,
     )
 

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from fxquant.intmath import centred
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
+from fxquant.ops.onnx import OnnxCall, Value
+from fxquant.ops.onnx import centred as centred_value
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall, signature_reader
 from fxquant.rounding import Rounding, rescale_of
 
@@ -76,6 +78,19 @@ def _accumulator(call: IntegerCall) -> Accumulator:
     return Accumulator((2 * a * int(n.multiplier) + divisor, 2 * divisor), 2, bits=64)
 
 
+def _onnx(call: OnnxCall) -> Value:
+    n: DivNumbers = call.numbers
+    above, below = (
+        centred_value(x, z) for x, z in zip(call.codes, (n.a_zero, n.b_zero), strict=True)
+    )
+    sign, below = 1 - 2 * (below < 0).to(torch.int64), below.abs()
+    above = above * sign
+    quotient: Any = n.rounding.divide
+    steps = quotient(above * n.multiplier, below.clamp(min=1) << n.shift)
+    y = (below == 0).where(above.sign() * 2**16, steps) + n.y_zero
+    return y.clamp(n.low, n.high).to(call.dtype)
+
+
 DIV = OpSpec(
     name="div",
     function=div,
@@ -90,4 +105,5 @@ DIV = OpSpec(
     numbers=_numbers,
     kernel=_kernel,
     accumulator=_accumulator,
+    onnx=_onnx,
 )

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.ops.accumulator import adds_nothing
+from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.selection import NoNumbers, no_numbers
 from fxquant.ops.spec import Argument, Call, OpSpec, Output, Parameter, signature_reader
 
@@ -66,6 +67,10 @@ def _kernel(
     return codes[indices]
 
 
+def _onnx(call: OnnxCall) -> Value:
+    return call.codes[0].gather(call.settings["indices"])
+
+
 EMBEDDING = OpSpec(
     name="embedding",
     function=embedding,
@@ -80,5 +85,6 @@ EMBEDDING = OpSpec(
     numbers=no_numbers,
     kernel=_kernel,
     accumulator=adds_nothing,
+    onnx=_onnx,
     indices=("indices",),
 )

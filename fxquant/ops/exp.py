@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import OpSpec, Output
-from fxquant.ops.table import look_up, table_numbers, table_reader
+from fxquant.ops.table import look_up, look_up_onnx, table_numbers, table_reader
 
 
 def exp(input: Tensor) -> Tensor:
@@ -33,4 +33,5 @@ EXP = OpSpec(
     numbers=table_numbers(exp),
     kernel=look_up,
     accumulator=adds_nothing,
+    onnx=look_up_onnx,
 )

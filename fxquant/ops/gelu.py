@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import OpSpec, Output, module_options
-from fxquant.ops.table import look_up, table_numbers, table_reader
+from fxquant.ops.table import look_up, look_up_onnx, table_numbers, table_reader
 
 
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
@@ -40,5 +40,6 @@ GELU = OpSpec(
     numbers=table_numbers(gelu),
     kernel=look_up,
     accumulator=adds_nothing,
+    onnx=look_up_onnx,
     real=("approximate",),
 )

@@ -15,14 +15,18 @@ from torch import Tensor, nn
 
 from fxquant.ops.moments import (
     MomentNumbers,
+    Rows,
     Units,
     about_mean,
     accumulator_of_norm,
     finish,
     moment_reader,
+    moments_about_mean,
     norm_numbers,
+    norm_onnx,
     parameters_of_norm,
 )
+from fxquant.ops.onnx import OnnxCall
 from fxquant.ops.spec import OpSpec, Output, module_options
 
 
@@ -48,6 +52,16 @@ def _kernel(n: MomentNumbers, dtype: torch.dtype, codes: Tensor, num_groups: int
     return finish(n, dtype, Units(t.flatten(1, 2), bits), axis=1)
 
 
+def _rows(call: OnnxCall) -> Rows:
+    (x,), groups = call.codes, call.settings["num_groups"]
+    assert x.shape is not None  # as of all that the integer network itself gives
+    batch, _, *places = x.shape
+    shape = (batch, groups, x.sizes[1] // groups, *places)
+    grouped = x.reshape(shape)
+    grouped.shape = shape
+    return Rows(grouped, tuple(range(2, len(shape))), 1)
+
+
 GROUP_NORM = OpSpec(
     name="group_norm",
     function=group_norm,
@@ -62,5 +76,6 @@ GROUP_NORM = OpSpec(
     numbers=norm_numbers,
     kernel=_kernel,
     accumulator=accumulator_of_norm,
+    onnx=norm_onnx(_rows, moments_about_mean),
     real=("weight", "bias", "eps"),
 )

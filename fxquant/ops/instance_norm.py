@@ -18,13 +18,17 @@ from torch import Tensor, nn
 
 from fxquant.ops.moments import (
     MomentNumbers,
+    Rows,
     about_mean,
     accumulator_of_norm,
     finish,
     moment_reader,
+    moments_about_mean,
     norm_numbers,
+    norm_onnx,
     parameters_of_norm,
 )
+from fxquant.ops.onnx import OnnxCall
 from fxquant.ops.spec import Call, OpSpec, Output, module_options
 
 
@@ -68,6 +72,11 @@ def _kernel(n: MomentNumbers, dtype: torch.dtype, codes: Tensor, axis: int) -> T
     return finish(n, dtype, units, axis)
 
 
+def _rows(call: OnnxCall) -> Rows:
+    axis, rank = call.settings["axis"], len(call.codes[0].sizes)
+    return Rows(call.codes[0], tuple(range(axis % rank + 1, rank)), axis)
+
+
 INSTANCE_NORM = OpSpec(
     name="instance_norm",
     function=instance_norm,
@@ -86,5 +95,6 @@ INSTANCE_NORM = OpSpec(
     numbers=norm_numbers,
     kernel=_kernel,
     accumulator=accumulator_of_norm,
+    onnx=norm_onnx(_rows, moments_about_mean),
     real=("weight", "bias", "eps"),
 )

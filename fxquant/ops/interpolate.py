@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from fxquant.intmath import ACCUMULATOR_BITS
 from fxquant.ops.accumulator import Accumulator, IntegerCall, adds_nothing
+from fxquant.ops.onnx import OnnxCall, Value, along_axes
 from fxquant.ops.selection import no_numbers, selection_kernel
 from fxquant.ops.spec import Call, OpSpec, Output, Reader, RealCall, per_dimension, signature_reader
 from fxquant.rounding import Rounding
@@ -167,6 +168,35 @@ def _linear(
     return n.rounding.divide_shift(total, shift).to(dtype)
 
 
+def _nearest_onnx(call: OnnxCall) -> Value:
+    (x,) = call.codes
+    dims = len(x.sizes) - 2
+
+    def index(axis: int) -> Tensor:
+        places = torch.arange(x.sizes[axis], dtype=torch.float32)
+        places = places.reshape(-1, *[1] * (len(x.sizes) - 1 - axis)).expand(x.sizes[2:])
+        found = interpolate(places[None, None], **call.settings)
+        return found.movedim(axis, 0).flatten(1)[:, 0].to(torch.int64)
+
+    return along_axes(x, dims, index)
+
+
+def _linear_onnx(call: OnnxCall) -> Value:
+    (x,), s, n = call.codes, call.settings, call.numbers
+    lengths, bits = x.sizes[2:], int(n.fraction)
+    total = x.to(torch.int64)
+    sizes = new_sizes(lengths, s["size"], s["scale_factor"], s["recompute_scale_factor"])
+    for axis, (length, (new, step)) in enumerate(zip(lengths, sizes, strict=True), start=2):
+        found = taps(length, new, step, bool(s["align_corners"]), bits)
+        first, second, weight = map(torch.tensor, found)
+        weight = weight.reshape(-1, *[1] * (len(x.sizes) - 1 - axis))
+        above = total.gather(second, axis) * weight
+        total = total.gather(first, axis) * (2**bits - weight) + above
+    rounded: Any = n.rounding.divide_shift(total, torch.tensor(bits * len(lengths)))
+    found_codes: Value = rounded.to(call.dtype)
+    return found_codes
+
+
 INTERPOLATE_NEAREST = OpSpec(
     name="interpolate_nearest",
     function=interpolate,
@@ -181,6 +211,7 @@ INTERPOLATE_NEAREST = OpSpec(
     numbers=no_numbers,
     kernel=selection_kernel(interpolate),
     accumulator=adds_nothing,
+    onnx=_nearest_onnx,
 )
 
 INTERPOLATE_LINEAR = OpSpec(
@@ -197,4 +228,5 @@ INTERPOLATE_LINEAR = OpSpec(
     numbers=_numbers,
     kernel=_linear,
     accumulator=_accumulator,
+    onnx=_linear_onnx,
 )

@@ -20,10 +20,13 @@ from fxquant.intmath import (
     carrier,
     centred,
     finish_layer,
+    per_channel,
     without_autocast,
 )
 from fxquant.ops.accumulator import Accumulator, IntegerCall
+from fxquant.ops.onnx import OnnxCall, OnnxForm, Value, add_bytes, bytes_of, requantize
 from fxquant.ops.spec import Call, Reader, RealCall, signature_reader
+from fxquant.rounding import Rescale
 from fxquant.schemes import Channels, QParams
 
 LAYER_REAL = ("weight", "bias", "batch_norm")
@@ -85,3 +88,29 @@ def layer_kernel(function: Callable[..., Tensor], spatial: int) -> Callable[...,
         return finish_layer(total, n, -1 - spatial, dtype)
 
     return kernel
+
+
+def layer_onnx(sum_up: Callable[[OnnxCall, Value, Tensor], Value], spatial: int) -> OnnxForm:
+    """The form of a layer: the sums of products, the bias, one rounding.
+
+    `sum_up(call, codes, zero)` is Σ w_q·(codes - zero), int32, of codes of one byte.
+    """
+
+    def form(call: OnnxCall) -> Value:
+        n: LayerNumbers = call.numbers
+        acc = add_bytes(sum_up(call, *part) for part in bytes_of(call.codes[0], n.x_zero))
+        bias, multiplier, shift = (
+            per_channel(values, -1 - spatial, spatial + 1)
+            for values in (n.bias, n.multiplier, n.shift)
+        )
+        return requantize(acc + bias, n.rounding, Rescale(multiplier, shift), n, call.dtype)
+
+    return form
+
+
+def unsigned(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight and its zero point as engines sum them everywhere: of two bytes of which one is
+    signed the sums of pairs saturate on x86 without VNNI.
+    """
+    zero = torch.tensor(128, dtype=torch.uint8)
+    return (weight.to(torch.int16) + 128).to(torch.uint8), zero

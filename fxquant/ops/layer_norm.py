@@ -16,13 +16,17 @@ from torch import Tensor, nn
 
 from fxquant.ops.moments import (
     MomentNumbers,
+    Rows,
     about_mean,
     accumulator_of_norm,
     finish,
     moment_reader,
+    moments_about_mean,
     norm_numbers,
+    norm_onnx,
     parameters_of_norm,
 )
+from fxquant.ops.onnx import OnnxCall
 from fxquant.ops.spec import OpSpec, Output, module_options
 
 
@@ -48,6 +52,10 @@ def _kernel(
     return finish(n, dtype, about_mean(n, codes, dims))
 
 
+def _rows(call: OnnxCall) -> Rows:
+    return Rows(call.codes[0], tuple(range(-len(call.settings["normalized_shape"]), 0)))
+
+
 LAYER_NORM = OpSpec(
     name="layer_norm",
     function=layer_norm,
@@ -62,5 +70,6 @@ LAYER_NORM = OpSpec(
     numbers=norm_numbers,
     kernel=_kernel,
     accumulator=accumulator_of_norm,
+    onnx=norm_onnx(_rows, moments_about_mean),
     real=("weight", "bias", "eps"),
 )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import OpSpec, Output, module_options
-from fxquant.ops.table import look_up, table_numbers, table_reader
+from fxquant.ops.table import look_up, look_up_onnx, table_numbers, table_reader
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
@@ -39,5 +39,6 @@ LEAKY_RELU = OpSpec(
     numbers=table_numbers(leaky_relu),
     kernel=look_up,
     accumulator=adds_nothing,
+    onnx=look_up_onnx,
     real=("negative_slope",),
 )

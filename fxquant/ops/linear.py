@@ -8,10 +8,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.ops.layer import LAYER_REAL, layer_accumulator, layer_kernel, layer_numbers
+from fxquant.ops.layer import (
+    LAYER_REAL,
+    layer_accumulator,
+    layer_kernel,
+    layer_numbers,
+    layer_onnx,
+    unsigned,
+)
+from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.spec import OpSpec, Output, Parameter, signature_reader
 
 
@@ -23,6 +32,15 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _options(module: nn.Linear) -> dict[str, Any]:
     bias = None if module.bias is None else Parameter("bias")
     return {"weight": Parameter("weight"), "bias": bias}
+
+
+def _sum_up(call: OnnxCall, codes: Value, zero: Tensor) -> Value:
+    """MatMulInteger of one byte of the codes, int32."""
+    stored, weight_zero = unsigned(call.numbers.weight.t())
+    found: Value = call.graph.node(
+        "MatMulInteger", codes, stored, zero, weight_zero, dtype=torch.int32
+    )
+    return found
 
 
 LINEAR = OpSpec(
@@ -39,5 +57,6 @@ LINEAR = OpSpec(
     numbers=layer_numbers,
     kernel=layer_kernel(linear, spatial=0),
     accumulator=layer_accumulator(0),
+    onnx=layer_onnx(_sum_up, spatial=0),
     real=LAYER_REAL,
 )

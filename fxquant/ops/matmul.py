@@ -24,6 +24,7 @@ from fxquant.intmath import (
     without_autocast,
 )
 from fxquant.ops.accumulator import Accumulator, IntegerCall, overflow, reach
+from fxquant.ops.onnx import OnnxCall, Value, add_bytes, bytes_of, requantize
 from fxquant.ops.spec import OpSpec, Output, RealCall, signature_reader
 from fxquant.rounding import Rescale, Rounding
 
@@ -98,6 +99,24 @@ def _kernel(n: MatmulNumbers, dtype: torch.dtype, a: Tensor, b: Tensor) -> Tenso
     return n.rounding.requantize(exact_integer(total), rescale, n.y_zero, n.low, n.high, dtype)
 
 
+def _onnx(call: OnnxCall) -> Value:
+    """MatMulInteger of each byte of the one and each of the other."""
+    n: MatmulNumbers = call.numbers
+    a, b = call.codes
+
+    def product(left: Value, a_zero: Tensor, right: Value, b_zero: Tensor) -> Value:
+        found: Value = call.graph.node(
+            "MatMulInteger", left, right, a_zero, b_zero, dtype=torch.int32
+        )
+        return found
+
+    acc = add_bytes(
+        add_bytes(product(*left, *right) for right in bytes_of(b, n.b_zero))
+        for left in bytes_of(a, n.a_zero)
+    )
+    return requantize(acc, n.rounding, Rescale(n.multiplier, n.shift), n, call.dtype)
+
+
 MATMUL = OpSpec(
     name="matmul",
     function=matmul,
@@ -112,4 +131,5 @@ MATMUL = OpSpec(
     numbers=_numbers,
     kernel=_kernel,
     accumulator=_accumulator,
+    onnx=_onnx,
 )

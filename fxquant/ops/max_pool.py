@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.ops.accumulator import adds_nothing
+from fxquant.ops.onnx import OnnxCall, OnnxForm, Value
 from fxquant.ops.selection import no_numbers, reader_without_indices, selection_kernel
-from fxquant.ops.spec import OpSpec, Output, module_options
+from fxquant.ops.spec import OpSpec, Output, module_options, per_dimension
 
 
 def max_pool1d(
@@ -47,8 +48,32 @@ def _options(module: Any) -> dict[str, Any] | None:
     return None if module.return_indices else module_options(module, *names)
 
 
+def _onnx(dims: int) -> OnnxForm:
+    def form(call: OnnxCall) -> Value:
+        s, (x,) = call.settings, call.codes
+        stride = s["kernel_size"] if s["stride"] in (None, []) else s["stride"]
+        settings = s["kernel_size"], stride, s["padding"], s["dilation"]
+        kernel, steps, padding, dilation = (per_dimension(setting, dims) for setting in settings)
+        # ceil_mode in numbers: as much behind as the last window reaches
+        behind = [
+            max((windows - 1) * step + d * (k - 1) + 1 - length - p, 0)
+            for windows, step, d, k, length, p in zip(
+                call.shape[-dims:], steps, dilation, kernel, x.sizes[-dims:], padding, strict=True
+            )
+        ]
+        eight = torch.iinfo(x.dtype).bits == 8
+        found: Value = call.graph.node(
+            "MaxPool", x if eight else x.to(torch.float32),
+            dtype=x.dtype if eight else torch.float32, kernel_shape=list(kernel),
+            strides=list(steps), dilations=list(dilation), pads=[*padding, *behind],
+        )
+        return found.to(call.dtype)
+
+    return form
+
+
 def _record(
-    function: Callable[..., Tensor], spellings: tuple[Any, ...], module: type[nn.Module]
+    function: Callable[..., Tensor], spellings: tuple[Any, ...], module: type[nn.Module], dims: int
 ) -> OpSpec:
     return OpSpec(
         name=function.__name__,
@@ -64,12 +89,13 @@ def _record(
         numbers=no_numbers,
         kernel=selection_kernel(function),  # which pads with -inf
         accumulator=adds_nothing,
+        onnx=_onnx(dims),
     )
 
 
-MAX_POOL1D = _record(max_pool1d, (F.max_pool1d, torch.max_pool1d), nn.MaxPool1d)
-MAX_POOL2D = _record(max_pool2d, (F.max_pool2d, torch.max_pool2d), nn.MaxPool2d)
-MAX_POOL3D = _record(max_pool3d, (F.max_pool3d, torch.max_pool3d), nn.MaxPool3d)
+MAX_POOL1D = _record(max_pool1d, (F.max_pool1d, torch.max_pool1d), nn.MaxPool1d, 1)
+MAX_POOL2D = _record(max_pool2d, (F.max_pool2d, torch.max_pool2d), nn.MaxPool2d, 2)
+MAX_POOL3D = _record(max_pool3d, (F.max_pool3d, torch.max_pool3d), nn.MaxPool3d, 3)
 
 MAX_POOLS = (MAX_POOL1D, MAX_POOL2D, MAX_POOL3D)
 """Over one, two and three dimensions."""

@@ -16,6 +16,7 @@ from fxquant.ops.average import (
     AverageNumbers,
     accumulator_over_dimensions,
     average_numbers,
+    average_onnx,
     finish_average,
 )
 from fxquant.ops.spec import OpSpec, Output, as_tuple, signature_reader
@@ -59,4 +60,5 @@ MEAN = OpSpec(
     numbers=average_numbers,
     kernel=_kernel,
     accumulator=accumulator_over_dimensions,
+    onnx=average_onnx(counted=True),
 )

@@ -32,6 +32,9 @@ from torch import Tensor, fx
 from fxquant.errors import AccumulatorError
 from fxquant.intmath import integer_root, per_channel, shift_by
 from fxquant.ops.accumulator import Accumulator, IntegerCall
+from fxquant.ops.onnx import OnnxCall, OnnxForm, Value
+from fxquant.ops.onnx import centred as centred_value
+from fxquant.ops.onnx import finish as finish_value
 from fxquant.ops.spec import Call, Parameter, RealCall, Spelling, signature_reader
 from fxquant.rounding import Rounding, rescale_of, shift_half_up_
 
@@ -175,6 +178,13 @@ def _counted(codes: Tensor, dims: tuple[int, ...]) -> int:
     return count
 
 
+def _epsilon_of(n: MomentNumbers, count: int) -> tuple[Tensor, Tensor]:
+    """count²·eps as an integer and how many of its bits are behind the point, by 4^-gain."""
+    # M·N² in 62 bits, for an M of 31: what is left out of M·N, if N > 2^15, is beyond its 37th bit
+    room = max(2 * (count - 1).bit_length() - 31, 0)
+    return ((n.epsilon * count) >> room) * count, n.fraction - room  # not below 0
+
+
 def _units(
     n: MomentNumbers,
     u: Tensor,
@@ -183,9 +193,7 @@ def _units(
     join: Callable[[Tensor, Tensor], Tensor],
 ) -> Units:
     """u/√V in the memory of u, where V is made of v and count²·eps: `join` says how."""
-    # M·N² in 62 bits, for an M of 31: what is left out of M·N, if N > 2^15, is beyond its 37th bit
-    room = max(2 * (count - 1).bit_length() - 31, 0)
-    epsilon, fraction = ((n.epsilon * count) >> room) * count, n.fraction - room  # not below 0
+    epsilon, fraction = _epsilon_of(n, count)
     above = shift_by(v, -2 * n.gain) + (epsilon >> fraction) + 1
     _, exponent = torch.frexp(above.double())  # V·4^-g < 2^exponent
     h = (62 - exponent.to(torch.int64)) >> 1
@@ -210,3 +218,94 @@ def finish(
     total = units.t.mul_(m).add_(o << units.bits)
     y = n.rounding.shift(total, shift + units.bits).add_(n.y_zero)
     return torch.clamp(y, n.low, n.high).to(dtype)
+
+
+class Rows(NamedTuple):
+    """What a norm is asked to do in ONNX: the codes, perhaps in another shape, the dimensions of a
+    row, and the axis of weight and bias, None for the last ones
+    """
+
+    codes: Value
+    dims: tuple[int, ...]
+    axis: int | None = None
+
+
+class Moments(NamedTuple):
+    """u of each code and v of each row, how often eps counts, and how V is made of v and eps."""
+
+    u: Value
+    v: Value
+    times: int
+    join: Callable[[Value, Value], Value]
+
+
+def norm_onnx(
+    rows: Callable[[OnnxCall], Rows], moments: Callable[[Value, int, tuple[int, ...]], Moments]
+) -> OnnxForm:
+    """The form of a norm: `rows` finds its rows, `moments` their u and v."""
+
+    def form(call: OnnxCall) -> Value:
+        n: MomentNumbers = call.numbers
+        codes, dims, axis = rows(call)
+        sizes = codes.sizes
+        count = math.prod(sizes[dim] for dim in dims)
+        found = moments(centred_value(codes, n.x_zero), count, dims)
+        t, bits = _units_onnx(n, found, len(sizes))
+        shape = call.codes[0].shape
+        assert shape is not None  # as of all that the integer network itself gives
+        m, o, shift = (
+            values if axis is None else per_channel(values, axis, len(shape))
+            for values in (n.multiplier, n.offset, n.shift)
+        )
+        total = (t if shape == codes.shape else t.reshape(shape)) * m + (o << bits)
+        return finish_value(total, n.rounding, shift + bits, n, call.dtype)
+
+    return form
+
+
+def moments_about_mean(d: Value, count: int, dims: tuple[int, ...]) -> Moments:
+    """As `about_mean`."""
+    total = d.reduce("ReduceSum", dims)
+    v = (d * d).reduce("ReduceSum", dims) * count - total.mul(total)
+    return Moments(d * count - total, v, count, Value.add)
+
+
+def moments_about_zero(d: Value, count: int, dims: tuple[int, ...]) -> Moments:
+    """As `about_zero`."""
+    return Moments(d * count, (d * d).reduce("ReduceSum", dims) * count, count, Value.add)
+
+
+def moments_to_length_one(d: Value, count: int, dims: tuple[int, ...]) -> Moments:
+    """As `to_length_one`."""
+    return Moments(d, (d * d).reduce("ReduceSum", dims), 1, Value.maximum)
+
+
+def _units_onnx(n: MomentNumbers, moments: Moments, rank: int) -> tuple[Value, int]:
+    """As `_units`. How many bits V has is counted; all shifts that follow from it are looked up."""
+    u, v, count, join = moments
+    epsilon, fraction = _epsilon_of(n, count)
+    above = (v >> 2 * n.gain) + (epsilon >> fraction) + 1
+    powers = torch.ldexp(torch.ones(63, dtype=torch.float64), torch.arange(63))
+    at_least = above.double().unsqueeze(rank) >= powers
+    exponent = at_least.to(torch.int64).reduce("ReduceSum", [rank], keepdim=False)
+
+    bits = _UNIT_BITS - max((count.bit_length() + 1) // 2, 2)
+    h = (62 - torch.arange(64)) >> 1
+    h = h.clamp(min=0)
+    one = torch.ones_like(h)
+    by, last = 2 * (h - n.gain), _INVERSE_BITS - h - bits
+    scaled = (v * exponent.look_up(one << by.clamp(min=0))).div(
+        exponent.look_up(one << (-by).clamp(0, 62)), rounding_mode="floor"
+    )
+    scaled = join(scaled, exponent.look_up(shift_by(epsilon.expand_as(h), 2 * h - fraction)))
+    root = _root_onnx(scaled).clamp(min=1)
+    inverse = u.graph.value(torch.tensor(2**_INVERSE_BITS)).div(root)
+    product = u * inverse + exponent.look_up((one << last) >> 1)
+    return product.div(exponent.look_up(one << last), rounding_mode="floor"), bits
+
+
+def _root_onnx(value: Value) -> Value:
+    """As `integer_root`."""
+    root = value.double().sqrt().to(torch.int64)
+    root = root - (root * root > value).to(torch.int64)
+    return root + ((root + 1) * (root + 1) <= value).to(torch.int64)

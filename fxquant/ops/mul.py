@@ -16,6 +16,8 @@ from torch import Tensor
 
 from fxquant.intmath import centred
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
+from fxquant.ops.onnx import OnnxCall, Value, requantize
+from fxquant.ops.onnx import centred as centred_value
 from fxquant.ops.spec import OpSpec, Output, RealCall, signature_reader
 from fxquant.rounding import Rescale, Rounding
 
@@ -58,6 +60,13 @@ def _accumulator(call: IntegerCall) -> Accumulator:
     return Accumulator((product,), 1, bits=33)  # the most that two codes of 16 bits take
 
 
+def _onnx(call: OnnxCall) -> Value:
+    n: MulNumbers = call.numbers
+    a, b = call.codes
+    acc = centred_value(a, n.a_zero) * centred_value(b, n.b_zero)
+    return requantize(acc, n.rounding, Rescale(n.multiplier, n.shift), n, call.dtype)
+
+
 MUL = OpSpec(
     name="mul",
     function=mul,
@@ -72,4 +81,5 @@ MUL = OpSpec(
     numbers=_numbers,
     kernel=_kernel,
     accumulator=_accumulator,
+    onnx=_onnx,
 )

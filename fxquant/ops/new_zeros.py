@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.ops.accumulator import adds_nothing
-from fxquant.ops.spec import Call, OpSpec, Output, ZeroPoint, zero_point
+from fxquant.ops.onnx import OnnxCall, Value
+from fxquant.ops.spec import Call, OpSpec, Output, ZeroPoint, as_tuple, zero_point
 
 
 def new_zeros(input: Tensor, size: Any = None) -> Tensor:
@@ -38,6 +39,17 @@ def _kernel(n: ZeroPoint, dtype: torch.dtype, codes: Tensor, size: Any) -> Tenso
     return new_zeros(codes, size) + n.zero.to(dtype)
 
 
+def _onnx(call: OnnxCall) -> Value:
+    (x,), zero, size = call.codes, call.numbers.zero.to(call.dtype), call.settings["size"]
+    shape = call.graph.node("Shape", x, dtype=torch.int64)
+    if size is not None:  # a batch of any size is that of `x`
+        given = torch.tensor([1 if n is None else n for n in as_tuple(size)])
+        batch = torch.tensor([n is None for n in as_tuple(size)])
+        shape = call.graph.value(batch).where(shape.gather(torch.tensor([0])), given)
+    found: Value = call.graph.node("Expand", zero, shape, dtype=call.dtype)
+    return found
+
+
 NEW_ZEROS = OpSpec(
     name="new_zeros",
     function=new_zeros,
@@ -52,4 +64,5 @@ NEW_ZEROS = OpSpec(
     numbers=zero_point,
     kernel=_kernel,
     accumulator=adds_nothing,
+    onnx=_onnx,
 )

@@ -16,12 +16,16 @@ from torch import Tensor
 
 from fxquant.ops.moments import (
     MomentNumbers,
+    Rows,
     accumulator_of_norm,
     finish,
     moment_numbers,
     moment_reader,
+    moments_to_length_one,
+    norm_onnx,
     to_length_one,
 )
+from fxquant.ops.onnx import OnnxCall
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall, as_tuple
 
 
@@ -50,6 +54,10 @@ def _kernel(
     return finish(n, dtype, to_length_one(n, codes, as_tuple(dim)))
 
 
+def _rows(call: OnnxCall) -> Rows:
+    return Rows(call.codes[0], as_tuple(call.settings["dim"]))
+
+
 NORMALIZE = OpSpec(
     name="normalize",
     function=normalize,
@@ -64,5 +72,6 @@ NORMALIZE = OpSpec(
     numbers=_numbers,
     kernel=_kernel,
     accumulator=accumulator_of_norm,
+    onnx=norm_onnx(_rows, moments_to_length_one),
     real=("eps",),
 )

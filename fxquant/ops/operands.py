@@ -8,13 +8,14 @@ That is half-up; the other ways to round add up as their engines do (`rounding.p
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fxquant.intmath import ACCUMULATOR_BITS, centred
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
+from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.spec import RealCall
 from fxquant.rounding import Rescale, Rounding
 
@@ -83,3 +84,12 @@ def sum_operands(n: OperandNumbers, dtype: torch.dtype, *codes: Tensor) -> Tenso
     wide = [x.to(torch.int64) for x in codes]
     y = n.rounding.add_up(wide, n.x_zero, Rescale(n.multiplier, n.shift), n.y_zero)
     return torch.clamp(y, n.low, n.high).to(dtype)
+
+
+def sum_onnx(call: OnnxCall) -> Value:
+    """The form of sums of operands."""
+    n: OperandNumbers = call.numbers
+    wide: Any = [x.to(torch.int64) for x in call.codes]
+    y: Any = n.rounding.add_up(wide, n.x_zero, Rescale(n.multiplier, n.shift), n.y_zero)
+    found: Value = y.clamp(n.low, n.high).to(call.dtype)
+    return found

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from fxquant.intmath import centred
 from fxquant.ops.accumulator import adds_nothing
+from fxquant.ops.onnx import OnnxCall, Value, pad_codes, requantize
+from fxquant.ops.onnx import centred as centred_value
 from fxquant.ops.spec import (
     Call,
     OpSpec,
@@ -96,6 +98,23 @@ def _pad_value(
     return F.pad(inner, pad, mode, int(n.fill.clamp(n.low, n.high)))
 
 
+def _pairs(pad: Any) -> list[tuple[int, int]]:
+    """The widths before and behind, of the last dimensions in their order."""
+    return [(pad[i], pad[i + 1]) for i in range(len(pad) - 2, -1, -2)]
+
+
+def _zero_onnx(call: OnnxCall) -> Value:
+    return pad_codes(call.codes[0], _pairs(call.settings["pad"]), call.numbers.zero)
+
+
+def _value_onnx(call: OnnxCall) -> Value:
+    n: PadValueNumbers = call.numbers
+    d = centred_value(call.codes[0], n.x_zero)
+    inner = requantize(d, n.rounding, Rescale(n.multiplier, n.shift), n, call.dtype)
+    inner.shape = d.shape
+    return pad_codes(inner, _pairs(call.settings["pad"]), n.fill.clamp(n.low, n.high))
+
+
 PAD = OpSpec(
     name="pad",
     function=pad,
@@ -117,6 +136,7 @@ PAD = OpSpec(
     numbers=zero_point,
     kernel=_pad_zero,
     accumulator=adds_nothing,
+    onnx=_zero_onnx,
     real=("value",),
 )
 
@@ -138,5 +158,6 @@ PAD_VALUE = OpSpec(
     numbers=_value_numbers,
     kernel=_pad_value,
     accumulator=adds_nothing,
+    onnx=_value_onnx,
     real=("value",),
 )

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from fxquant.intmath import centred, per_channel
 from fxquant.ops.accumulator import adds_nothing
+from fxquant.ops.onnx import OnnxCall, Value, requantize
+from fxquant.ops.onnx import centred as centred_value
 from fxquant.ops.spec import OpSpec, Output, Parameter, RealCall, signature_reader
 from fxquant.rounding import Rescale, Rounding
 
@@ -67,6 +69,22 @@ def _kernel(n: PReluNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
     return n.rounding.requantize(d, rescale, n.y_zero, n.low, n.high, dtype)
 
 
+def _onnx(call: OnnxCall) -> Value:
+    n: PReluNumbers = call.numbers
+    assert call.codes[0].shape is not None  # as of all that the integer network itself gives
+    d, dims = centred_value(call.codes[0], n.x_zero), len(call.codes[0].shape)
+
+    def times(multiplier: Tensor, shift: Tensor) -> Value:
+        if len(multiplier) > 1:
+            multiplier, shift = (per_channel(row, 1, dims) for row in (multiplier, shift))
+        else:
+            multiplier, shift = multiplier[0], shift[0]
+        return requantize(d, n.rounding, Rescale(multiplier, shift), n, torch.int32)
+
+    above, below = map(times, n.multiplier, n.shift)
+    return (d > 0).where(above, below).to(call.dtype)
+
+
 PRELU = OpSpec(
     name="prelu",
     function=prelu,
@@ -81,5 +99,6 @@ PRELU = OpSpec(
     numbers=_numbers,
     kernel=_kernel,
     accumulator=adds_nothing,
+    onnx=_onnx,
     real=("weight",),
 )

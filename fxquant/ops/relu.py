@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.ops.accumulator import adds_nothing
+from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.spec import OpSpec, Output, ZeroPoint, signature_reader, zero_point
 
 
@@ -29,6 +30,10 @@ def _kernel(n: ZeroPoint, dtype: torch.dtype, codes: Tensor, inplace: bool) -> T
     return torch.maximum(codes, n.zero.to(dtype))
 
 
+def _onnx(call: OnnxCall) -> Value:
+    return call.codes[0].clamp(min=call.numbers.zero)
+
+
 RELU = OpSpec(
     name="relu",
     function=relu,
@@ -43,4 +48,5 @@ RELU = OpSpec(
     numbers=zero_point,
     kernel=_kernel,
     accumulator=adds_nothing,
+    onnx=_onnx,
 )

@@ -18,13 +18,17 @@ from torch import Tensor, nn
 
 from fxquant.ops.moments import (
     MomentNumbers,
+    Rows,
     about_zero,
     accumulator_of_norm,
     finish,
     moment_numbers,
     moment_reader,
+    moments_about_zero,
+    norm_onnx,
     parameters_of_norm,
 )
+from fxquant.ops.onnx import OnnxCall
 from fxquant.ops.spec import OpSpec, Output, RealCall, module_options
 
 
@@ -55,6 +59,10 @@ def _kernel(
     return finish(n, dtype, about_zero(n, codes, dims))
 
 
+def _rows(call: OnnxCall) -> Rows:
+    return Rows(call.codes[0], tuple(range(-len(call.settings["normalized_shape"]), 0)))
+
+
 RMS_NORM = OpSpec(
     name="rms_norm",
     function=rms_norm,
@@ -69,5 +77,6 @@ RMS_NORM = OpSpec(
     numbers=_numbers,
     kernel=_kernel,
     accumulator=accumulator_of_norm,
+    onnx=norm_onnx(_rows, moments_about_zero),
     real=("weight", "eps"),
 )

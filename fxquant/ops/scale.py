@@ -16,6 +16,8 @@ from torch import Tensor
 
 from fxquant.intmath import centred
 from fxquant.ops.accumulator import adds_nothing
+from fxquant.ops.onnx import OnnxCall, Value, requantize
+from fxquant.ops.onnx import centred as centred_value
 from fxquant.ops.spec import OpSpec, Output, RealCall, not_spelled
 from fxquant.rounding import Rescale, Rounding
 
@@ -49,6 +51,12 @@ def _kernel(n: ScaleNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
     return n.rounding.requantize(d, rescale, n.y_zero, n.low, n.high, dtype)
 
 
+def _onnx(call: OnnxCall) -> Value:
+    n: ScaleNumbers = call.numbers
+    d = centred_value(call.codes[0], n.x_zero)
+    return requantize(d, n.rounding, Rescale(n.multiplier, n.shift), n, call.dtype)
+
+
 SCALE = OpSpec(
     name="scale",
     function=scale,
@@ -63,6 +71,7 @@ SCALE = OpSpec(
     numbers=_numbers,
     kernel=_kernel,
     accumulator=adds_nothing,
+    onnx=_onnx,
     real=("factors",),
 )
 """Spelled as a product, of which the pass scale_by_parameters makes it."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import OpSpec, Output
-from fxquant.ops.table import look_up, table_numbers, table_reader
+from fxquant.ops.table import look_up, look_up_onnx, table_numbers, table_reader
 
 
 def sigmoid(input: Tensor) -> Tensor:
@@ -39,4 +39,5 @@ SIGMOID = OpSpec(
     numbers=table_numbers(sigmoid),
     kernel=look_up,
     accumulator=adds_nothing,
+    onnx=look_up_onnx,
 )

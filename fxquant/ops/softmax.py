@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fxquant.errors import AccumulatorError
 from fxquant.ops.accumulator import Accumulator, IntegerCall
+from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall, signature_reader
 from fxquant.rounding import MULTIPLIER_BITS, Rounding, rescale_of
 from fxquant.schemes import QParams
@@ -123,6 +124,17 @@ def _accumulator(call: IntegerCall) -> Accumulator:
     return Accumulator((max(dividend, 2 * divisor),), columns, bits=64)
 
 
+def _onnx(call: OnnxCall) -> Value:
+    n: SoftmaxNumbers = call.numbers
+    wide, dim = call.codes[0].to(torch.int32), call.settings["dim"]
+    distances = (wide.reduce("ReduceMax", [dim]) - wide).clamp(0, len(n.table) - 1)
+    exponentials = distances.look_up(n.table).to(torch.int64)
+    total = exponentials.reduce("ReduceSum", [dim])
+    divide: Any = n.rounding.divide
+    y: Value = divide(exponentials * n.multiplier, total << n.shift) + n.y_zero
+    return y.clamp(n.low, n.high).to(call.dtype)
+
+
 SOFTMAX = OpSpec(
     name="softmax",
     function=softmax,
@@ -137,4 +149,5 @@ SOFTMAX = OpSpec(
     numbers=_numbers,
     kernel=_kernel,
     accumulator=_accumulator,
+    onnx=_onnx,
 )

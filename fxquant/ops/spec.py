@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.intmath import ACCUMULATOR_BITS, Target
 from fxquant.ops.accumulator import Accumulator, IntegerCall
+from fxquant.ops.onnx import OnnxForm
 from fxquant.rounding import Rounding
 from fxquant.schemes import Channels, QParams, QuantScheme
 
@@ -126,6 +127,7 @@ class OpSpec:
                   under that name, if it rounds
     kernel        `kernel(numbers, dtype, *codes, **options)`: integer tensors in and out
     accumulator   what it sums before it rounds, at most; the result is None where that is nothing
+    onnx          what it is in ONNX: the kernel's integers by operators of ONNX
     indices       the options that are integer tensors of the network: they say what to pick
     real          the options that end in the numbers: the kernel takes the others
     """
@@ -143,6 +145,7 @@ class OpSpec:
     numbers: Callable[[RealCall], tuple[Tensor | Rounding, ...]]
     kernel: Callable[..., Tensor]
     accumulator: Callable[[IntegerCall], Accumulator | None]
+    onnx: OnnxForm
     indices: tuple[str, ...] = ()
     real: tuple[str, ...] = ()
 

@@ -17,6 +17,7 @@ from fxquant.ops.average import (
     AverageNumbers,
     accumulator_over_dimensions,
     average_numbers,
+    average_onnx,
     finish_average,
 )
 from fxquant.ops.spec import Call, OpSpec, Output, signature_reader
@@ -62,4 +63,5 @@ SUM = OpSpec(
     numbers=average_numbers,
     kernel=_kernel,
     accumulator=accumulator_over_dimensions,
+    onnx=average_onnx(counted=False),
 )

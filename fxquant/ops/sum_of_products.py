@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
+from fxquant.ops.onnx import OnnxCall, Value, finish
+from fxquant.ops.onnx import centred as centred_value
 from fxquant.ops.operands import (
     OperandNumbers,
     centred_operands,
@@ -57,6 +59,18 @@ def _accumulator(call: IntegerCall) -> Accumulator:
     return Accumulator((worst,), len(products), bits=64)
 
 
+def _onnx(call: OnnxCall) -> Value:
+    n: OperandNumbers = call.numbers
+    values = [centred_value(x, zero) for x, zero in zip(call.codes, n.x_zero, strict=True)]
+    half = len(values) // 2
+    terms = zip(values[:half], values[half:], n.multiplier, strict=True)
+    products = [x * w * multiplier for x, w, multiplier in terms]
+    total = products[0]
+    for product in products[1:]:
+        total = total + product
+    return finish(total, n.rounding, n.shift, n, call.dtype)
+
+
 SUM_OF_PRODUCTS = OpSpec(
     name="sum_of_products",
     function=sum_of_products,
@@ -71,5 +85,6 @@ SUM_OF_PRODUCTS = OpSpec(
     numbers=_numbers,
     kernel=_kernel,
     accumulator=_accumulator,
+    onnx=_onnx,
 )
 """Spelled as products and sums, of which the pass join_products makes it."""

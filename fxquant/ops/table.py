@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
+from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.spec import Call, Reader, RealCall, signature_reader
 
 
@@ -61,3 +62,9 @@ def look_up(n: TableNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
     index = codes.to(torch.int32) - n.lowest
     # index_select on a flat int32 index is several times faster than table[index]
     return torch.index_select(n.table, 0, index.flatten()).reshape(codes.shape)
+
+
+def look_up_onnx(call: OnnxCall) -> Value:
+    """The form of every such function."""
+    n: TableNumbers = call.numbers
+    return (call.codes[0].to(torch.int32) - n.lowest).look_up(n.table)

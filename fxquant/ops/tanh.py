@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import OpSpec, Output
-from fxquant.ops.table import look_up, table_numbers, table_reader
+from fxquant.ops.table import look_up, look_up_onnx, table_numbers, table_reader
 
 
 def tanh(input: Tensor) -> Tensor:
@@ -39,4 +39,5 @@ TANH = OpSpec(
     numbers=table_numbers(tanh),
     kernel=look_up,
     accumulator=adds_nothing,
+    onnx=look_up_onnx,
 )

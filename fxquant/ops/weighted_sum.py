@@ -19,6 +19,7 @@ from fxquant.ops.operands import (
     accumulator_of_operands,
     ratios_of,
     sum_numbers,
+    sum_onnx,
     sum_operands,
 )
 from fxquant.ops.spec import OpSpec, Output, RealCall, not_spelled
@@ -54,6 +55,7 @@ WEIGHTED_SUM = OpSpec(
     numbers=_numbers,
     kernel=sum_operands,
     accumulator=accumulator_of_operands,
+    onnx=sum_onnx,
     real=("factors",),
 )
 """Spelled as products and sums, of which the passes weigh_terms and join_adds make it."""

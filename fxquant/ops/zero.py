@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.ops.accumulator import adds_nothing
+from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.spec import Call, OpSpec, Output, ZeroPoint, zero_point
 
 
@@ -35,6 +36,13 @@ def _kernel(n: ZeroPoint, dtype: torch.dtype, codes: Tensor) -> Tensor:
     return torch.zeros_like(codes) + n.zero.to(dtype)
 
 
+def _onnx(call: OnnxCall) -> Value:
+    (x,), zero = call.codes, call.numbers.zero.to(call.dtype)
+    shape = call.graph.node("Shape", x, dtype=torch.int64)
+    found: Value = call.graph.node("Expand", zero, shape, dtype=call.dtype)
+    return found
+
+
 ZERO = OpSpec(
     name="zero",
     function=zero,
@@ -49,4 +57,5 @@ ZERO = OpSpec(
     numbers=zero_point,
     kernel=_kernel,
     accumulator=adds_nothing,
+    onnx=_onnx,
 )

@@ -1,0 +1,318 @@
+"""The integer network as an ONNX model that gives the same integers.
+
+    x ── quantize ── conv ── … ── dequantize ── y
+    x ── Div, Add, Floor, Clip ── ConvInteger, Add, Mul, Add, Floor, Clip ── … ── y     and Casts
+
+Every operator is written in integer operators of ONNX, or in float64 where that is exact, by the
+form in its own record. Names stay: what node `conv` gives is the value `conv`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from fxquant.errors import ExportError
+from fxquant.export.moves import move
+from fxquant.export.walk import Like, Walk, walk
+from fxquant.extras import needs_extra
+from fxquant.graph.edit import called_module, get_attribute, map_nodes
+from fxquant.graph.nested import leaves
+from fxquant.graph.place import describe, place_of
+from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
+from fxquant.ops.move import is_move
+from fxquant.ops.onnx import Node, OnnxCall, OnnxGraph, Value
+from fxquant.rounding import FP32_RNE
+from fxquant.schemes import QuantScheme
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET, IR_VERSION = 21, 10
+_FILE_LIMIT = 2**31 - 2**20  # a protobuf is smaller than 2 GB: weights beyond it lie beside it
+_BATCH = "batch"
+
+
+class Written(NamedTuple):
+    """A network written down: its graph, what goes in and comes out, and what each node gives."""
+
+    walk: Walk
+    graph: OnnxGraph
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    values: dict[fx.Node, Any]
+
+
+def export_onnx(
+    quantized: fx.GraphModule,
+    path: str | os.PathLike[str],
+    example_inputs: Sequence[Any] | Tensor,
+    batch: int | None = None,
+) -> None:
+    """Write a converted network as ONNX, in integer operators: onnxruntime gives its integers.
+
+    Nodes keep their names, inputs theirs; outputs are called after the nodes that give them.
+    The file passes ONNX's checker and its shape inference. What would make it larger than 2 GB
+    lies beside it, in `<path>.data`.
+
+    Args:
+        quantized: what `convert` gave.
+        path: the file, which is written whole or not at all.
+        example_inputs: the arguments of one call, or its only tensor: shapes and types matter.
+        batch: the size of batches; None for any, along the first dimension of every input that has
+            as many rows as the first.
+
+    Raises:
+        StageError: `quantized` is no converted network.
+        ExportError: a node has no ONNX form, such as a layer that was kept in float.
+        MissingExtraError: the extra `onnx` is not installed.
+    """
+    save(model_of(written(walk(quantized, example_inputs, batch)), type(quantized).__name__), path)
+
+
+def written(walk: Walk) -> Written:
+    """The network written down, node by node."""
+    return _Writer(walk).run()
+
+
+class _Writer:
+    """Goes through the network once; `values` are what its nodes give."""
+
+    def __init__(self, walk: Walk) -> None:
+        self.walk, self.graph = walk, OnnxGraph()
+        self.values: dict[fx.Node, Any] = {}
+        self.inputs: list[Value] = []
+        self.outputs: list[Value] = []
+        self._batch: Value | None = None
+
+    def run(self) -> Written:
+        """Write every node down."""
+        for node in self.walk.gm.graph.nodes:
+            if node not in self.walk.numbers:
+                self._write(node)
+        inputs, outputs = tuple(self.inputs), tuple(self.outputs)
+        return Written(self.walk, self.graph, inputs, outputs, self.values)
+
+    def _write(self, node: fx.Node) -> None:
+        self.graph.place = node.name
+        since = len(self.graph.nodes)
+        if node.op == "output":
+            self._give(node)
+        elif node.op == "placeholder":
+            self.values[node] = self._input(self.walk.of(node), str(node.target).lstrip("*"))
+        else:
+            found = self._value(node)
+            if found is not None:
+                self.values[node] = self._named(found, self.walk.of(node), node.name, since)
+
+    def _named(self, found: Any, like: Any, name: str, since: int) -> Any:
+        """What a node gives, under its name and with its shape."""
+        if isinstance(found, tuple):
+            parts = enumerate(zip(found, like, strict=True))
+            return tuple(self._named(v, part, f"{name}_{i}", since) for i, (v, part) in parts)
+        if len(self.graph.nodes) == since:  # an input, or a constant
+            name = found.name
+        else:
+            self.graph.rename(found, name, since)
+        return Value(self.graph, name, found.dtype, like.shape)
+
+    def _value(self, node: fx.Node) -> Any:
+        gm, module = self.walk.gm, called_module(self.walk.gm, node)
+        if node.op == "get_attr":
+            held = get_attribute(gm, str(node.target))
+            return self.graph.value(held) if isinstance(held, Tensor) else None
+        if isinstance(module, Quantize):
+            return quantize_onnx(module, self._read(node))
+        if isinstance(module, Dequantize):
+            return self._dequantize(node, module)
+        if isinstance(module, IntegerOp):
+            return module.op.onnx(self._call(node, module))
+        if is_move(gm, node):
+            return move(self.graph, self.walk, node, self.values, self._rows())
+        if not set(node.all_input_nodes) & self.values.keys():
+            found = [run[node] for run in self.walk.runs]
+            raise ExportError(f"{describe(node)} is computed from sizes: {found[0]}")
+        raise ExportError(
+            f"{describe(node)} has no ONNX form: it computes in float, between integers.\n"
+            "What to do: convert the network without keep_float."
+        )
+
+    def _input(self, like: Any, name: str) -> Any:
+        """What comes in; None for a number, which the examples have fixed."""
+        if isinstance(like, Like):  # itself a tuple
+            self.inputs.append(Value(self.graph, name, like.dtype, like.shape))
+            return self.inputs[-1]
+        if isinstance(like, (tuple, list)):
+            return tuple(self._input(part, f"{name}_{i}") for i, part in enumerate(like))
+        if isinstance(like, dict):
+            return {key: self._input(part, f"{name}_{key}") for key, part in like.items()}
+        return None
+
+    def _rows(self) -> Value | None:
+        """How many rows there are, int64 [1], where a batch has any size."""
+        if self._batch is None and len(self.walk.runs) > 1:
+            for x in self.inputs:
+                if x.shape is not None and x.shape[:1] == (None,):
+                    shape = self.graph.node("Shape", x, dtype=torch.int64)
+                    self._batch = shape.gather(torch.tensor([0]))
+                    break
+        return self._batch
+
+    def _read(self, node: fx.Node) -> Value:
+        found = self.values[node.all_input_nodes[0]]
+        if not isinstance(found, Value):
+            raise ExportError(f"{describe(node)} reads several tensors at once")
+        return found
+
+    def _dequantize(self, node: fx.Node, module: Dequantize) -> Any:
+        found = self.values[node.all_input_nodes[0]]
+        if isinstance(found, tuple):
+            return tuple(dequantize_onnx(module, part) for part in found)
+        return dequantize_onnx(module, found)
+
+    def _call(self, node: fx.Node, module: IntegerOp) -> OnnxCall:
+        codes = tuple(self.values[x] for x in leaves(node.args))
+        settings = map_nodes(node.kwargs, lambda n: self.values.get(n, self.walk.of(n)))
+        like = self.walk.like(node)
+        return OnnxCall(self.graph, module.numbers, like.dtype, codes, settings, like.shape)
+
+    def _give(self, node: fx.Node) -> None:
+        """What is given twice, or comes in, is given under another name."""
+        taken = {n.name for n in self.inputs}
+        for part in leaves(map_nodes(node.args, lambda n: self.values.get(n, n))):
+            if not isinstance(part, Value):
+                continue
+            name, count = part.name, 0
+            while name in taken or name in self.graph.constants:
+                count += 1
+                name = f"{part.name}_{count}"
+            taken.add(name)
+            if name != part.name:
+                self.graph.rename(part, name, len(self.graph.nodes))
+            self.outputs.append(Value(self.graph, name, part.dtype, part.shape))
+
+
+def quantize_onnx(module: Quantize, x: Value) -> Value:
+    """Real numbers to codes, as the rounding has it; ONNX's own rounds to even."""
+    q = module.qparams
+    real = x.to(torch.float32)
+    if module.rounding is FP32_RNE and _is_whole(q.scheme):
+        zero = q.zero_point.to(q.scheme.dtype)
+        found: Value = x.graph.node("QuantizeLinear", real, q.scale, zero, dtype=q.scheme.dtype)
+        return found
+    nearest: Any = module.rounding.nearest
+    codes: Value = nearest(real / q.scale) + q.zero_point
+    return codes.clamp(q.scheme.qmin, q.scheme.qmax).to(q.scheme.dtype)
+
+
+def _is_whole(scheme: QuantScheme) -> bool:
+    """Whether it has every code of its type, so that saturating is clamping."""
+    ends = torch.iinfo(scheme.dtype)
+    return (scheme.qmin, scheme.qmax) == (ends.min, ends.max)
+
+
+def dequantize_onnx(module: Dequantize, codes: Value) -> Value:
+    """Codes to real numbers."""
+    q = module.qparams
+    zero = q.zero_point.to(codes.dtype)
+    found: Value = codes.graph.node(
+        "DequantizeLinear", codes, q.scale, zero, dtype=torch.float32
+    )
+    return found
+
+
+# ------------------------------------------------------------------------ protobufs
+
+
+def model_of(written: Written, name: str) -> onnx.ModelProto:
+    """The protobuf of a network written down, checked."""
+    with needs_extra("onnx"):
+        import onnx
+        from onnx import helper
+    import fxquant
+
+    graph, walk = written.graph, written.walk
+    modules = {node.name: place_of(node).module for node in walk.gm.graph.nodes}
+    nodes = [_node_proto(node, modules[node.place]) for node in graph.nodes]
+    used = {name for node in graph.nodes for name in node.inputs}
+    used |= {value.name for value in written.outputs}
+    constants = [_tensor_proto(t, n) for n, t in graph.constants.items() if n in used]
+    inputs = [_info(value) for value in written.inputs]
+    outputs = [_info(value) for value in written.outputs]
+    ends = {info.name for info in (*inputs, *outputs)} | set(graph.constants)
+    named = {v.name: v for v in leaves(written.values) if isinstance(v, Value)}
+    between = [_info(v) for n, v in named.items() if n not in ends and v.shape is not None]
+    model = helper.make_model(
+        helper.make_graph(nodes, name, inputs, outputs, constants, value_info=between),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="fxquant",
+        producer_version=fxquant.__version__,
+    )
+    helper.set_model_props(model, {"fxquant.rounding": _rounding(walk)})
+    if model.ByteSize() < _FILE_LIMIT:
+        onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _rounding(walk: Walk) -> str:
+    modules = (called_module(walk.gm, node) for node in walk.gm.graph.nodes)
+    return ", ".join(sorted({m.rounding.name for m in modules if isinstance(m, Quantize)}))
+
+
+def _node_proto(node: Node, module: str) -> onnx.NodeProto:
+    from onnx import helper
+
+    attributes: dict[str, Any] = {
+        key: _element_type(value) if isinstance(value, torch.dtype) else value
+        for key, value in node.attributes.items()
+    }
+    proto = helper.make_node(
+        node.operator, node.inputs, node.outputs, f"{node.operator}:{node.outputs[0]}", **attributes
+    )
+    for key, value in (("fxquant.node", node.place), ("fxquant.module", module)):
+        if value:
+            proto.metadata_props.add(key=key, value=value)
+    return proto
+
+
+def _tensor_proto(tensor: Tensor, name: str) -> onnx.TensorProto:
+    from onnx import numpy_helper
+
+    return numpy_helper.from_array(tensor.numpy(), name)
+
+
+def _info(value: Value) -> onnx.ValueInfoProto:
+    from onnx import helper
+
+    shape = None if value.shape is None else [_BATCH if n is None else n for n in value.shape]
+    return helper.make_tensor_value_info(value.name, _element_type(value.dtype), shape)
+
+
+def _element_type(dtype: torch.dtype) -> int:
+    from onnx import helper
+
+    return int(helper.np_dtype_to_tensor_dtype(torch.empty(0, dtype=dtype).numpy().dtype))
+
+
+def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
+    """Write a model whole or not at all, large ones with their weights in a file beside it."""
+    import onnx
+
+    path = Path(path)
+    large = model.ByteSize() >= _FILE_LIMIT
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        part, data = Path(folder) / path.name, f"{path.name}.data"
+        if large:
+            onnx.save_model(model, part, save_as_external_data=True, location=data)
+            onnx.checker.check_model(part, full_check=True)
+            os.replace(Path(folder) / data, path.with_name(data))
+        else:
+            onnx.save_model(model, part)
+        os.replace(part, path)

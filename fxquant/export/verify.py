@@ -1,0 +1,250 @@
+"""Whether an engine gives the integers of the network, and if not, where it parts from them.
+
+Twice for each engine: the file as it is, with all that the engine optimizes, for the outputs; and
+with every node's value as a further output, for the place.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from fxquant.errors import ConfigError, StageError
+from fxquant.extras import needs_extra
+from fxquant.graph.nested import leaves
+from fxquant.pipeline import Stage, stage_of
+
+if TYPE_CHECKING:
+    import onnx
+
+Values = Mapping[str, Tensor]
+
+
+class Parting(NamedTuple):
+    """A node that an engine gives other values of: how many of how many elements differ, and the
+    largest distance, in codes where they are integers (LSB).
+    """
+
+    engine: str
+    node: str
+    differing: int
+    elements: int
+    largest: float
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was compared, and where it parts, in the order of the network."""
+
+    engines: tuple[str, ...]
+    nodes: int
+    elements: int
+    outputs: tuple[Parting, ...]
+    partings: tuple[Parting, ...]
+
+    @property
+    def equal(self) -> bool:
+        """Whether every element of every output, and of every node, is the same."""
+        return not self.outputs and not self.partings
+
+    def __str__(self) -> str:
+        where = " and ".join(self.engines)
+        if self.equal:
+            return f"{where}: {self.nodes} nodes, {self.elements:,} elements, none differs"
+        lines = [f"{where}: {self.nodes} nodes, {self.elements:,} elements"]
+        lines += [f"output {_text(parting)}" for parting in self.outputs]
+        lines += [f"node {_text(parting)}" for parting in self.partings[:1]]
+        if len(self.partings) > 1:
+            lines.append(f"and {len(self.partings) - 1} nodes behind it")
+        return "\n".join(lines)
+
+
+def _text(p: Parting) -> str:
+    return f"'{p.node}' ({p.engine}): {p.differing} of {p.elements} differ, by up to {p.largest:g}"
+
+
+def verify(
+    quantized: fx.GraphModule,
+    path: str | os.PathLike[str],
+    data: Tensor | Iterable[Tensor | Sequence[Any]],
+) -> Verification:
+    """Run an exported file in onnxruntime, and in OpenVINO where that is installed, and compare
+    every node with the integer network.
+
+    Args:
+        quantized: the network that was exported.
+        path: the ONNX file.
+        data: one batch, or several: tensors, or the arguments of one call each.
+
+    Raises:
+        StageError: `quantized` is no converted network.
+        ConfigError: there is no data, or no such file.
+        MissingExtraError: the extra `onnx` is not installed.
+    """
+    if not isinstance(quantized, fx.GraphModule) or stage_of(quantized) is not Stage.INTEGER:
+        raise StageError("what is verified is an integer network: hand it what `convert` gave")
+    if not Path(path).is_file():
+        raise ConfigError(f"there is no file '{path}'")
+    with needs_extra("onnx"):
+        import onnx
+        import onnxruntime  # noqa: F401
+    plain = onnx.load(path, load_external_data=False)
+    every = _with_every_value(plain, {node.name for node in quantized.graph.nodes})
+    engines = [("onnxruntime", _onnxruntime)]
+    if importlib.util.find_spec("openvino") is not None:
+        engines.append(("OpenVINO", _openvino))
+    tally = _Tally()
+    for name, start in engines:
+        runs = start(path, plain), start(path, every)
+        for arguments in _batches(data):
+            expected, outputs = _values(quantized, arguments)
+            given = [x for x in leaves(arguments) if isinstance(x, Tensor)]
+            tally.outputs(name, outputs, runs[0](given))
+            tally.nodes(name, expected, runs[1](given))
+    if not tally.elements:
+        raise ConfigError("there is no data to verify with")
+    nodes = len({node for _, node in tally.compared})
+    of_outputs, of_nodes = (tuple(found.values()) for found in tally.found)
+    return Verification(tuple(n for n, _ in engines), nodes, tally.elements, of_outputs, of_nodes)
+
+
+class _Tally:
+    """Adds up what differs, over batches and engines."""
+
+    def __init__(self) -> None:
+        self.elements = 0
+        self.compared: set[tuple[str, str]] = set()
+        self.found: tuple[dict[Any, Parting], dict[Any, Parting]] = ({}, {})
+
+    def outputs(self, engine: str, expected: Sequence[Tensor], given: Values) -> None:
+        """Compare what comes out, in order."""
+        if len(expected) != len(given):
+            raise ConfigError(
+                f"the network gives {len(expected)} tensors and the file {len(given)}: it was "
+                "exported from another one"
+            )
+        for ours, (name, theirs) in zip(expected, given.items(), strict=True):
+            self._compare(self.found[0], engine, name, ours, theirs)
+
+    def nodes(self, engine: str, expected: Values, given: Values) -> None:
+        """Compare what has one name in both."""
+        for name in expected.keys() & given.keys():
+            self.compared.add((engine, name))
+            self.elements += expected[name].numel()
+        for name in expected:  # in the order of the network
+            if name in given:
+                self._compare(self.found[1], engine, name, expected[name], given[name])
+
+    def _compare(
+        self, found: dict[Any, Parting], engine: str, name: str, ours: Tensor, theirs: Tensor
+    ) -> None:
+        if ours.shape != theirs.shape:
+            raise ConfigError(
+                f"'{name}' has the shape {list(ours.shape)} in the network and "
+                f"{list(theirs.shape)} in the file: it was exported from another one"
+            )
+        if torch.equal(ours, theirs.to(ours.dtype)):
+            return
+        apart = (ours.double() - theirs.double()).abs()
+        before = found.get((engine, name), Parting(engine, name, 0, 0, 0.0))
+        found[engine, name] = Parting(
+            engine, name,
+            before.differing + int((apart != 0).sum()),
+            before.elements + ours.numel(),
+            max(before.largest, float(apart.max())),
+        )
+
+
+def _batches(data: Any) -> Iterator[tuple[Any, ...]]:
+    for batch in [data] if isinstance(data, Tensor) else data:
+        yield (batch,) if isinstance(batch, Tensor) else tuple(batch)
+
+
+class _Keeper(fx.Interpreter):
+    """Keeps the tensors of every node."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(gm)
+        self.found: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor) and n.op not in ("placeholder", "output"):
+            self.found[n.name] = result
+        return result
+
+
+def _values(gm: fx.GraphModule, arguments: Sequence[Any]) -> tuple[Values, list[Tensor]]:
+    """What the nodes of the network give, by name, and what comes out."""
+    keeper = _Keeper(gm)
+    with torch.no_grad():
+        result = keeper.run(*arguments)
+    return keeper.found, [x for x in leaves(result) if isinstance(x, Tensor)]
+
+
+def _with_every_value(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
+    """The model with the values of those names as outputs, too."""
+    import onnx
+
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    given = {output.name for output in found.graph.output}
+    known = {info.name: info for info in found.graph.value_info}
+    for node in found.graph.node:
+        for name in node.output:
+            if name in names and name not in given and name in known:
+                found.graph.output.append(known[name])
+    return found
+
+
+Run = Callable[[Sequence[Tensor]], Values]
+
+
+def _onnxruntime(path: str | os.PathLike[str], model: onnx.ModelProto) -> Run:
+    """onnxruntime on the CPU, as it comes."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    folder = str(Path(path).resolve().parent)
+    settings.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", folder
+    )
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+    )
+    names = [given.name for given in session.get_inputs()]
+    outputs = [given.name for given in session.get_outputs()]
+
+    def run(inputs: Sequence[Tensor]) -> Values:
+        feeds = dict(zip(names, (x.numpy() for x in inputs), strict=True))
+        found = session.run(outputs, feeds)
+        return {name: torch.from_numpy(x) for name, x in zip(outputs, found, strict=True)}
+
+    return run
+
+
+def _openvino(path: str | os.PathLike[str], model: onnx.ModelProto) -> Run:
+    """OpenVINO on the CPU, in the precision of the file."""
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "SNIPPETS_MODE": "DISABLE"}
+    compiled = openvino.Core().compile_model(
+        openvino.Core().read_model(model.SerializeToString()), "CPU", settings
+    )
+    outputs = [output.name for output in model.graph.output]
+
+    def run(inputs: Sequence[Tensor]) -> Values:
+        found = compiled([x.numpy() for x in inputs])
+        return {
+            name: torch.from_numpy(found[i].copy()) for i, name in enumerate(outputs)
+        }
+
+    return run

@@ -1,0 +1,211 @@
+"""ONNX in integer operators: every operator, every rounding, every value in onnxruntime."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import fxquant
+from fxquant import QuantConfig, QuantScheme
+from fxquant.errors import ConfigError, ExportError, StageError
+from fxquant.rounding import ROUNDINGS
+from tests import laws
+from tests.ops.test_laws import EXAMPLES, Call, quantized_example
+from tests.strategies import NetSpec, net_specs
+
+onnx = pytest.importorskip("onnx", reason="onnx is in the extra `onnx`")
+pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `onnx`")
+
+WIDE = QuantConfig(activation=QuantScheme(bits=16, symmetric=False))
+SIGNED = QuantConfig(activation=QuantScheme(symmetric=False))
+
+
+def is_equal(quantized, path, inputs, batch=None):
+    fxquant.export_onnx(quantized, path, inputs, batch)
+    far = [3 * x if x.is_floating_point() else x for x in inputs]
+    found = fxquant.verify(quantized, path, [inputs, far])
+    assert found.equal, str(found)
+    assert found.nodes >= 3
+    return found
+
+
+def is_equal_alone(name, quantized, path, inputs):
+    """The input of the example of an embedding is its table, which is no batch."""
+    return is_equal(quantized, path, inputs, len(inputs[0]) if name == "embedding" else None)
+
+
+NAMES = [rounding.name for rounding in ROUNDINGS]
+ONE_EACH = [(name, NAMES[i % len(NAMES)]) for i, name in enumerate(EXAMPLES)]
+
+
+@pytest.mark.parametrize(("name", "rounding"), ONE_EACH)
+def test_every_operator(name, rounding, tmp_path):
+    """Each in one of the roundings."""
+    _, inputs, _, quantized = quantized_example(name, 0, QuantConfig(rounding=rounding))
+    is_equal_alone(name, quantized, tmp_path / "net.onnx", inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rounding", NAMES)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_operator_in_every_rounding(name, rounding, tmp_path):
+    _, inputs, _, quantized = quantized_example(name, 1, QuantConfig(rounding=rounding))
+    is_equal_alone(name, quantized, tmp_path / "net.onnx", inputs)
+
+
+def on_other_codes(name, config, path):
+    try:
+        _, inputs, _, quantized = quantized_example(name, 1, config)
+    except fxquant.FxQuantError:
+        pytest.skip("these codes are refused: a sum of them may leave its accumulator")
+    is_equal_alone(name, quantized, path, inputs)
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d", "conv_transpose2d", "matmul", "relu", "pad",
+                                  "max_pool2d", "avg_pool2d", "adaptive_max_pool2d", "layer_norm"])
+def test_codes_of_two_bytes(name, tmp_path):
+    on_other_codes(name, WIDE, tmp_path / "net.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [WIDE, SIGNED], ids=["int16", "int8"])
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_operator_on_other_codes(name, config, tmp_path):
+    on_other_codes(name, config, tmp_path / "net.onnx")
+
+
+@settings(max_examples=6, deadline=None)
+@given(spec=net_specs(), batch=st.integers(1, 3))
+def test_random_networks(spec: NetSpec, batch: int, tmp_path_factory):
+    prepared = fxquant.prepare_qat(spec.build(), spec.inputs(2))
+    laws.settle(prepared, spec.inputs(4))
+    path = tmp_path_factory.mktemp("onnx") / "net.onnx"
+    quantized = fxquant.convert(prepared)
+    fxquant.export_onnx(quantized, path, spec.inputs(2))
+    found = fxquant.verify(quantized, path, spec.inputs(batch, seed=7) * 2)
+    assert found.equal, str(found)
+
+
+MOVES = {
+    "view": lambda x: x.view(x.shape[0], -1),
+    "flatten from the batch on": lambda x: x.flatten(0, 1),
+    "unflatten": lambda x: x.unflatten(1, (2, 2)),
+    "permute": lambda x: x.permute(0, 2, 3, 1),
+    "batch behind": lambda x: x.transpose(0, 1),
+    "mT": lambda x: x.mT,
+    "slice": lambda x: x[:, 1:3, ::2, -3:],
+    "pick": lambda x: x[:, 1],
+    "pick rows": lambda x: x[:, [3, 0, 1]],
+    "ellipsis and None": lambda x: x[..., None, 1],
+    "chunk": lambda x: torch.cat([x.chunk(2, 1)[1], x.chunk(2, 1)[0]], 1),
+    "unequal chunks": lambda x: x.chunk(3, 1)[0],
+    "split": lambda x: x.split((1, 3), 1)[1],
+    "unbind": lambda x: x.unbind(2)[4],
+    "flip": lambda x: x.flip(1, 3),
+    "roll": lambda x: x.roll((1, -2), (2, 3)),
+    "repeat": lambda x: x.repeat(1, 2, 1, 3),
+    "tile": lambda x: x.tile(2),
+    "repeat_interleave": lambda x: x.repeat_interleave(2, 1),
+    "index_select": lambda x: x.index_select(1, torch.tensor([2, 2, 0])),
+    "expand": lambda x: x[:, :1].expand(-1, 5, -1, -1),
+    "shuffled channels": lambda x: F.channel_shuffle(x, 2),
+    "windows": lambda x: (
+        x[:, :, :6].reshape(-1, 4, 3, 2, 3, 2).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+    ),
+    "space from depth": lambda x: F.pixel_shuffle(x, 2),
+    "depth from space": lambda x: F.pixel_unshuffle(x[:, :, :6], 2),
+    "squeeze": lambda x: x[:, :, :1].squeeze(2),
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_what_moves_elements(name, tmp_path):
+    function = MOVES[name]
+    module = nn.Sequential(Call(lambda x: function(torch.relu(x))))
+    x = torch.randn(2, 4, 7, 6)
+    prepared = fxquant.prepare_qat(module, x)
+    laws.settle(prepared, x)
+    is_equal(fxquant.convert(prepared), tmp_path / "net.onnx", [x])
+
+
+class Several(nn.Module):
+    """Two inputs, one of them picks; nested outputs, None among them, one twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.layer = nn.Embedding(9, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, i: Tensor):
+        y = self.layer(x)
+        return {"a": (y, None), "b": [y + self.rows(i), y]}
+
+
+def test_names_metadata_and_a_batch_of_any_size(tmp_path):
+    inputs = [torch.randn(2, 3, 4), torch.randint(0, 9, (2, 3))]
+    prepared = fxquant.prepare_qat(Several(), inputs)
+    laws.settle(prepared, *inputs)
+    quantized, path = fxquant.convert(prepared), tmp_path / "net.onnx"
+    fxquant.export_onnx(quantized, path, inputs)
+    larger = [torch.randn(5, 3, 4), torch.randint(0, 9, (5, 3))]
+    assert fxquant.verify(quantized, path, [larger]).equal
+    model = onnx.load(path)
+    assert [i.name for i in model.graph.input] == ["x", "i"]
+    assert [i.type.tensor_type.shape.dim[0].dim_param for i in model.graph.input] == ["batch"] * 2
+    assert len(model.graph.output) == 3
+    assert model.producer_name == "fxquant"
+    assert {p.key: p.value for p in model.metadata_props} == {"fxquant.rounding": "half_up"}
+    modules = {p.value for n in model.graph.node for p in n.metadata_props
+               if p.key == "fxquant.module"}
+    assert {"layer", "rows"} <= modules
+
+
+def convolution():
+    layers = nn.Conv2d(4, 40, 3), nn.ReLU(), nn.Conv2d(40, 2, 1)
+    prepared = fxquant.prepare_qat(nn.Sequential(*layers))
+    x = torch.randn(2, 4, 7, 6)
+    laws.settle(prepared, x)
+    return fxquant.convert(prepared), x
+
+
+def test_verify_says_where_and_by_how_much(tmp_path):
+    """The bias of the first convolution is another one in the network than in the file."""
+    quantized, x = convolution()
+    path = tmp_path / "net.onnx"
+    fxquant.export_onnx(quantized, path, x)
+    first = next(n.name for n in quantized.graph.nodes if "0" in n.name and n.op == "call_module")
+    quantized.get_submodule(f"fxquant.{first}").bias += 2000
+    found = fxquant.verify(quantized, path, x)
+    assert not found.equal
+    assert found.partings[0].node == first
+    assert found.partings[0].largest >= 1
+    assert f"'{first}' (onnxruntime)" in str(found)
+
+
+def test_weights_beyond_the_limit_lie_beside_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("fxquant.export.onnx._FILE_LIMIT", 1000)
+    quantized, x = convolution()
+    is_equal(quantized, tmp_path / "net.onnx", [x])
+    assert {p.name for p in tmp_path.iterdir()} == {"net.onnx", "net.onnx.data"}
+
+
+def test_refusals(tmp_path):
+    quantized, x = convolution()
+    path = tmp_path / "net.onnx"
+    with pytest.raises(StageError, match="integer network"):
+        fxquant.export_onnx(nn.Conv2d(1, 1, 1), path, x)
+    with pytest.raises(ExportError, match="does not run on a batch"):
+        fxquant.export_onnx(quantized, path, x[:, :2])
+    with pytest.raises(ConfigError, match="batch"):
+        fxquant.export_onnx(quantized, path, x, batch=0)
+    with pytest.raises(ConfigError, match="no file"):
+        fxquant.verify(quantized, path, x)
+    config = QuantConfig(keep_float=("1",))
+    prepared = fxquant.prepare_qat(nn.Sequential(nn.Conv2d(4, 4, 1), nn.GELU()), config=config)
+    laws.settle(prepared, x)
+    with pytest.raises(ExportError, match="without keep_float"):
+        fxquant.export_onnx(fxquant.convert(prepared), path, x)
+    assert not list(tmp_path.iterdir()), "a refusal leaves no file"
