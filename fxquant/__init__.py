@@ -9,20 +9,44 @@ from fxquant.draw import to_networkx, visualize
 from fxquant.errors import FxQuantError
 from fxquant.explain import explain
 from fxquant.export import export_onnx, verify
+from fxquant.fake_quant import (
+    LSQ,
+    PACT,
+    TQT,
+    TWN,
+    DoReFa,
+    FakeQuant,
+    LSQPlus,
+    Stages,
+    Stochastic,
+    StraightThrough,
+)
 from fxquant.overrides import Override
-from fxquant.schemes import QuantScheme
+from fxquant.schemes import BINARY, TERNARY, QuantScheme
 from fxquant.see.as_float import as_float
 from fxquant.see.compare import Comparison, compare
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "BINARY",
+    "LSQ",
+    "PACT",
+    "TERNARY",
+    "TQT",
+    "TWN",
     "Audit",
     "Comparison",
+    "DoReFa",
+    "FakeQuant",
     "FxQuantError",
+    "LSQPlus",
     "Override",
     "QuantConfig",
     "QuantScheme",
+    "Stages",
+    "Stochastic",
+    "StraightThrough",
     "as_float",
     "audit",
     "calibrate",

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fxquant.errors import ConfigError
+from fxquant.fake_quant import FakeQuant, StraightThrough
 from fxquant.intmath import ACCUMULATOR_BITS
 from fxquant.observers import Calibrator, MovingAverage
-from fxquant.overrides import Override, check_calibrator, check_scheme
+from fxquant.overrides import Override, check_calibrator, check_fake_quant, check_scheme
 from fxquant.rounding import rounding_named
 from fxquant.schemes import INT8_WEIGHT, UINT8, QuantScheme
 
@@ -27,10 +28,10 @@ class QuantConfig:
                  follows the training; docs/calibrators.md says which others there are
     widen        whether what 8 bits describe badly gets 16: what a softmax or a norm of rows reads,
                  and shares that weigh others (ops/width.py; explain tells which)
-    step         "observed": the scales of activations follow the ranges seen in training;
-                 "learned": they start from the first batch's range and are parameters, `step`,
-                 that the loss trains (weight decay would shrink them); a range that is known
-                 beforehand, such as a sigmoid's, stays
+    fake_quant   how values are rounded in training, such as LSQ(), whose scales are parameters
+                 (docs/fake_quants.md); a range that is known beforehand, such as a sigmoid's, stays
+    weight_fake_quant
+                 the same for weights, where it is another one; None for `fake_quant`
     rounding     how eval() and the integers round: "half_up", "half_even", "half_away",
                  "gemmlowp", "ruy" or "fp32_rne"; docs/rounding.md says which engine rounds how
     batch_norm   "train": batch norms stay live, train on, and are folded into the integers of
@@ -61,7 +62,8 @@ class QuantConfig:
     accumulator_bits: int = ACCUMULATOR_BITS
     calibrator: Calibrator = MovingAverage()  # noqa: RUF009 - a frozen record
     widen: bool = True
-    step: Literal["observed", "learned"] = "observed"
+    fake_quant: FakeQuant = StraightThrough()  # noqa: RUF009 - likewise
+    weight_fake_quant: FakeQuant | None = None
     rounding: Literal["half_up", "half_even", "half_away", "gemmlowp", "ruy", "fp32_rne"] = (
         "half_up"
     )
@@ -81,8 +83,9 @@ class QuantConfig:
         check_calibrator(self.calibrator)
         if type(self.accumulator_bits) is not int or not 16 <= self.accumulator_bits <= 32:
             raise ConfigError(f"accumulator_bits is 16 to 32, got {self.accumulator_bits!r}")
-        if self.step not in ("observed", "learned"):
-            raise ConfigError(f"step is 'observed' or 'learned', got {self.step!r}")
+        check_fake_quant("fake_quant", self.fake_quant)
+        if self.weight_fake_quant is not None:
+            check_fake_quant("weight_fake_quant", self.weight_fake_quant)
         rounding_named(self.rounding)  # or it says which there are
         if self.batch_norm not in ("train", "fold"):
             raise ConfigError(f"batch_norm is 'train' or 'fold', got {self.batch_norm!r}")
@@ -101,7 +104,8 @@ class QuantConfig:
             if getattr(self, name) and self.batch_norm != "fold":
                 raise ConfigError(f"{name}=True needs batch_norm='fold': {why}")
         if self.first_last_bits is not None:
-            QuantScheme(bits=self.first_last_bits)  # or it says how many there may be
+            # or it says how many there may be; they are bits of activations, too
+            check_scheme("first_last_bits", QuantScheme(bits=self.first_last_bits))
         if not isinstance(self.overrides, tuple) or not all(
             isinstance(override, Override) for override in self.overrides
         ):

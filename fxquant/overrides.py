@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from fxquant.errors import ConfigError
+from fxquant.fake_quant import FakeQuant
 from fxquant.graph.edit import called_module
 from fxquant.graph.place import place_of
 from fxquant.observers import Calibrator
@@ -38,6 +39,9 @@ class Override:
     activation   the integers of their outputs: a scheme, or its bits alone
     weight       the integers of their weights, likewise; symmetric
     calibrator   how the ranges of their outputs are found, such as Percentile(99.9)
+    fake_quant   how their outputs and weights are rounded in training
+    weight_fake_quant
+                 the same for their weights, where it is another one
     """
 
     path: str | None = None
@@ -46,6 +50,8 @@ class Override:
     activation: QuantScheme | int | None = None
     weight: QuantScheme | int | None = None
     calibrator: Calibrator | None = None
+    fake_quant: FakeQuant | None = None
+    weight_fake_quant: FakeQuant | None = None
 
     def __post_init__(self) -> None:
         for name in ("path", "operator", "site"):
@@ -55,11 +61,16 @@ class Override:
         if not self._which:
             raise ConfigError("an override says which calls it means: path=, operator= or site=")
         if not self._sets:
-            raise ConfigError(f"{self} sets nothing: activation=, weight= or calibrator=")
+            raise ConfigError(
+                f"{self} sets nothing: activation=, weight=, calibrator= or fake_quant="
+            )
         for name in ("activation", "weight"):
             _check_scheme(name, getattr(self, name))
         if self.calibrator is not None:
             check_calibrator(self.calibrator)
+        for name in ("fake_quant", "weight_fake_quant"):
+            if getattr(self, name) is not None:
+                check_fake_quant(name, getattr(self, name))
 
     @property
     def _which(self) -> dict[str, str]:
@@ -68,7 +79,7 @@ class Override:
 
     @property
     def _sets(self) -> tuple[str, ...]:
-        names = ("activation", "weight", "calibrator")
+        names = ("activation", "weight", "calibrator", "fake_quant", "weight_fake_quant")
         return tuple(name for name in names if getattr(self, name) is not None)
 
     def __str__(self) -> str:
@@ -85,15 +96,23 @@ def _check_scheme(name: str, value: QuantScheme | int | None) -> None:
         raise ConfigError(f"{name} of an override is a QuantScheme or its bits, got {value!r}")
 
 
+def check_fake_quant(name: str, value: object) -> None:
+    """Refuse what is no choice of how to round in training."""
+    if not isinstance(value, FakeQuant):
+        raise ConfigError(f"{name} is a FakeQuant, such as fxquant.LSQ(), got {value!r}")
+
+
 def check_scheme(name: str, scheme: object) -> None:
-    """Refuse what cannot be the scheme of an `activation` or of a `weight`."""
+    """Refuse what cannot be the scheme of a `weight`, or of the activations that `name` says."""
     if not isinstance(scheme, QuantScheme):
         raise ConfigError(
             f"{name} is a QuantScheme, such as QuantScheme(bits=4), got {scheme!r}"
         )
     if name == "weight" and not scheme.symmetric:
         raise ConfigError(f"weights need a symmetric scheme, got {scheme!r}")
-    if name == "activation" and scheme.per_channel:
+    if name != "weight" and scheme.bits == 1:
+        raise ConfigError(f"activations have 2 to 16 bits, got {name}={scheme!r}")
+    if name != "weight" and scheme.per_channel:
         raise ConfigError("activations have one scale per tensor, got per_channel=True")
 
 
@@ -111,6 +130,8 @@ class Choice:
 
     activation: QuantScheme
     weight: QuantScheme
+    fake_quant: FakeQuant
+    weight_fake_quant: FakeQuant
     calibrator: Calibrator | None = None
     why: str = ""
 
@@ -144,7 +165,9 @@ def _overridden(choice: Choice, override: Override) -> Choice:
     activation = _scheme(override.activation, choice.activation)
     weight = _scheme(override.weight, choice.weight)
     calibrator = override.calibrator or choice.calibrator
-    return Choice(activation, weight, calibrator, str(override))
+    method = override.fake_quant or choice.fake_quant
+    of_weight = override.weight_fake_quant or override.fake_quant or choice.weight_fake_quant
+    return Choice(activation, weight, method, of_weight, calibrator, str(override))
 
 
 def _scheme(wish: QuantScheme | int | None, before: QuantScheme) -> QuantScheme:
@@ -195,7 +218,7 @@ def _matches(gm: fx.GraphModule, override: Override, name: str) -> list[fx.Node]
         raise ConfigError(f"{name}: no call matches all of it, though some match each part")
     for setting in override._sets:
         if not any(_takes(gm, node, setting) for node in found):
-            lacks = "a weight" if setting == "weight" else "a range of its own"
+            lacks = "a weight" if "weight" in setting else "a range of its own"
             calls = ", ".join(node.name for node in found[:3])
             raise ConfigError(f"{name} sets {setting}, but what matches, {calls}, has not {lacks}")
     return found
@@ -203,11 +226,12 @@ def _matches(gm: fx.GraphModule, override: Override, name: str) -> list[fx.Node]
 
 def _takes(gm: fx.GraphModule, node: fx.Node, setting: str) -> bool:
     module = called_module(gm, node)
-    if not isinstance(module, CallSite):
-        return setting != "weight"
-    if setting == "weight":
-        return module.op.weight_axis is not None
-    return module.op.output is Output.OWN
+    site = module if isinstance(module, CallSite) else None
+    weight = site is not None and site.op.weight_axis is not None
+    own = site is None or site.op.output is Output.OWN
+    if setting == "fake_quant":
+        return own or weight
+    return weight if "weight" in setting else own
 
 
 def near_misses(wrong: str, known: Iterable[str]) -> str:

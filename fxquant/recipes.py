@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fxquant.config import QuantConfig
-from fxquant.fake_quant import LearnedStep, ObservedStep
 from fxquant.passes import (
     AbsorbHighBias,
     BoundMasks,
@@ -24,8 +23,6 @@ from fxquant.passes import (
 )
 from fxquant.pipeline import Pass, Recipe
 from fxquant.rounding import rounding_named
-
-STEPS = {"observed": ObservedStep, "learned": LearnedStep}
 
 
 def prepare_recipe(config: QuantConfig, float_leaves: frozenset[str]) -> Recipe:
@@ -57,7 +54,8 @@ def prepare_recipe(config: QuantConfig, float_leaves: frozenset[str]) -> Recipe:
             InsertFakeQuant(
                 config.activation,
                 config.weight,
-                STEPS[config.step],
+                config.fake_quant,
+                config.weight_fake_quant,
                 config.accumulator_bits,
                 rounding_named(config.rounding),
                 config.widen,

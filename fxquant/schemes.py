@@ -29,7 +29,8 @@ class QuantScheme:
 
     `symmetric` fixes the zero point at the middle of the range; `narrow` leaves the lowest
     code out (-127..127), so that a weight and its negative are both representable;
-    `per_channel` gives every output channel of a weight its own scale.
+    `per_channel` gives every output channel of a weight its own scale. 1 bit is a sign: -1 and 1,
+    for weights alone.
     """
 
     bits: int = 8
@@ -39,8 +40,10 @@ class QuantScheme:
     per_channel: bool = False
 
     def __post_init__(self) -> None:
-        if type(self.bits) is not int or not 2 <= self.bits <= 16:
-            raise ConfigError(f"a scheme has 2 to 16 bits, got bits={self.bits!r}")
+        if type(self.bits) is not int or not 1 <= self.bits <= 16:
+            raise ConfigError(f"a scheme has 1 to 16 bits, got bits={self.bits!r}")
+        if self.bits == 1 and not (self.signed and self.symmetric):
+            raise ConfigError("1 bit is the sign of a weight: it needs a signed, symmetric scheme")
         if self.bits > 8 and not self.signed:
             raise ConfigError(f"more than 8 bits need signed integers, got bits={self.bits}")
         if self.narrow and not self.signed:
@@ -51,11 +54,15 @@ class QuantScheme:
     @property
     def qmin(self) -> int:
         """The lowest code."""
+        if self.bits == 1:
+            return -1
         return -(1 << (self.bits - 1)) + self.narrow if self.signed else 0
 
     @property
     def qmax(self) -> int:
         """The highest code."""
+        if self.bits == 1:
+            return 1
         return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
 
     @property
@@ -77,6 +84,8 @@ class QuantScheme:
 UINT8 = QuantScheme(signed=False, symmetric=False)
 INT16 = QuantScheme(bits=16, symmetric=False)
 INT8_WEIGHT = QuantScheme(narrow=True, per_channel=True)
+TERNARY = INT8_WEIGHT.with_bits(2)  # -1, 0, 1
+BINARY = INT8_WEIGHT.with_bits(1)  # -1, 1
 
 
 class QParams(NamedTuple):

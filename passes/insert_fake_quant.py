@@ -11,21 +11,22 @@ badly gets 16 (ops/width.py says what that is), and calls may have schemes of th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import fx
 
-from fxquant.fake_quant import ActivationFakeQuant, ObservedStep, WeightFakeQuant
+from fxquant.fake_quant import BinaryWeight, FakeQuant, StraightThrough, WeightFakeQuant
 from fxquant.graph.edit import called_module
 from fxquant.intmath import ACCUMULATOR_BITS
 from fxquant.observers import Fixed, Observer
 from fxquant.ops.flow import grids, inputs_of, layer_channels, quantizer_of, sites
+from fxquant.ops.parameters import parameters_of
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.overrides import Choice, Choices, Override
 from fxquant.pipeline import Keeps, Log, Pass, Stage
 from fxquant.rounding import HALF_UP, Rounding
 from fxquant.schemes import INT8_WEIGHT, UINT8, QuantScheme
+
+STRAIGHT_THROUGH: FakeQuant = StraightThrough()
 
 
 class InsertFakeQuant(Pass):
@@ -41,19 +42,21 @@ class InsertFakeQuant(Pass):
         self,
         activation: QuantScheme = UINT8,
         weight: QuantScheme = INT8_WEIGHT,
-        step: Callable[[QuantScheme, Observer], ActivationFakeQuant] = ObservedStep,
+        fake_quant: FakeQuant = STRAIGHT_THROUGH,
+        weight_fake_quant: FakeQuant | None = None,
         accumulator_bits: int = ACCUMULATOR_BITS,
         rounding: Rounding = HALF_UP,
         widen: bool = True,
         first_last_bits: int | None = None,
         overrides: tuple[Override, ...] = (),
     ) -> None:
-        """The schemes of activations and of weights, what quantizes an activation, the bits that
-        sums may have, how eval() rounds, whether some activations get 16 bits (ops/width.py), the
-        bits of the first and the last layer if they have their own, and what else has.
+        """The schemes of activations and of weights, what rounds them, and weights if otherwise,
+        the bits that sums may have, how eval() rounds, whether some activations get 16 bits
+        (ops/width.py), the bits of the first and the last layer if they have their own, and what
+        else has.
         """
-        self.choices = Choices(Choice(activation, weight), first_last_bits, widen, overrides)
-        self.step = step
+        default = Choice(activation, weight, fake_quant, weight_fake_quant or fake_quant)
+        self.choices = Choices(default, first_last_bits, widen, overrides)
         self.accumulator_bits = accumulator_bits
         self.rounding = rounding
 
@@ -71,16 +74,24 @@ class InsertFakeQuant(Pass):
             if isinstance(module.output, Observer):
                 if choice.calibrator is not None:  # only now entrances stand that it may be for
                     module.output = Observer(choice.calibrator)
-                step = ObservedStep if isinstance(module.output.calibrator, Fixed) else self.step
-                quantizer = step(choice.activation, module.output)
+                known = isinstance(module.output.calibrator, Fixed)
+                method = STRAIGHT_THROUGH if known else choice.fake_quant
+                quantizer = method.activation(choice.activation, module.output)
                 # in a float64 network real numbers are float64 on both sides of the integers
                 module.output = (quantizer.double() if double else quantizer).train(module.training)
                 log.change(node, f"output in {choice.activation}{why}")
             if isinstance(module, CallSite) and module.op.weight_axis is not None:
-                module.weight_quant = WeightFakeQuant(choice.weight, layer_channels(gm, node))
-                module.weight_quant.train(module.training)
+                module.weight_quant = _weight_quantizer(gm, node, choice).train(module.training)
                 log.change(node, f"weight in {choice.weight}{why}")
         grid = grids(gm)
         for node, site in sites(gm):
             site.sources = tuple(quantizer_of(gm, grid[value]) for value in inputs_of(node))
             site.accumulator_bits = self.accumulator_bits
+
+
+def _weight_quantizer(gm: fx.GraphModule, node: fx.Node, choice: Choice) -> WeightFakeQuant:
+    channels = layer_channels(gm, node)
+    if choice.weight.bits == 1:  # there is one way to take a sign
+        return BinaryWeight(choice.weight, channels)
+    weight, _ = parameters_of(gm, node)
+    return choice.weight_fake_quant.weight(choice.weight, channels, weight)

@@ -49,13 +49,13 @@ def test_an_override_that_matches_nothing_names_near_misses():
     ("settings", "message"),
     [
         ({"batch_norm": "freeze"}, "batch_norm is 'train' or 'fold'"),
-        ({"step": "fixed"}, "step is 'observed' or 'learned', got 'fixed'"),
+        ({"fake_quant": "lsq"}, r"a FakeQuant, such as fxquant.LSQ\(\), got 'lsq'"),
         ({"equalize": True}, "needs batch_norm='fold'"),
         ({"keep_float": "head"}, "a tuple of paths"),
         ({"weight": fxquant.QuantScheme(symmetric=False)}, "weights need a symmetric scheme"),
         ({"activation": 8}, "activation is a QuantScheme.*got 8"),
         ({"activation": fxquant.QuantScheme(per_channel=True)}, "one scale per tensor"),
-        ({"first_last_bits": 1}, "2 to 16 bits, got bits=1"),
+        ({"first_last_bits": 1}, "2 to 16 bits, got first_last_bits="),
         ({"overrides": fxquant.Override(path="0", weight=4)}, "a tuple of them"),
     ],
 )

@@ -12,7 +12,7 @@ import fxquant
 from fxquant import Override, QuantConfig
 from fxquant.calibration import quantizers_of
 from fxquant.errors import ConfigError, DataError, StageError, UncalibratedError
-from fxquant.fake_quant import ActivationFakeQuant
+from fxquant.fake_quant import FAKE_QUANTS, ActivationFakeQuant
 from fxquant.observers import Fixed, MinMax, MovingAverage
 from tests import laws
 from tests.strategies import chain, net_specs
@@ -58,16 +58,17 @@ def test_eval_is_convert_and_nothing_moves(spec):
     assert all(torch.equal(v, before[k]) for k, v in prepared.state_dict().items())
 
 
-@pytest.mark.parametrize("step", ["observed", "learned"])
-def test_a_trained_network_may_be_calibrated_anew(step):
-    prepared = fxquant.prepare_qat(model(), config=QuantConfig(step=step, calibrator=MinMax()))
+@pytest.mark.parametrize("fake_quant", FAKE_QUANTS)
+def test_a_trained_network_may_be_calibrated_anew(fake_quant):
+    config = QuantConfig(fake_quant=fake_quant(), calibrator=MinMax())
+    prepared = fxquant.prepare_qat(model(), config=config)
     with torch.no_grad():
         prepared.train()(50 * BATCHES[0])
     prepared.steps[2].eval()
     modes = [m.training for m in prepared.modules()]
     fxquant.calibrate(prepared, BATCHES)
     assert modes == [m.training for m in prepared.modules()]
-    fresh = fxquant.prepare_ptq(model(), config=QuantConfig(step=step, calibrator=MinMax()))
+    fresh = fxquant.prepare_ptq(model(), config=config)
     fxquant.calibrate(fresh, BATCHES)
     assert ranges(prepared)["quantize_x"] == ranges(fresh)["quantize_x"]
     assert torch.equal(fxquant.convert(prepared)(BATCHES[1]), prepared.eval()(BATCHES[1]))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fxquant.fake_quant import (
     LearnedStep,
     ObservedStep,
-    WeightFakeQuant,
+    ObservedWeight,
     fake_quantize,
     round_to_grid,
     straight_through,
@@ -56,7 +56,7 @@ def test_rounding_to_a_grid_never_clamps_and_lets_gradients_through():
 
 def test_a_weight_is_on_the_grid_that_eval_uses():
     weight = torch.randn(6, 4, 3, 3)
-    quant = WeightFakeQuant(INT8_WEIGHT, Channels())
+    quant = ObservedWeight(INT8_WEIGHT, Channels())
     codes = quant(weight) / quant.scale(weight).reshape(-1, 1, 1, 1)
     torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-4)
     assert codes.abs().amax((1, 2, 3)).round().tolist() == [127.0] * 6
@@ -115,7 +115,7 @@ def test_a_learned_step_starts_where_its_observer_has_been():
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_gradient_of_a_learned_step(sign):
-    """Step 0.5, codes -8 to 7, n = 5: x / s = 1.25, -0.5, 7.375, 12, -50.
+    """Step 0.5, codes -8 to 7, 5 features: x / s = 1.25, -0.5, 7.375, 12, -50.
 
     codes       1, 0 (half-up), 7, 7 (clamped), -8 (clamped)
     slopes  -0.25,         0.5, -0.375,     7,       -8
@@ -125,21 +125,21 @@ def test_the_gradient_of_a_learned_step(sign):
     assert float(quant.scale) == 0.5
     with torch.no_grad():
         quant.step.mul_(sign)  # the scale is |step|: its gradient turns around with it
-    x = torch.tensor([0.625, -0.25, 3.6875, 6.0, -25.0], requires_grad=True)
+    x = torch.tensor([[0.625, -0.25, 3.6875, 6.0, -25.0]], requires_grad=True)
     y = quant(x)
-    assert y.tolist() == [0.5, 0.0, 3.5, 3.5, -4.0]
+    assert y.tolist() == [[0.5, 0.0, 3.5, 3.5, -4.0]]
     assert torch.equal(y, fake_quantize(x, quant.qparams))
     dy = torch.arange(1.0, 6.0)
-    y.backward(dy)
-    assert x.grad.tolist() == [1.0, 2.0, 3.0, 0.0, 0.0]
+    y.backward(dy[None])
+    assert x.grad.tolist() == [[1.0, 2.0, 3.0, 0.0, 0.0]]
     torch.testing.assert_close(quant.step.grad, torch.tensor(sign * -12.375 / 35**0.5))
 
 
 def test_clamping_is_around_the_zero_point():
     """[-1, 3] in uint8: z = 64, so codes reach from -64 to 191 steps of 4/255."""
     quant = learned()
-    quant(torch.tensor([-9.0, 9.0])).sum().backward()
-    torch.testing.assert_close(quant.step.grad, torch.tensor((191 - 64) / (2 * 255) ** 0.5))
+    quant(torch.tensor([[-9.0, 9.0]])).sum().backward()
+    torch.testing.assert_close(quant.step.grad, torch.tensor((191 - 64) / (2 * 191) ** 0.5))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)

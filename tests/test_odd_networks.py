@@ -318,10 +318,10 @@ def test_versions_of_state_dicts_are_kept():
     assert prepared.state_dict()._metadata[""]["version"] == 3
 
 
-@pytest.mark.parametrize("step", ["observed", "learned"])
+@pytest.mark.parametrize("fake_quant", [fxquant.StraightThrough(), fxquant.LSQ()], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_prepared_network_may_go_to_half_precision(dtype, step):
-    config = fxquant.QuantConfig(step=step)
+def test_a_prepared_network_may_go_to_half_precision(dtype, fake_quant):
+    config = fxquant.QuantConfig(fake_quant=fake_quant)
     net = Net(lambda s, x: F.layer_norm(s.b(s.a(x)) + x, (4, 8, 8)))
     prepared = fxquant.prepare_qat(net, config=config)
     x = torch.randn(4, 4, 8, 8)

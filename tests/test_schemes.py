@@ -84,8 +84,9 @@ def test_a_narrow_range_holds_the_negative_of_every_code(bits: int):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bits": 1}, "2 to 16 bits, got bits=1"),
-        ({"bits": 17}, "2 to 16 bits, got bits=17"),
+        ({"bits": 0}, "1 to 16 bits, got bits=0"),
+        ({"bits": 1, "signed": False, "symmetric": False}, "1 bit is the sign of a weight"),
+        ({"bits": 17}, "1 to 16 bits, got bits=17"),
         ({"bits": 9, "signed": False, "symmetric": False}, "more than 8 bits need signed"),
         ({"narrow": True, "signed": False}, "narrow range needs signed"),
         ({"symmetric": True, "signed": False}, "symmetric scheme needs signed"),

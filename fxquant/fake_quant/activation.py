@@ -4,42 +4,25 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from fxquant.fake_quant.quantizer import Quantizer
 from fxquant.observers import Observer
 from fxquant.schemes import QParams, QuantScheme
 
 
-class ActivationFakeQuant(nn.Module, ABC):
-    """Fake-quantizes activations, for which an observer proposes a range.
-
-    All its numbers are buffers and parameters, so that they travel in the state_dict. In
-    eval() nothing moves.
+class ActivationFakeQuant(Quantizer, ABC):
+    """Fake-quantizes activations, for which an observer proposes a range. In eval() nothing moves.
     """
 
     zero_point: Tensor
 
     def __init__(self, scheme: QuantScheme, observer: Observer) -> None:
-        super().__init__()
-        self.scheme = scheme
+        super().__init__(scheme)
         self.observer = observer
         self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """half() and bfloat16() leave the numbers of the grid alone, as where the model had these
-        types before it was prepared: they would be too few bits to tell codes apart.
-        """
-
-        def wide(numbers: Tensor) -> Tensor:
-            moved = fn(numbers)
-            narrow = moved.is_floating_point() and moved.dtype.itemsize < 4
-            return numbers.to(moved.device) if narrow else moved
-
-        return super()._apply(wide, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     @abstractmethod
     def follow_observer(self) -> None:
@@ -58,7 +41,3 @@ class ActivationFakeQuant(nn.Module, ABC):
     def ready(self) -> bool:
         """Whether a range is known."""
         return self.observer.seen
-
-    def extra_repr(self) -> str:
-        """The scheme, for print(model)."""
-        return str(self.scheme)

@@ -64,6 +64,22 @@ def _rounded(x: Tensor, scale: Any, low: Any, high: Any) -> Tensor:
     return y.add_(0.5).clamp_(low, high).floor_().mul_(scale).to(x.dtype)
 
 
+def pass_through(x: Tensor, y: Tensor) -> Tensor:
+    """`y`, whose gradient is given to `x` as it is."""
+    out: Tensor = _PassThrough.apply(x, y)
+    return out
+
+
+class _PassThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
 class _Round(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:

@@ -1,33 +1,36 @@
-"""The quantizer of a weight: symmetric, its scale read off the weight itself at every use.
+"""The promise of a quantizer of a weight: symmetric, a scale for each output channel.
 
-The scale is `max|w| / qmax`, so no weight is clipped and the straight-through gradient is
-the identity: no mask is computed or kept.
+    w_q = clamp(round(t(w) / s), qmin, qmax)        w ≈ w_q · s
+
+`t` shapes the weight before it is rounded; mostly it does nothing. eval() and convert make w_q of
+`transform` and `scale`; training reads `forward`, which gives w_q · s and the gradient.
 """
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from abc import ABC, abstractmethod
 
-from fxquant.fake_quant.straight_through import round_to_grid
-from fxquant.schemes import Channels, QuantScheme, weight_scale
+from torch import Tensor
+
+from fxquant.fake_quant.quantizer import Quantizer
+from fxquant.schemes import Channels, QuantScheme
 
 
-class WeightFakeQuant(nn.Module):
-    """Fake-quantizes a weight whose output channels lie along `channels`. It has no state."""
+class WeightFakeQuant(Quantizer, ABC):
+    """Fake-quantizes a weight whose output channels lie along `channels`."""
 
     def __init__(self, scheme: QuantScheme, channels: Channels) -> None:
-        super().__init__()
-        self.scheme = scheme
+        super().__init__(scheme)
         self.channels = channels
 
+    @abstractmethod
     def forward(self, weight: Tensor) -> Tensor:
         """The weight on its grid; same shape and dtype."""
-        return round_to_grid(weight, self.channels.spread(self.scale(weight), weight))
 
+    @abstractmethod
     def scale(self, weight: Tensor) -> Tensor:
-        """The scales of `weight`: float32 [channels]."""
-        return weight_scale(weight, self.scheme, self.channels)
+        """The scales of `weight`: float32 [C], positive and finite, without gradient."""
 
-    def extra_repr(self) -> str:
-        """The scheme, for print(model)."""
-        return str(self.scheme)
+    def transform(self, weight: Tensor) -> Tensor:
+        """What is divided by the scale and rounded: same shape, without gradient."""
+        return weight.detach()

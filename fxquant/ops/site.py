@@ -148,7 +148,8 @@ class CallSite(Site):
         weights = None
         if weight is not None and self.weight_quant is not None:
             quant, bias = self.weight_quant, options.get("bias")
-            weights = Weights(weight, bias, quant.scale(weight), quant.scheme, quant.channels)
+            real, scale = quant.transform(weight), quant.scale(weight)
+            weights = Weights(real, bias, scale, quant.scheme, quant.channels)
             weights = weights if affine is None else _fold(weights, affine)
         sources = tuple(source.qparams for source in self.sources)
         bits = self.accumulator_bits

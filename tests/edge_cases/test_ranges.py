@@ -202,14 +202,14 @@ def test_case_54_ties_in_a_network():
     assert torch.equal(fxquant.convert(prepared)(ties), trained)
 
 
-LEARNED = {name: replace(c, step="learned") for name, c in laws.CONFIGS.items()}
+LEARNED = {name: replace(c, fake_quant=fxquant.LSQ()) for name, c in laws.CONFIGS.items()}
 
 
 def test_case_55_learned_step():
     """Kept: learned scales start from the first batch's range, and are parameters before it."""
     model = Net(lambda s, x: s.b(s.a(x).relu()).sigmoid(), a=conv(), b=conv())
     for prepared, _ in kept(model, INPUT, configs=LEARNED).values():
-        steps = [name for name, _ in prepared.named_parameters() if name.endswith(".step")]
+        steps = [name for name, _ in prepared.named_parameters() if name.endswith("output.step")]
         assert len(steps) == 3  # the input, a and b; a sigmoid's range is known
         q = prepared.fxquant.quantize_x.output
         first = range_to_qparams(INPUT.min(), INPUT.max(), UINT8)

@@ -4,7 +4,7 @@ import pytest
 
 import fxquant
 from fxquant.errors import VerifyError
-from fxquant.fake_quant import WeightFakeQuant
+from fxquant.fake_quant import ObservedWeight
 from fxquant.graph.edit import replace_site
 from fxquant.ops import op_named
 from fxquant.ops.flow import sites
@@ -104,7 +104,7 @@ def test_a_weight_quantizer_is_missing_or_one_too_many():
     with pytest.raises(VerifyError, match="'steps_0'.* has no weight quantizer, or one too many"):
         verify_fake_quant(gm)
     gm, found = fake_quantized()
-    found["add"].weight_quant = WeightFakeQuant(INT8_WEIGHT, Channels())
+    found["add"].weight_quant = ObservedWeight(INT8_WEIGHT, Channels())
     with pytest.raises(VerifyError, match="has no weight quantizer, or one too many"):
         verify_fake_quant(gm)
 
