@@ -5,6 +5,7 @@ from fxquant.api import convert, prepare_ptq, prepare_qat
 from fxquant.audit import Audit, audit
 from fxquant.calibration import calibrate
 from fxquant.config import QuantConfig
+from fxquant.config_file import load_config, save_config
 from fxquant.draw import to_networkx, visualize
 from fxquant.errors import FxQuantError
 from fxquant.explain import explain
@@ -23,8 +24,11 @@ from fxquant.fake_quant import (
 )
 from fxquant.overrides import Override
 from fxquant.schemes import BINARY, TERNARY, QuantScheme
+from fxquant.presets import preset
+from fxquant.schemes import QuantScheme
 from fxquant.see.as_float import as_float
 from fxquant.see.compare import Comparison, compare
+from fxquant.statistics_file import load_statistics, save_statistics
 
 __version__ = "0.1.0.dev0"
 
@@ -55,9 +59,14 @@ __all__ = [
     "correct_bias",
     "explain",
     "export_onnx",
+    "load_config",
+    "load_statistics",
     "prepare_ptq",
     "prepare_qat",
+    "preset",
     "reestimate_batch_norm",
+    "save_config",
+    "save_statistics",
     "to_networkx",
     "verify",
     "visualize",

@@ -52,7 +52,7 @@ def calibrate(
     count = part_of(batches, share)
     quantizers = quantizers_of(prepared)
     fresh = {node: Observer(q.observer.calibrator) for node, q in quantizers.items()}
-    with _forgotten(quantizers.values()), ExitStack() as hooks, torch.no_grad():
+    with forgotten(quantizers.values()), ExitStack() as hooks, torch.no_grad():
         for node, observer in fresh.items():
             observer.to(quantizers[node].zero_point.device)
             site = called_module(prepared, node)
@@ -89,7 +89,7 @@ def _watch(observer: Observer) -> Callable[[nn.Module, Any, Tensor], None]:
 
 
 @contextmanager
-def _forgotten(quantizers: Iterable[ActivationFakeQuant]) -> Iterator[None]:
+def forgotten(quantizers: Iterable[ActivationFakeQuant]) -> Iterator[None]:
     """Quantizers without a range, for which a network in eval() is the float network. Where what
     follows fails, all is as before.
     """

@@ -26,6 +26,8 @@ LAYERS = (
     ("batches",),
     ("api", "after_training", "calibration", "audit", "explain", "draw", "see"),
     ("export",),
+    ("records", "presets"),
+    ("config_file", "statistics_file"),
     ("darts",),
     ("demo",),
     ("cli",),
