@@ -23,9 +23,8 @@ from fxquant.fake_quant import (
     StraightThrough,
 )
 from fxquant.overrides import Override
-from fxquant.schemes import BINARY, TERNARY, QuantScheme
 from fxquant.presets import preset
-from fxquant.schemes import QuantScheme
+from fxquant.schemes import BINARY, TERNARY, QuantScheme
 from fxquant.see.as_float import as_float
 from fxquant.see.compare import Comparison, compare
 from fxquant.statistics_file import load_statistics, save_statistics

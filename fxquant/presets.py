@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from fxquant.config import QuantConfig
 from fxquant.errors import ConfigError
+from fxquant.fake_quant import LSQ
 from fxquant.observers import KL, MSE, MinMax
 from fxquant.overrides import near_misses
 from fxquant.schemes import QuantScheme
@@ -43,7 +44,7 @@ PRESETS = (
     Preset(
         "w4a4",
         "4 bits, first and last layer at 8, steps that the loss trains",
-        QuantConfig(weight=_W4, activation=_A4, first_last_bits=8, step="learned"),
+        QuantConfig(weight=_W4, activation=_A4, first_last_bits=8, fake_quant=LSQ()),
     ),
     Preset(
         "tensorrt",

@@ -21,6 +21,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fxquant.errors import ConfigError, FxQuantError
 from fxquant.extras import needs_extra
+from fxquant.fake_quant import (
+    FAKE_QUANTS,
+    PROJECTIONS,
+    TRANSFORMS,
+    FakeQuant,
+    Projection,
+    Transform,
+)
 from fxquant.files import write_whole
 from fxquant.observers import CALIBRATORS, Calibrator
 from fxquant.overrides import near_misses
@@ -29,7 +37,12 @@ if TYPE_CHECKING:
     import yaml
 
 # a type, and the records by which it may be meant: a file says which under 'kind'
-KINDS: tuple[tuple[Any, tuple[type[Any], ...]], ...] = ((Calibrator, CALIBRATORS),)
+KINDS: tuple[tuple[Any, tuple[type[Any], ...]], ...] = (
+    (Calibrator, CALIBRATORS),
+    (FakeQuant, FAKE_QUANTS),
+    (Transform, TRANSFORMS),
+    (Projection, PROJECTIONS),
+)
 
 VERSION = 1  # of the files; the key that says so is 'fxquant'
 
@@ -185,7 +198,7 @@ def _member(part: Part, members: tuple[Any, ...]) -> Any:
     if type(None) in members and part.node.id == "scalar" and part.scalar() is None:
         return type(None)
     for kind, _ in KINDS:
-        if set(typing.get_args(kind)) <= set(members):
+        if set(typing.get_args(kind) or (kind,)) <= set(members):
             return kind
     records = [m for m in members if dataclasses.is_dataclass(m)]
     others = [m for m in members if m not in records and m is not type(None)]

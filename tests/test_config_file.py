@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import fxquant
 from fxquant import Override, QuantConfig, QuantScheme
 from fxquant.errors import ConfigError, FxQuantError
+from fxquant.fake_quant import FAKE_QUANTS, ByChance, Clipped, Stages, Tanh
 from fxquant.observers import CALIBRATORS, KL, Fixed, MeanStd, Percentile
 from fxquant.presets import PRESETS
 
@@ -20,6 +21,15 @@ calibrators = st.one_of(
     st.builds(Fixed, st.floats(-1e3, 0.0), st.floats(0.0, 1e3)),
     st.builds(Percentile, st.floats(51.0, 100.0)),
     st.builds(MeanStd, st.floats(1e-5, 9.0)),
+)
+fake_quants = st.one_of(
+    *(st.just(kind()) for kind in FAKE_QUANTS),
+    st.builds(
+        Stages,
+        transform=st.sampled_from([Tanh(), Clipped(2.5)]),
+        projection=st.just(ByChance()),
+        learned=st.booleans(),
+    ),
 )
 bits = st.integers(2, 8)
 weights = st.builds(
@@ -33,6 +43,7 @@ overrides = st.builds(
     activation=st.none() | bits | activations,
     weight=bits | weights,
     calibrator=st.none() | calibrators,
+    fake_quant=st.none() | fake_quants,
 )
 configs = st.builds(
     QuantConfig,
@@ -40,7 +51,8 @@ configs = st.builds(
     weight=weights,
     accumulator_bits=st.integers(16, 32),
     calibrator=calibrators,
-    step=st.sampled_from(["observed", "learned"]),
+    fake_quant=fake_quants,
+    weight_fake_quant=st.none() | fake_quants,
     rounding=st.sampled_from(["half_up", "fp32_rne"]),
     batch_norm=st.just("fold"),
     equalize=st.booleans(),
@@ -112,11 +124,11 @@ def test_a_file_as_people_write_it(tmp_path):
         ("fxquant: 1\nconfg: {}", "line 2: there is no 'confg' here; did you mean 'config'"),
         ("fxquant: 1\nconfig:\n  weigth: {}", "line 3: .*'weigth' here; did you mean 'weight'"),
         ("fxquant: 1\nconfig:\n  weight:\n    bit: 4", "line 4: .*'bit'.*did you mean 'bits'"),
-        ("fxquant: 1\nconfig:\n  weight: {bits: 17}", "line 3: a scheme has 2 to 16 bits"),
+        ("fxquant: 1\nconfig:\n  weight: {bits: 17}", "line 3: a scheme has 1 to 16 bits"),
         ("fxquant: 1\nconfig:\n  weight: {bits: four}", "line 3: a whole number belongs here"),
         ("fxquant: 1\nconfig:\n  weight: 8", "line 3: 'key: value' pairs belong here, not '8'"),
         ("fxquant: 1\nconfig:\n  widen: 1", "line 3: true or false belongs here, not '1'"),
-        ("fxquant: 1\nconfig:\n\n  step: lerned", "line 4: 'lerned' is none of.*mean 'learned'"),
+        ("fxquant: 1\nconfig:\n\n  fake_quant: LSG", "line 4: 'LSG' is none of.*mean 'LSQ'"),
         ("fxquant: 1\nconfig: {equalize: true}", "line 2: equalize=True needs batch_norm='fold'"),
         ("fxquant: 1\nconfig: {calibrator: Kl}", "line 2: 'Kl' is none of.*did you mean 'KL'"),
         ("fxquant: 1\nconfig: {calibrator: {}}", "'kind' is missing, one of MinMax"),

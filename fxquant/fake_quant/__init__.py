@@ -15,14 +15,18 @@ from fxquant.fake_quant.straight_through import fake_quantize, round_to_grid
 from fxquant.fake_quant.tqt import TQT, TrainedThreshold
 from fxquant.fake_quant.weight import WeightFakeQuant
 
-# every one that a configuration may name
+# what a configuration may name
 FAKE_QUANTS = (StraightThrough, LSQ, LSQPlus, PACT, DoReFa, TQT, Stochastic, Stages, TWN)
+TRANSFORMS = (Plain, Tanh, Clipped)  # of Stages
+PROJECTIONS = (Nearest, ByChance)
 
 __all__ = [
     "FAKE_QUANTS",
     "LSQ",
     "PACT",
+    "PROJECTIONS",
     "TQT",
+    "TRANSFORMS",
     "TWN",
     "ActivationFakeQuant",
     "BinaryWeight",
