@@ -24,6 +24,7 @@ from fxquant.fake_quant import (
 )
 from fxquant.overrides import Override
 from fxquant.presets import preset
+from fxquant.saved import load, save
 from fxquant.schemes import BINARY, TERNARY, QuantScheme
 from fxquant.see.as_float import as_float
 from fxquant.see.compare import Comparison, compare
@@ -58,12 +59,14 @@ __all__ = [
     "correct_bias",
     "explain",
     "export_onnx",
+    "load",
     "load_config",
     "load_statistics",
     "prepare_ptq",
     "prepare_qat",
     "preset",
     "reestimate_batch_norm",
+    "save",
     "save_config",
     "save_statistics",
     "to_networkx",

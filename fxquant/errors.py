@@ -55,5 +55,9 @@ class ExportError(FxQuantError):
     """A network, or an operator of it, that a format cannot hold."""
 
 
+class FileError(FxQuantError):
+    """A file that is damaged, foreign or too new, or a network that no file can hold."""
+
+
 class MissingExtraError(FxQuantError, ImportError):
     """A feature needs a package that is an optional extra of fxquant."""

@@ -250,8 +250,19 @@ def note_left_alone(gm: fx.GraphModule, name: str, summary: str, reason: str) ->
 
 def carry_over(source: fx.GraphModule, target: fx.GraphModule) -> None:
     """Let `target`, made from `source`'s graph, be of its stage and have its log."""
-    set_stage(target, stage_of(source))
-    setattr(target, _LOG, history(source))
+    set_history(target, stage_of(source), history(source))
+
+
+def set_history(gm: fx.GraphModule, stage: Stage, records: tuple[PassRecord, ...]) -> None:
+    """Let `gm` be of that stage, and have that log."""
+    set_stage(gm, stage)
+    setattr(gm, _LOG, records)
+
+
+def check_stage(gm: fx.GraphModule) -> None:
+    """Check `gm` against what its stage may hold. Raises VerifyError."""
+    check(gm)
+    _VERIFY[stage_of(gm)](gm)
 
 
 def history(gm: fx.GraphModule) -> tuple[PassRecord, ...]:

@@ -28,6 +28,7 @@ REFERENCE = "tests/test_reference.py::test_every_activation_is_the_reference"
 REAL = "tests/test_reference.py::test_every_operator_is_within_half_a_step_of_the_real_one"
 NO_FLOAT = "tests/test_reference.py::test_there_is_no_float_between_quantize_and_dequantize"
 EVAL = "tests/test_reference.py::test_converted_is_eval"
+DAMAGED = "tests/saved/test_damaged_files.py::test_tampered_files_with_the_right_digest"
 UNCALIBRATED = "tests/test_reference.py::test_until_it_has_seen_data_eval_is_the_float_network"
 
 # lines of fxquant/recipes.py
@@ -990,6 +991,39 @@ BUGS = (
         "        alone.replace(node, measure.as_candidate(expected, value))\n",
         "",
         ("tests/see/test_compare.py::test_errors_add_up_as_it_runs_but_not_alone",),
+    ),
+    # ---------------------------------------------------------------- files
+    Bug(
+        "a file may call any method",
+        "fxquant/saved/callables.py",
+        """    if node.op == "call_method":
+        _check(""",
+        """    if node.op == "no call":
+        _check(""",
+        (f"{DAMAGED}[a private method]",),
+    ),
+    Bug(
+        "names of modules go into code as they are",
+        "fxquant/saved/modules.py",
+        """    if _ATOM.fullmatch(name) is None:
+        raise FileError(f"{path!r} is no path of a module")
+""",
+        "",
+        (f"{DAMAGED}[a path with code]",),
+    ),
+    Bug(
+        "the digest is not compared",
+        "fxquant/saved/container.py",
+        "if _digest(text, tensors) != digest:",
+        "if digest is None:",
+        ("tests/saved/test_damaged_files.py::test_messages_say_which_of_the_three_it_is",),
+    ),
+    Bug(
+        "a tied parameter comes back twice",
+        "fxquant/saved/modules.py",
+        "tensor = None if key is None else made.get(key)",
+        "tensor = None",
+        ("tests/saved/test_files.py::test_what_is_tied_stays_tied",),
     ),
 )
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxquant.fake_quant.activation import ActivationFakeQuant
 from fxquant.observers import Observer
@@ -40,7 +40,6 @@ class LearnedGrid(ActivationFakeQuant, ABC):
     def __init__(self, scheme: QuantScheme, observer: Observer) -> None:
         super().__init__(scheme, observer)
         self._started = False  # a memory of `ready`, which waits for the device at each question
-        self.register_load_state_dict_post_hook(_ask_again)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor, least: float = -math.inf, most: float = math.inf) -> Tensor:
         """`x`, limited, on the grid; same shape and dtype."""
@@ -52,6 +51,10 @@ class LearnedGrid(ActivationFakeQuant, ABC):
                 self._start(x.detach().float())
             self._started = self.ready
         return self.rounded(x)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._started = False  # what was loaded may have a range or not
 
     def follow_observer(self) -> None:
         """Start from the range that the observer proposes."""
@@ -72,12 +75,6 @@ class LearnedGrid(ActivationFakeQuant, ABC):
     @abstractmethod
     def rounded(self, x: Tensor) -> Tensor:
         """`x` on the grid of `qparams`, with the gradients of the method."""
-
-
-def _ask_again(quantizer: nn.Module, _: Any) -> None:
-    """What was loaded may have a range or not."""
-    assert isinstance(quantizer, LearnedGrid)
-    quantizer._started = False
 
 
 def round_learned(

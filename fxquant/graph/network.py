@@ -58,15 +58,20 @@ class Network(fx.GraphModule):
         return _unpickle, (rebuild, arguments, type(self).__name__)
 
 
-def network(model: nn.Module, graph: fx.Graph) -> Network:
+def network(model: nn.Module, graph: fx.Graph, name: str | None = None) -> Network:
     """The graph over all that `model` holds: its modules, parameters and attributes."""
-    gm = Network(model, graph, class_name=type(model).__name__)
+    gm = Network(model, graph, class_name=name or type(model).__name__)
     _hand_over(vars(model), gm)
     if not isinstance(model, fx.GraphModule):
-        setattr(gm, _MODEL_CLASS, type(model))
+        borrow_methods(gm, type(model))
     gm._version = model._version  # what load_state_dict may ask for
     gm.training = model.training
     return gm
+
+
+def borrow_methods(gm: Network, model_class: type) -> None:
+    """Let methods and class attributes of the user's class be found on `gm`."""
+    setattr(gm, _MODEL_CLASS, model_class)
 
 
 def _can_be_imported(model_class: type) -> bool:
@@ -112,9 +117,13 @@ def _unpickle(
 
 
 def _hand_over(held: dict[str, Any], gm: fx.GraphModule) -> None:
-    # the user's own containers, not the empty ones that fx makes on the way to a leaf
+    # the user's own containers, not the empty ones that fx makes on the way to a leaf; and in their
+    # order, by which optimizers know the state of parameters
     for table in ("_modules", "_parameters", "_buffers"):
-        vars(gm)[table].update(held[table])
+        made = vars(gm)[table]
+        ordered = held[table] | {name: made[name] for name in made if name not in held[table]}
+        made.clear()
+        made.update(ordered)
     gm._non_persistent_buffers_set |= held["_non_persistent_buffers_set"]
     for name, value in held.items():
         if name not in vars(gm):

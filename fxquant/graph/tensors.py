@@ -53,6 +53,24 @@ def register_tensors(model: nn.Module) -> None:
                     registered.add(id(tensor))
 
 
+def lend_attributes(model: nn.Module, target: nn.Module) -> None:
+    """Give modules of `target` what those of `model`, a copy that nobody else uses, hold as plain
+    attributes at the same paths. Tensors among them become those of `target`.
+    """
+    register_tensors(model)
+    held = {**dict(target.named_parameters()), **dict(target.named_buffers())}
+    every = (*model.named_parameters(), *model.named_buffers())
+    moved = {id(tensor): held[path] for path, tensor in every if path in held}
+    modules = dict(target.named_modules(remove_duplicate=False))
+    for path, module in model.named_modules():
+        if path not in modules or is_torchs_module(module):
+            continue
+        borrower = modules[path]
+        for name, value in attributes_of(module).items():
+            if name not in vars(borrower):
+                setattr(borrower, name, _map_tensors(value, lambda t: moved.get(id(t), t)))
+
+
 def _free_name(module: nn.Module, name: str) -> str:
     while hasattr(module, name):
         name += "_"

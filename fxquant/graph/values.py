@@ -13,9 +13,9 @@ from torch.fx._symbolic_trace import _assert_is_none
 from fxquant.graph.guard import require_shapes
 from fxquant.graph.place import example_of
 
-_ASSERTIONS = {require_shapes, torch._assert, _assert_is_none}
-_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "layout", "requires_grad"}
-_METHODS = {
+ASSERTIONS = {require_shapes, torch._assert, _assert_is_none}
+ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "layout", "requires_grad"}
+QUERIES = {
     *("size", "dim", "ndimension", "numel", "nelement", "stride", "element_size"),
     "is_contiguous",
 }
@@ -62,7 +62,7 @@ def assertions(graph: fx.Graph) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         if node.op == "call_function" and (
-            node.target in _ASSERTIONS or (node.users and found.issuperset(node.users))
+            node.target in ASSERTIONS or (node.users and found.issuperset(node.users))
         ):
             found.add(node)
     return found
@@ -71,5 +71,5 @@ def assertions(graph: fx.Graph) -> set[fx.Node]:
 def is_query(node: fx.Node) -> bool:
     """Whether `node` asks a tensor for its shape, or for what else is not a value of it."""
     if node.op == "call_method":
-        return node.target in _METHODS
-    return node.op == "call_function" and node.target is getattr and node.args[1] in _ATTRIBUTES
+        return node.target in QUERIES
+    return node.op == "call_function" and node.target is getattr and node.args[1] in ATTRIBUTES

@@ -19,14 +19,14 @@ from fxquant.graph.merge import Switch
 from fxquant.graph.modes import is_identity_in_eval
 from fxquant.graph.place import example_of
 
-_METHODS = {
+MOVE_METHODS = {
     *("view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "contiguous"),
     *("squeeze", "unsqueeze", "expand", "expand_as", "view_as", "reshape_as", "repeat", "chunk"),
     *("split", "unbind", "narrow", "select", "flip", "roll", "swapaxes", "swapdims", "movedim"),
     *("moveaxis", "tile", "repeat_interleave", "index_select", "clone", "detach"),
 }
-_ATTRIBUTES = ("T", "mT")  # a tensor, transposed
-_FUNCTIONS = {getattr(torch, name) for name in _METHODS if hasattr(torch, name)} | {
+MOVE_ATTRIBUTES = ("T", "mT")  # a tensor, transposed
+MOVE_FUNCTIONS = {getattr(torch, name) for name in MOVE_METHODS if hasattr(torch, name)} | {
     operator.getitem,
     torch.nn.functional.channel_shuffle,
     torch.nn.functional.pixel_shuffle,
@@ -65,10 +65,10 @@ def is_move(gm: fx.GraphModule, node: fx.Node) -> bool:
     if any(isinstance(a, torch.dtype) for a in (*node.args, *node.kwargs.values())):
         return False  # view(dtype) reads the bits of other numbers
     if node.op == "call_method":
-        return node.target in _METHODS
+        return node.target in MOVE_METHODS
     if node.op == "call_function":
-        return node.target in _FUNCTIONS or (
-            node.target is getattr and node.args[1] in _ATTRIBUTES
+        return node.target in MOVE_FUNCTIONS or (
+            node.target is getattr and node.args[1] in MOVE_ATTRIBUTES
         )
     module = called_module(gm, node)
     return module is not None and (

@@ -1,0 +1,332 @@
+"""Modules as JSON and back: which class, which plain attributes, which tensors under which names.
+
+    torch's own     {"class": "torch.nn.Conv2d", "attributes": {"stride": …}}
+    fxquant's own   {"class": "fxquant.CallSite", …}
+    the user's      {"class": "module", …}     holds parameters and submodules, no code
+                    {"class": "model", …}      is called: taken from the model that load is given
+
+A module is made without its constructor, as a copy is: its attributes are all that it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, get_type_hints
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from fxquant.errors import FileError
+from fxquant.fake_quant import (
+    BinaryWeight,
+    LearnedClip,
+    LearnedOffset,
+    LearnedStep,
+    LearnedWeight,
+    ObservedStep,
+    ObservedWeight,
+    StagedWeight,
+    TernaryWeight,
+    TrainedThreshold,
+)
+from fxquant.fake_quant.tqt import TrainedWeightThreshold
+from fxquant.graph.edit import module_at
+from fxquant.graph.merge import Choice, OnlyIf, Switch, TrainOnly
+from fxquant.graph.own import attributes_of
+from fxquant.observers import Observer
+from fxquant.ops.freeze import FreezeAfter
+from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
+from fxquant.ops.site import CallSite, InputQuantizer
+from fxquant.saved.graphs import read_graph, write_graph
+from fxquant.saved.values import Json, Reader, Writer
+
+OWN: tuple[type[nn.Module], ...] = (
+    *(CallSite, InputQuantizer, FreezeAfter, Switch, Choice, TrainOnly, OnlyIf),
+    *(Observer, ObservedStep, LearnedStep, LearnedOffset, LearnedClip, TrainedThreshold),
+    *(ObservedWeight, LearnedWeight, BinaryWeight, TernaryWeight, StagedWeight),
+    TrainedWeightThreshold,
+    *(Quantize, IntegerOp, Dequantize),
+)
+_HIDDEN: tuple[type[nn.Module], ...] = (NonDynamicallyQuantizableLinear,)  # not in torch.nn
+_MADE_ANEW = ("_body", "_numbers")
+_ATOM = re.compile(r'[^."\\\x00-\x1f]+')  # generated code has such names between quotes
+
+
+def _class_name(module: nn.Module) -> str | None:
+    """The name of a class that can be made without a word of the user's code."""
+    kind = type(module)
+    if kind in OWN:
+        return f"fxquant.{kind.__name__}"
+    known = kind in _HIDDEN or getattr(nn, kind.__name__, None) is kind
+    return f"torch.nn.{kind.__name__}" if known else None
+
+
+def _class_named(name: str) -> type[nn.Module]:
+    if name == "module":
+        return nn.Module
+    library, _, short = name.rpartition(".")
+    if library == "fxquant":
+        found = [kind for kind in OWN if kind.__name__ == short]
+    elif library == "torch.nn":
+        kinds = (*_HIDDEN, getattr(nn, short, None))
+        found = [kind for kind in kinds if isinstance(kind, type) and kind.__name__ == short]
+    else:
+        found = []
+    if not found or not issubclass(found[0], nn.Module):
+        raise FileError(f"a file may not make a '{name}'")
+    return found[0]
+
+
+# ------------------------------------------------------------------------ out
+
+
+def paths_of(root: nn.Module) -> dict[nn.Module, str]:
+    """Each module with its first path; the root has ''."""
+    return {module: path for path, module in root.named_modules()}
+
+
+def write_modules(root: fx.GraphModule, writer: Writer) -> Json:
+    """Every module of a network under `root`, and other paths that lead to the same ones."""
+    called = _called(root)
+    entries: list[Json] = []
+    users = ""  # inside a module of the user's that is called nothing has to be made
+    for module, path in writer.paths.items():
+        if users and path.startswith(f"{users}."):
+            continue
+        entry = _write_module(module, path, writer, module in called)
+        users = path if entry["class"] == "model" else users
+        entries.append(entry)
+    return entries
+
+
+def other_paths(root: nn.Module, paths: Mapping[nn.Module, str]) -> Json:
+    """Pairs of a path, beyond the first, and the first path of the module that it leads to."""
+    every = root.named_modules(remove_duplicate=False)
+    return [[path, paths[module]] for path, module in every if path != paths[module]]
+
+
+def _called(gm: fx.GraphModule) -> set[nn.Module]:
+    """The modules that a network, in training or not, calls or hands to a site."""
+    bodies = [module.body for module in gm.modules() if isinstance(module, TrainOnly)]
+    found = (_inner(body).values() for body in (gm, *bodies))
+    return {module for modules in found for module in modules}
+
+
+def _inner(gm: fx.GraphModule) -> dict[str, nn.Module]:
+    """The modules that one graph names, by the paths under which it does."""
+    found = {str(node.target): module_at(gm, node) for node in gm.graph.nodes}
+    return {path: module for path, module in found.items() if module is not None}
+
+
+def _write_module(module: nn.Module, path: str, writer: Writer, called: bool) -> Json:
+    name = _class_name(module)
+    entry: dict[str, Json] = {"path": path, "training": module.training}
+    if name is None and called:
+        return entry | {"class": "model", "name": type(module).__name__}
+    attributes = attributes_of(module)
+    if name is None:  # numbers that a script sets later; the graph reads nothing else
+        attributes = {key: value for key, value in attributes.items() if type(value) is float}
+    try:
+        written = {k: writer.write(v) for k, v in attributes.items() if k not in _MADE_ANEW}
+    except FileError as error:
+        raise FileError(f"module '{path}', a {type(module).__name__}, cannot be saved: {error}.\n"
+                        "What to do: save the state_dict() instead.") from error
+    entry |= {"class": name or "module", "attributes": written}
+    if isinstance(module, TrainOnly):
+        entry["body"] = write_graph(module.body.graph, writer)
+        entry["inner"] = [  # some belong to it alone
+            [path, writer.paths.get(inner) or _write_module(inner, path, writer, True)]
+            for path, inner in _inner(module.body).items()
+        ]
+    return entry
+
+
+# ------------------------------------------------------------------------ in
+
+
+def read_modules(data: Json, others: Json, model: nn.Module | None) -> nn.Module:
+    """The bare modules, without attributes and tensors, under a new root."""
+    root = nn.Module()
+    for entry in data:
+        path, kind = entry["path"], entry["class"]
+        if path:
+            _put(root, path, _of_the_user(entry, model) if kind == "model" else _bare(kind))
+        root.get_submodule(path).training = bool(entry["training"])
+    for path, first in others:
+        _put(root, path, root.get_submodule(first))
+    return root
+
+
+def _bare(name: str) -> nn.Module:
+    kind = _class_named(name)
+    module = kind.__new__(kind)
+    nn.Module.__init__(module)
+    return module
+
+
+def _of_the_user(entry: Json, model: nn.Module | None) -> nn.Module:
+    path, called = entry["path"], f"this network calls '{entry['path']}', a {entry['name']}"
+    if model is None:
+        raise FileError(
+            f"{called}, which is the user's own code.\n"
+            "What to do: hand load the float model that was prepared: load(path, model)."
+        )
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        raise FileError(
+            f"{called}, and the model has no such submodule.\n"
+            "What to do: hand load the float model that was prepared."
+        ) from error
+
+
+def _put(root: nn.Module, path: str, module: nn.Module) -> None:
+    owner, _, name = path.rpartition(".")
+    if _ATOM.fullmatch(name) is None:
+        raise FileError(f"{path!r} is no path of a module")
+    root.get_submodule(owner).add_module(name, module)
+
+
+def read_attributes(root: nn.Module, data: Json, reader: Reader) -> None:
+    """Give every module under `root` its plain attributes."""
+    for entry in data:
+        if entry["class"] != "model":
+            _read_attributes(root.get_submodule(entry["path"]), entry, reader)
+
+
+def _read_attributes(module: nn.Module, entry: Json, reader: Reader) -> None:
+    for name, value in entry["attributes"].items():
+        if not name.isidentifier() or name in vars(module):
+            raise FileError(f"'{entry['path']}' may not have an attribute {name!r}")
+        vars(module)[name] = reader.read(value)
+    if isinstance(module, IntegerOp):
+        _read_numbers(module)
+    if isinstance(module, TrainOnly):
+        module._body = (_read_body(entry, reader),)
+
+
+def _read_body(entry: Json, reader: Reader) -> fx.GraphModule:
+    root = nn.Module()
+    for path, part in entry["inner"]:
+        if isinstance(part, str):
+            module = reader.modules[part]
+        else:
+            module = _bare(part["class"])
+            module.training = bool(part["training"])
+            _read_attributes(module, part, reader)
+        _make_way(root, path)
+        _put(root, path, module)
+    graph = read_graph(entry["body"], reader, lambda path: holds(root, path))
+    return fx.GraphModule(root, graph, class_name="TrainOnlyBody")
+
+
+def _make_way(root: nn.Module, path: str) -> None:
+    """Put empty modules where a path goes through nothing yet."""
+    *owners, _ = path.split(".")
+    for i, name in enumerate(owners):
+        if name not in root.get_submodule(".".join(owners[:i]))._modules:
+            _put(root, ".".join(owners[: i + 1]), nn.Module())
+
+
+def _read_numbers(module: IntegerOp) -> None:
+    """Its record of numbers, which its buffers must fill."""
+    numbers: Any = get_type_hints(module.op.numbers)["return"]
+    if {*module._buffers, *module._roundings} != {*numbers._fields}:
+        raise FileError(f"'{module.op.name}' has other numbers than it computes with")
+    module._numbers = numbers
+
+
+def holds(root: nn.Module, path: str) -> bool:
+    """Whether a path leads to a module, a tensor or a number under `root`."""
+    owner, _, name = path.rpartition(".")
+    module: nn.Module | None = root
+    for atom in owner.split(".") if owner else ():
+        module = None if module is None else module._modules.get(atom)
+    if module is None:
+        return False
+    tables = (module._modules, module._parameters, module._buffers)
+    return any(name in table for table in tables) or type(vars(module).get(name)) is float
+
+
+# ------------------------------------------------------------------------ tensors
+
+
+def tensors_of(root: nn.Module) -> Iterator[tuple[str, str, Tensor | None, bool]]:
+    """Path, kind, value and persistence of every parameter and buffer, under all its names."""
+    for path, module in root.named_modules():
+        prefix = f"{path}." if path else ""
+        for name, parameter in module._parameters.items():
+            yield prefix + name, "parameter", parameter, True
+        for name, buffer in module._buffers.items():
+            persistent = name not in module._non_persistent_buffers_set
+            yield prefix + name, "buffer", buffer, persistent
+
+
+def write_tensors(root: nn.Module) -> tuple[Json, dict[str, Tensor]]:
+    """Where which tensor lies, as JSON, and the tensors, each once, in the order of memory."""
+    slots: list[Json] = []
+    keys: dict[int, str] = {}
+    written: dict[str, Tensor] = {}
+    for path, kind, tensor, persistent in tensors_of(root):
+        if tensor is None:
+            slots.append({"path": path, "kind": kind, "tensor": None})
+            continue
+        _check_tensor(path, tensor)
+        key = keys.setdefault(id(tensor), path)
+        order = _order(tensor)
+        written[key] = tensor.detach().permute(order).contiguous().cpu()
+        slot = {"path": path, "kind": kind, "tensor": key, "persistent": persistent}
+        slots.append(slot | {"requires_grad": tensor.requires_grad, "order": order})
+    return slots, written
+
+
+def _check_tensor(path: str, tensor: Tensor) -> None:
+    plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
+    if not plain or tensor.device.type == "meta" or tensor.layout is not torch.strided:
+        raise FileError(
+            f"'{path}' is a {type(tensor).__name__} on {tensor.device}, {tensor.layout}: only "
+            "plain, dense tensors can be saved.\n"
+            "What to do: gather what is distributed first (get_model_state_dict with "
+            "full_state_dict=True), and load it into a network that is not."
+        )
+
+
+def _order(tensor: Tensor) -> list[int]:
+    """The axes as they lie in memory, outermost first: channels_last stays channels_last."""
+    return sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+
+
+def read_tensors(root: nn.Module, slots: Json, tensors: dict[str, Tensor]) -> None:
+    """Give every module under `root` its parameters and buffers."""
+    made: dict[str, Tensor] = {}
+    for slot in slots:
+        owner, _, name = slot["path"].rpartition(".")
+        if _ATOM.fullmatch(name) is None:
+            raise FileError(f"{slot['path']!r} is no path of a tensor")
+        module, key = root.get_submodule(owner), slot["tensor"]
+        tensor = None if key is None else made.get(key)
+        if tensor is None and key is not None:
+            tensor = made[key] = _as_it_was(tensors[key], slot)
+        _assign(module, name, tensor, slot)
+
+
+def _as_it_was(tensor: Tensor, slot: Json) -> Tensor:
+    order = slot["order"]
+    back = sorted(range(len(order)), key=order.__getitem__)
+    tensor = tensor.permute(back)
+    if slot["kind"] == "parameter":
+        return nn.Parameter(tensor, requires_grad=slot["requires_grad"])
+    return tensor.requires_grad_(slot["requires_grad"])
+
+
+def _assign(module: nn.Module, name: str, tensor: Tensor | None, slot: Json) -> None:
+    for table in (module._parameters, module._buffers):  # of a module of the user's
+        table.pop(name, None)
+    if slot["kind"] == "parameter":
+        module.register_parameter(name, tensor)  # type: ignore[arg-type]  # or it says why not
+    elif slot["kind"] == "buffer":
+        module.register_buffer(name, tensor, persistent=slot.get("persistent", True))
+    else:
+        raise FileError(f"'{slot['path']}' is neither a parameter nor a buffer")
