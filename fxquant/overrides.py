@@ -192,9 +192,9 @@ def _operators(gm: fx.GraphModule) -> dict[fx.Node, str]:
 
 
 def _around(path: str) -> list[str]:
-    """The path itself and those of the modules around it, the outermost first."""
+    """The path itself and those of the modules around it, the model itself first, which is ""."""
     parts = path.split(".") if path else []
-    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+    return [".".join(parts[:length]) for length in range(len(parts) + 1)]
 
 
 def _matches(gm: fx.GraphModule, override: Override, name: str) -> list[fx.Node]:
