@@ -10,7 +10,7 @@ from fxquant.fake_quant import FakeQuant, StraightThrough
 from fxquant.intmath import ACCUMULATOR_BITS
 from fxquant.observers import Calibrator, MovingAverage
 from fxquant.overrides import Override, check_calibrator, check_fake_quant, check_scheme
-from fxquant.rounding import rounding_named
+from fxquant.rounding import Rounding, rounding_named, with_multiplier_bits
 from fxquant.schemes import INT8_WEIGHT, UINT8, QuantScheme
 
 
@@ -34,6 +34,9 @@ class QuantConfig:
                  the same for weights, where it is another one; None for `fake_quant`
     rounding     how eval() and the integers round: "half_up", "half_even", "half_away",
                  "gemmlowp", "ruy" or "fp32_rne"; docs/rounding.md says which engine rounds how
+    multiplier_bits
+                 the bits of the integers that results are rescaled with (and shifted); None for
+                 the 31 that are exact enough
     batch_norm   "train": batch norms stay live, train on, and are folded into the integers of
                  eval(); "fold": they are folded into the weights before training
     freeze_after batch norms that stay live use the statistics of each batch for so many steps
@@ -67,6 +70,7 @@ class QuantConfig:
     rounding: Literal["half_up", "half_even", "half_away", "gemmlowp", "ruy", "fp32_rne"] = (
         "half_up"
     )
+    multiplier_bits: int | None = None
     batch_norm: Literal["train", "fold"] = "train"
     freeze_after: int | None = None
     equalize: bool = False
@@ -86,7 +90,9 @@ class QuantConfig:
         check_fake_quant("fake_quant", self.fake_quant)
         if self.weight_fake_quant is not None:
             check_fake_quant("weight_fake_quant", self.weight_fake_quant)
-        rounding_named(self.rounding)  # or it says which there are
+        rounding = rounding_named(self.rounding)  # or it says which there are
+        if self.multiplier_bits is not None:
+            with_multiplier_bits(rounding, self.multiplier_bits)  # or it says why not
         if self.batch_norm not in ("train", "fold"):
             raise ConfigError(f"batch_norm is 'train' or 'fold', got {self.batch_norm!r}")
         if self.freeze_after is not None:
@@ -117,3 +123,11 @@ class QuantConfig:
             raise ConfigError(
                 f"keep_float is a tuple of paths, such as ('head',), got {self.keep_float!r}"
             )
+
+    @property
+    def rounds(self) -> Rounding:
+        """How eval() and the integers round."""
+        rounding = rounding_named(self.rounding)
+        if self.multiplier_bits is None:
+            return rounding
+        return with_multiplier_bits(rounding, self.multiplier_bits)

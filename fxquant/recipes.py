@@ -22,7 +22,6 @@ from fxquant.passes import (
     WeighTerms,
 )
 from fxquant.pipeline import Pass, Recipe
-from fxquant.rounding import rounding_named
 
 
 def prepare_recipe(config: QuantConfig, float_leaves: frozenset[str]) -> Recipe:
@@ -57,7 +56,7 @@ def prepare_recipe(config: QuantConfig, float_leaves: frozenset[str]) -> Recipe:
                 config.fake_quant,
                 config.weight_fake_quant,
                 config.accumulator_bits,
-                rounding_named(config.rounding),
+                config.rounds,
                 config.widen,
                 config.first_last_bits,
                 config.overrides,

@@ -20,7 +20,7 @@ MLAS, qladd_avx2.cpp. docs/rounding.md says which engine rounds how, as measured
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -425,9 +425,53 @@ ROUNDINGS = (HALF_UP, HALF_EVEN, HALF_AWAY, GEMMLOWP, RUY, FP32_RNE)
 
 
 def rounding_named(name: str) -> Rounding:
-    """The rounding of that name; a ConfigError that lists them if there is none."""
+    """The rounding of that name; a ConfigError that lists them if there is none.
+
+    'half_up/16' is that of `with_multiplier_bits(HALF_UP, 16)`.
+    """
+    plain, _, bits = str(name).partition("/")
     for rounding in ROUNDINGS:
-        if rounding.name == name:
-            return rounding
+        if rounding.name == plain:
+            return with_multiplier_bits(rounding, int(bits)) if bits.isdecimal() else rounding
     names = ", ".join(repr(rounding.name) for rounding in ROUNDINGS)
     raise ConfigError(f"rounding is one of {names}; got {name!r}")
+
+
+# ------------------------------------------------------------------------ short multipliers
+
+
+def with_multiplier_bits(rounding: Rounding, bits: int) -> Rounding:
+    """The same rounding, of factors that have no more than so many significant bits.
+
+        m = round(f·2^S), |m| < 2^bits
+
+    As hardware with narrow multipliers has them. Rescales of layers, products, sums, concats and
+    slopes are shortened; a mean, a division and a batch norm that stands alone keep theirs.
+
+    Raises ConfigError for the roundings of engines, whose multipliers are what they are.
+    """
+    if type(bits) is not int or not 2 <= bits <= MULTIPLIER_BITS:
+        raise ConfigError(f"multiplier_bits is 2 to {MULTIPLIER_BITS}, got {bits!r}")
+    if rounding not in (HALF_UP, HALF_EVEN, HALF_AWAY):
+        raise ConfigError(
+            f"multiplier_bits={bits} needs rounding='half_up', 'half_even' or 'half_away': "
+            f"{rounding.name!r} is that of engines with multipliers of their own"
+        )
+
+    def rescale(factor: Tensor) -> Rescale:
+        multiplier, shift = rescale_of(shortened(factor, bits))
+        _, length = torch.frexp(multiplier.double())
+        spare = torch.minimum((length - bits).clamp(min=0), shift)  # so many bits at its end are 0
+        return Rescale(multiplier >> spare, shift - spare)
+
+    def rescale_terms(factors: Tensor, code_bits: int) -> Rescale:
+        return common_rescale(shortened(factors, bits))
+
+    name = f"{rounding.name}/{bits}"
+    return replace(rounding, name=name, rescale=rescale, rescale_terms=rescale_terms)
+
+
+def shortened(factor: Tensor, bits: int) -> Tensor:
+    """Each factor (float64, any shape) as the nearest that has so many significant bits."""
+    mantissa, exponent = torch.frexp(factor.to(torch.float64))
+    return torch.ldexp(torch.ldexp(mantissa, torch.tensor(bits)).round(), exponent - bits)
