@@ -6,7 +6,6 @@ from fxquant.audit import Audit, audit
 from fxquant.calibration import calibrate
 from fxquant.config import QuantConfig
 from fxquant.config_file import load_config, save_config
-from fxquant.draw import to_networkx, visualize
 from fxquant.errors import FxQuantError
 from fxquant.explain import explain
 from fxquant.export import export_onnx, verify
@@ -28,6 +27,10 @@ from fxquant.saved import load, save
 from fxquant.schemes import BINARY, TERNARY, QuantScheme
 from fxquant.see.as_float import as_float
 from fxquant.see.compare import Comparison, compare
+from fxquant.see.facts import to_networkx
+from fxquant.see.passes import watch_passes
+from fxquant.see.report import report
+from fxquant.see.visualize import visualize
 from fxquant.statistics_file import load_statistics, save_statistics
 
 __version__ = "0.1.0.dev0"
@@ -67,9 +70,11 @@ __all__ = [
     "preset",
     "reestimate_batch_norm",
     "save",
+    "report",
     "save_config",
     "save_statistics",
     "to_networkx",
     "verify",
     "visualize",
+    "watch_passes",
 ]

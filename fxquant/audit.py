@@ -75,14 +75,22 @@ class Audit:
         """Bytes of all weights and constants."""
         return sum(row.weight_bytes for row in self.rows)
 
-    def __str__(self) -> str:
-        lines = [_HEAD, *map(_cells, self.rows)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    @property
+    def cells(self) -> tuple[tuple[str, ...], ...]:
+        """As a table of texts: the headings, then a line a row."""
+        return (_HEAD, *map(_cells, self.rows))
+
+    @property
+    def result(self) -> str:
+        """What it comes to, in a sentence."""
         sums = [row for row in self.rows if row.width is not None]
         proved = sum(row.proved for row in sums)
-        end = f"{proved} of {len(sums)} sums are proved to fit; {self.weight_bytes:,} weight bytes"
-        return "\n".join([*table, "", end])
+        return f"{proved} of {len(sums)} sums are proved to fit; {self.weight_bytes:,} weight bytes"
+
+    def __str__(self) -> str:
+        widths = [max(map(len, column)) for column in zip(*self.cells, strict=True)]
+        table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in self.cells]
+        return "\n".join([*table, "", self.result])
 
 
 def audit(quantized: fx.GraphModule) -> Audit:

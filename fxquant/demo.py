@@ -23,12 +23,12 @@ from torch import Tensor, fx, nn
 from fxquant.api import convert, prepare_qat
 from fxquant.config import QuantConfig
 from fxquant.darts import DARTS_V2, NetworkCIFAR
-from fxquant.draw import visualize
 from fxquant.errors import ConfigError
 from fxquant.extras import needs_extra
 from fxquant.files import write_whole
 from fxquant.graph.edit import state_bytes
 from fxquant.pipeline import history
+from fxquant.see.visualize import visualize
 
 BATCH = 64
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, ClassVar
@@ -25,6 +27,9 @@ from fxquant.graph.edit import (
 from fxquant.graph.network import restore
 from fxquant.ops.verify import verify_fake_quant, verify_integer, verify_observed
 
+_WATCHERS: ContextVar[tuple[Callable[[fx.GraphModule], None], ...]] = ContextVar(
+    "_WATCHERS", default=()
+)
 _STAGE, _LOG = "_fxquant_stage", "_fxquant_log"  # attributes of a graph module
 
 
@@ -187,11 +192,28 @@ class Recipe:
         log says so. Raises VerifyError where it cannot be left out, because it gives another
         stage than it needs.
         """
+        _tell(gm)
         for step in self.passes:
             if check_on is None or step.keeps is Keeps.NOTHING:
                 step.run(gm)
             else:
                 _run_checked(step, gm, check_on)
+            _tell(gm)
+
+
+@contextmanager
+def watched(watcher: Callable[[fx.GraphModule], None]) -> Iterator[None]:
+    """Inside, every recipe shows its graph to `watcher` before it begins and after each pass."""
+    token = _WATCHERS.set((*_WATCHERS.get(), watcher))
+    try:
+        yield
+    finally:
+        _WATCHERS.reset(token)
+
+
+def _tell(gm: fx.GraphModule) -> None:
+    for watcher in _WATCHERS.get():
+        watcher(gm)
 
 
 def _run_checked(step: Pass, gm: fx.GraphModule, inputs: Sequence[Any]) -> None:

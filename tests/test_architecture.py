@@ -24,7 +24,7 @@ LAYERS = (
     ("config",),
     ("recipes",),
     ("batches",),
-    ("api", "after_training", "calibration", "audit", "explain", "draw", "see", "saved"),
+    ("api", "after_training", "calibration", "audit", "explain", "see", "saved"),
     ("export",),
     ("records", "presets"),
     ("config_file", "statistics_file"),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,9 @@ from fxquant.see.kind import kind_of
 
 if TYPE_CHECKING:
     import pandas
+
+# a node's name, what the reference gave in real numbers, and what the candidate did
+Watch = Callable[[str, Any, Any], None]
 
 BAD_BELOW = 15.0  # dB: an error of more than a sixth of the value
 _COARSE = "coarse rounding"
@@ -166,6 +169,16 @@ def compare(
             (equalize), and the reference is a float network without that.
         UncalibratedError: the candidate has not seen data yet.
     """
+    return measured(reference, candidate, data)
+
+
+def measured(
+    reference: nn.Module,
+    candidate: fx.GraphModule,
+    data: Tensor | Iterable[Any],
+    watch: Watch = lambda name, expected, value: None,
+) -> Comparison:
+    """As `compare`; `watch` is shown each measured node's values of each batch."""
     batches = arguments(candidate, [data] if isinstance(data, Tensor) else data)
     first = next(batches)
     reference = _captured(reference, candidate, first)
@@ -184,7 +197,7 @@ def compare(
         )
     with torch.no_grad():
         for inputs in chain((first,), batches):
-            _run(reference, candidate, plain, measures, inputs)
+            _run(reference, candidate, plain, measures, inputs, watch)
     return Comparison(tuple(measure.row(in_floats) for measure in measures.values()))
 
 
@@ -259,6 +272,7 @@ def _run(
     plain: fx.GraphModule | None,
     measures: dict[fx.Node, _Measure],
     inputs: tuple[Any, ...],
+    watch: Watch,
 ) -> None:
     """One batch, all networks in step."""
     theirs = Steps(reference, inputs, [measure.other for measure in measures.values()])
@@ -276,6 +290,7 @@ def _run(
             unrounded.replace(measure.plain, expected)
         alone.replace(node, measure.as_candidate(expected, value))
         measure.add(expected, value, by_itself, exact)
+        watch(node.name, expected, value)
 
 
 def _plain_nodes(measures: dict[fx.Node, _Measure]) -> list[fx.Node]:

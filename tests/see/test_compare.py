@@ -10,7 +10,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from torch import nn
 
 from fxquant import QuantConfig, as_float, compare, convert, prepare_qat
@@ -157,6 +157,7 @@ def test_prepared_and_converted_never_differ(spec):
 
 @settings(deadline=None, max_examples=6)
 @given(net_specs(6))
+@example(chain("conv", "bn", "relu", "conv", "relu6"))
 def test_every_node_finds_its_counterpart_in_the_model(spec):
     """Without rounding every node gives what the captured node behind it gave: folded, fused, in
     sums or not, whatever the network.

@@ -1,0 +1,28 @@
+"""Nodes are grouped by the modules that they come from."""
+
+from fxquant.see.groups import groups_of
+
+
+def test_entries_of_lists_are_one_step():
+    paths = {
+        "a": "cells.0._ops.1.op.1", "b": "cells.0._ops.1.op.2", "c": "cells.0", "d": "cells.1.op",
+        "e": "cells.1.ops", "x": "",
+    }
+    groups = groups_of(paths)
+    assert groups.of == {
+        "a": "cells.0._ops.1", "b": "cells.0._ops.1", "c": "cells.0", "d": "cells.1",
+        "e": "cells.1", "x": "",
+    }
+    assert groups.parents == {"cells.0": "", "cells.0._ops.1": "cells.0", "cells.1": ""}
+
+
+def test_a_group_of_one_or_of_all_that_its_parent_holds_is_none():
+    assert groups_of({"a": "head.layer", "b": "stem"}).parents == {}
+    assert groups_of({"a": "model.net.x", "b": "model.net.y"}).parents == {}
+    inner = groups_of({"a": "f.g.x", "b": "f.g.y", "c": "h"})
+    assert inner.parents == {"f": ""}  # 'f.g' holds all that 'f' does
+
+
+def test_every_parent_is_a_group():
+    groups = groups_of({f"n{i}": f"a.{i % 2}.b.{i % 4}.c.{i}" for i in range(16)})
+    assert set(groups.of.values()) | set(groups.parents.values()) <= {"", *groups.parents}
