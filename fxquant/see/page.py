@@ -28,7 +28,7 @@ _SCRIPTS = {
 
 
 def page(title: str, kind: str, data: dict[str, Any]) -> bytes:
-    """The page of a `kind`: "graph", "passes" or "report". `data` is all that its scripts are told."""
+    """A page of a `kind`, "graph", "passes" or "report"; `data` is all its scripts are told."""
     scripts = "\n".join(f"<script>{_asset(name)}</script>" for name in _SHARED + _SCRIPTS[kind])
     content = f"""<!doctype html>
 <html lang="en">

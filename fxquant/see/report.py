@@ -185,7 +185,7 @@ def _weights(model: fx.GraphModule, node: fx.Node) -> Histogram | None:
     scale = module.weight_quant.scale(value)
     q = QParams(scale, torch.zeros_like(scale, dtype=torch.int32), module.weight_quant.scheme)
     distribution = Distribution(q)
-    distribution.add(value)
+    distribution.add(module.weight_quant.transform(value))
     return distribution.histogram()
 
 
