@@ -22,6 +22,9 @@ from fxquant.errors import ConfigError
 _FLOAT32 = struct.Struct("f")
 SMALLEST_SCALE = float(torch.finfo(torch.float32).tiny)  # so that 1 / scale stays finite
 
+Ends = tuple[float, float]  # of an interval
+EVERYWHERE: Ends = (-math.inf, math.inf)
+
 
 @dataclass(frozen=True)
 class QuantScheme:
@@ -103,6 +106,8 @@ def in_memory_order(x: Tensor) -> Tensor:
     """A view with the axes behind the first in the order in which they lie in memory, so that
     channels_last tensors are read as they lie.
     """
+    if x.is_contiguous():
+        return x
     return x.permute(0, *sorted(range(1, x.dim()), key=x.stride, reverse=True))
 
 
@@ -180,16 +185,18 @@ class Channels(NamedTuple):
 
     def largest(self, weight: Tensor) -> Tensor:
         """The largest absolute value of each channel: [C]."""
-        if self.axis == 0:
-            rows = in_memory_order(weight).flatten(1)
-            return torch.maximum(rows.amax(1), -rows.amin(1))
-        return self.rows(weight).abs().amax(1)
+        rows, others = weight, list(range(1, weight.dim()))
+        if self.axis != 0:
+            rows, others = self.rows(weight), [1]
+        return torch.maximum(rows.amax(others), rows.amin(others).neg_())
 
     def spread(self, values: Tensor, weight: Tensor) -> Tensor:
         """A number per channel, [C], shaped to broadcast against `weight`."""
+        if self.axis == 0:
+            return values.reshape(-1, *[1] * (weight.dim() - 1))
         shape = [1] * (weight.dim() + 1)
         shape[0], shape[1 + self.axis] = self.groups, -1
-        inputs = 1 if self.axis == 0 else weight.shape[0] // self.groups
+        inputs = weight.shape[0] // self.groups
         return values.reshape(shape).repeat_interleave(inputs, 1).flatten(0, 1)
 
 
@@ -202,7 +209,7 @@ def weight_scale(weight: Tensor, scheme: QuantScheme, channels: Channels) -> Ten
     largest = channels.largest(weight.detach().to(torch.float32))
     if not scheme.per_channel:
         largest = largest.max().expand_as(largest)
-    return (largest / scheme.qmax).clamp(min=SMALLEST_SCALE)
+    return (largest / scheme.qmax).clamp_(min=SMALLEST_SCALE)
 
 
 def quantize(x: Tensor, q: QParams) -> Tensor:

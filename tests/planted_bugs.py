@@ -182,6 +182,21 @@ BUGS = (
         ("tests/test_intmath.py::test_a_sum_of_rescaled_codes_fits_32_bits",),
     ),
     Bug(
+        "a gradient passes where a ReLU is at 0",
+        "fxquant/fake_quant/straight_through.py",
+        "inside = max(first, _inwards(least, 1)),",
+        "inside = max(first, least),",
+        ("tests/test_fake_quant.py::test_limits_are_those_of_an_activation_before_it",),
+    ),
+    Bug(
+        "a batch beyond the top of a range keeps no mask",
+        "fxquant/fake_quant/straight_through.py",
+        "if inside[0] <= extremes[0] and extremes[1] <= inside[1]:",
+        "if inside[0] <= extremes[0]:",
+        ("tests/test_fake_quant.py::"
+         "test_gradients_are_torchs_wherever_a_batch_lies_in_the_range",),
+    ),
+    Bug(
         "eps is missing where a batch norm is folded",
         "fxquant/ops/site.py",
         "factor = torch.rsqrt(bn.running_var + bn.eps)",

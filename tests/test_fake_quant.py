@@ -226,6 +226,61 @@ def test_limits_are_those_of_an_activation_before_it(seed, scale, zero_point, li
         assert torch.equal(source.grad, one.grad)
 
 
+@settings(deadline=None)
+@given(
+    st.integers(0, 1000), st.sampled_from([0.5, 1.0, 2.0]),
+    st.sampled_from([(-math.inf, math.inf), (0.0, math.inf)]),
+)
+def test_gradients_are_torchs_wherever_a_batch_lies_in_the_range(seed, spread, limits):
+    """Inside of it, beyond one end or both: no mask is kept, or one."""
+    generator = torch.Generator().manual_seed(seed)
+    quant = ObservedStep(UINT8, Observer(MovingAverage()))
+    quant(torch.randn(300, generator=generator), *limits)
+    x = spread * torch.randn(300, generator=generator)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y = quant(ours, *limits)
+    limited = F.relu(theirs) if limits[0] == 0 else theirs
+    scale, zero_point = float(quant.scale), int(quant.zero_point)
+    expected = torch.fake_quantize_per_tensor_affine(limited, scale, zero_point, 0, 255)
+    for output in (y, expected):
+        output.backward(torch.arange(300.0))
+    ratio = x / scale
+    clear = (ratio - ratio.floor() - 0.5).abs() > 1e-3
+    assert torch.equal(ours.grad[clear], theirs.grad[clear])
+
+
+def kept_bytes(call):
+    """What `call` keeps for its backward pass."""
+    found = []
+    with torch.autograd.graph.saved_tensors_hooks(found.append, lambda t: t):
+        y = call()
+    del y
+    return sum(t.nbytes for t in found)
+
+
+def test_a_byte_of_each_element_is_kept_where_some_are_clamped_and_nothing_else():
+    quant = ObservedStep(UINT8, Observer(MovingAverage(momentum=0.5)))
+    batch = torch.linspace(-1, 2, 1000)
+    quant(batch)
+    x = batch.clone().requires_grad_()
+    assert kept_bytes(lambda: quant(x)) == 0
+    assert kept_bytes(lambda: quant(2 * x)) == 1000
+    assert kept_bytes(lambda: quant(0.1 * x)) == 0
+    assert kept_bytes(lambda: quant(x, 0.0, math.inf)) == 1000
+
+
+def test_gradients_have_gradients():
+    """y = fq(x) where x lies in the range: of Σ y³, 3y² first and, through y, 6y then."""
+    x = torch.tensor([-3.0, 0.3, 1.0, 9.0], requires_grad=True)
+    q = range_to_qparams(torch.tensor(-1.0), torch.tensor(2.0), UINT8)
+    y = fake_quantize(x, q)
+    (first,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    inside = torch.tensor([0.0, 1.0, 1.0, 0.0])
+    torch.testing.assert_close(first, 3 * y.square() * inside)
+    torch.testing.assert_close(second, 6 * y * inside)
+
+
 @pytest.mark.parametrize(("dtype", "largest"), [(torch.float16, 60000.0), (torch.float32, 3e38)])
 def test_gradients_where_half_a_step_beyond_the_range_is_no_number_of_the_type(dtype, largest):
     """The last of 4 codes is 60000, say, and the next one would begin at 70000."""

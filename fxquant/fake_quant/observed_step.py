@@ -59,12 +59,11 @@ class ObservedStep(ActivationFakeQuant):
 
     def forward(self, x: Tensor, least: float = -math.inf, most: float = math.inf) -> Tensor:
         """`x`, limited, on the grid. In training the range follows what `x` is then, first."""
-        projection = NEAREST
-        if self.training:
-            self.observer.watch(x, least, most)
-            self.follow_observer()
-            projection = self.projection
-        return projection.activation(x, self.qparams, least, most)
+        if not self.training:
+            return NEAREST.activation(x, self.qparams, (least, most))
+        extremes = self.observer.watch(x, least, most)
+        self.follow_observer()
+        return self.projection.activation(x, self.qparams, (least, most), extremes)
 
     def follow_observer(self) -> None:
         """Scale and zero point of the range that the observer proposes."""

@@ -10,7 +10,6 @@ Source: Gupta et al. 2015, "Deep Learning with Limited Numerical Precision", sec
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -24,17 +23,19 @@ from fxquant.fake_quant.projection import Projection
 from fxquant.fake_quant.straight_through import fake_quantize, round_to_grid
 from fxquant.fake_quant.weight import WeightFakeQuant
 from fxquant.observers import Observer
-from fxquant.schemes import Channels, QParams, QuantScheme
+from fxquant.schemes import EVERYWHERE, Channels, Ends, QParams, QuantScheme
 
 
 @dataclass(frozen=True)
 class ByChance(Projection):
     """To one of the two codes around, to the nearer one more often."""
 
-    def activation(self, x: Tensor, q: QParams, least: float, most: float) -> Tensor:
+    def activation(
+        self, x: Tensor, q: QParams, limits: Ends, extremes: Ends = EVERYWHERE
+    ) -> Tensor:
         """Limited before anything is drawn."""
-        if (least, most) != (-math.inf, math.inf):
-            x = F.hardtanh(x, least, most)
+        if limits != EVERYWHERE:
+            x = F.hardtanh(x, *limits)
         return fake_quantize(_moved(x, q.scale), q)
 
     def weight(self, weight: Tensor, scale: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ An activation that only limits values, such as ReLU, limits the codes as well, a
 0 where it does.
 
 Source: Bengio et al. 2013, "Estimating or Propagating Gradients Through Stochastic Neurons";
-the mask is that of torch.fake_quantize. None is kept: the codes that were not clamped are those
-of x in [(qmin - z - 1/2)·s, (qmax - z + 1/2)·s), up to the last bit of a float32 at either end.
+the mask is that of torch.fake_quantize. A byte of it is kept for each element, and nothing where a
+batch is known to lie inside the range.
 """
 
 from __future__ import annotations
@@ -19,27 +19,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxquant.schemes import QParams, on_host, round_half_up, to_float32
-
-Ends = tuple[float, float]
+from fxquant.schemes import (
+    EVERYWHERE,
+    SMALLEST_SCALE,
+    Ends,
+    QParams,
+    on_host,
+    round_half_up,
+    to_float32,
+)
 
 _NEXT = 1 + 2.0**-23  # times this, a float32 becomes its neighbour away from 0, or the next but one
 
 
 class _OnHost(torch.autograd.Function):
-    """With the ends as numbers, which the CPU's kernels take in one pass each."""
+    """With numbers, which the CPU's kernels take in one pass each. Comparisons that give bools
+    take five times as long as those that give floats; an int8 is made of these in no time.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float, codes: Ends, inside: Ends) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.inside = inside
-        return _rounded(x, scale, *codes)
+    def forward(ctx: Any, x: Tensor, scale: float, inside: Ends, ends: Ends) -> Tensor:
+        real = x.to(torch.float32)
+        y = real.clamp(*inside)
+        ctx.save_for_backward(torch.eq(y, real, out=torch.empty_like(y)).to(torch.int8))
+        if ends != inside:
+            y = real.clamp(*ends)
+        return _rounded(y.div_(scale), scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (x,) = ctx.saved_tensors
-        # 0 at either end and beyond it
-        return torch.ops.aten.hardtanh_backward(grads[0], x, *ctx.inside), None, None, None
+        (inside,) = ctx.saved_tensors
+        return inside.to(grads[0].dtype).mul_(grads[0]), None, None, None
 
 
 class _OnDevice(torch.autograd.Function):
@@ -49,19 +59,19 @@ class _OnDevice(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor, least: Tensor, most: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(x, least, most)
-        return _rounded(x, scale, low, high)
+        ctx.save_for_backward((x > least) & (x < most))
+        codes = (x.to(torch.float32) / scale).add_(0.5).clamp_(low, high)
+        return codes.floor_().mul_(scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, least, most = ctx.saved_tensors
-        inside = (x > least) & (x < most)
+        (inside,) = ctx.saved_tensors
         return torch.where(inside, grads[0], 0.0), None, None, None, None, None
 
 
-def _rounded(x: Tensor, scale: Any, low: Any, high: Any) -> Tensor:
-    y: Tensor = x.to(torch.float32) / scale  # in its place from here on
-    return y.add_(0.5).clamp_(low, high).floor_().mul_(scale).to(x.dtype)
+def _rounded(ratio: Tensor, scale: float | Tensor) -> Tensor:
+    """In its place."""
+    return ratio.add_(0.5).floor_().mul_(scale)
 
 
 def pass_through(x: Tensor, y: Tensor) -> Tensor:
@@ -82,16 +92,15 @@ class _PassThrough(torch.autograd.Function):
 
 class _Round(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
-        ratio = x.to(torch.float32) / scale
-        return ratio.add_(0.5).floor_().mul_(scale).to(x.dtype)
+    def forward(ctx: Any, x: Tensor, scale: float | Tensor) -> Tensor:
+        return _rounded(x.to(torch.float32) / scale, scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0], None
 
 
-def round_to_grid(x: Tensor, scale: Tensor) -> Tensor:
+def round_to_grid(x: Tensor, scale: float | Tensor) -> Tensor:
     """`x` rounded to multiples of `scale`, which broadcasts, and never clamped: the gradient is
     the identity, and no mask is computed or kept.
     """
@@ -100,20 +109,24 @@ def round_to_grid(x: Tensor, scale: Tensor) -> Tensor:
 
 
 def fake_quantize(
-    x: Tensor, q: QParams, least: float = -math.inf, most: float = math.inf
+    x: Tensor,
+    q: QParams,
+    least: float = -math.inf,
+    most: float = math.inf,
+    extremes: Ends = EVERYWHERE,
 ) -> Tensor:
     """`x` limited to [least, most], as by a ReLU or a hardtanh, then rounded to the grid of `q`;
     same shape and dtype, straight-through gradient, 0 where a limit holds.
+
+    All of `x` lies between `extremes`: where these are known to be inside, no mask is needed.
     """
     scheme = q.scheme
     if on_host(x):
-        scale, zero_point = q.scale.item(), q.zero_point.item()
-        low = max(scheme.qmin - zero_point, _code(least, scale))
-        high = min(scheme.qmax - zero_point, _code(most, scale))
-        first, last = max((low - 0.5) * scale * _NEXT, least), min((high + 0.5) * scale, most)
-        largest = torch.finfo(x.dtype).max  # the kernel takes no number beyond it, but infinity
-        inside = -math.inf if first < -largest else first, math.inf if last > largest else last
-        rounded: Tensor = _OnHost.apply(x, scale, (low, high), inside)
+        scale, zero_point = q.scale.item(), int(q.zero_point.item())
+        ends, inside = _ends(scheme.qmin - zero_point, scheme.qmax - zero_point, scale, least, most)
+        if inside[0] <= extremes[0] and extremes[1] <= inside[1]:
+            return round_to_grid(x, scale)
+        rounded: Tensor = _OnHost.apply(x, scale, inside, ends)
         return rounded
     lowest = torch.maximum(scheme.qmin - q.zero_point, round_half_up(least / q.scale))
     highest = torch.minimum(scheme.qmax - q.zero_point, round_half_up(most / q.scale))
@@ -123,8 +136,28 @@ def fake_quantize(
     return out
 
 
-def _code(limit: float, scale: float) -> float:
-    if math.isinf(limit):
-        return limit
-    ratio = to_float32(to_float32(limit) / scale)  # as eval() divides, so that ties agree
-    return math.floor(to_float32(ratio + 0.5))
+def _ends(low: int, high: int, scale: float, least: float, most: float) -> tuple[Ends, Ends]:
+    """To what values are clamped, so that their codes lie in [low, high], and between what, ends
+    included, their gradients pass. Mostly the two are one: then one clamp serves both.
+    """
+    first, last = _inwards((low - 0.5) * scale, 1), _inwards((high + 0.5) * scale, -1)
+    if (least, most) == EVERYWHERE:
+        return (first, last), (first, last)
+    ends = max(first, least), min(last, most)
+    inside = max(first, _inwards(least, 1)), min(last, _inwards(most, -1))
+    if [_code(end, scale) for end in ends] != [_code(end, scale) for end in inside]:
+        return ends, inside  # a limit is a tie, which belongs to the code above it
+    return inside, inside
+
+
+def _inwards(end: float, direction: int) -> float:
+    """The float32 next to the end of a range, or the next but one, so that no rounding leads out
+    of it; from 0 to the first that is not subnormal, and so slow.
+    """
+    return to_float32(end + direction * max(abs(end) * 2.0**-22, SMALLEST_SCALE))
+
+
+def _code(x: float, scale: float) -> float:
+    """The code of a number, its zero point taken off, as eval() computes it, so that ties agree."""
+    ratio = to_float32(to_float32(x) / scale)
+    return ratio if math.isinf(ratio) else math.floor(to_float32(ratio + 0.5))

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fxquant.schemes import Number, QuantScheme, in_memory_order, on_host
+from fxquant.schemes import EVERYWHERE, Ends, Number, QuantScheme, in_memory_order, on_host
 
 
 class Extremes(ABC):
@@ -97,13 +97,16 @@ class Observer(nn.Module):
             self.watch(x)
         return x
 
-    def watch(self, x: Tensor, least: float = -math.inf, most: float = math.inf) -> None:
-        """Watch `x` limited to [least, most]; a batch that holds NaN or infinity says nothing."""
+    def watch(self, x: Tensor, least: float = -math.inf, most: float = math.inf) -> Ends:
+        """Watch `x` limited to [least, most]; a batch that holds NaN or infinity says nothing.
+
+        All of `x` lies between the numbers that come back: infinities, unless they cost nothing.
+        """
         x = x.detach()
         if isinstance(self.calibrator, Statistical):
             self._gather(self.calibrator.statistic, x, least, most)
-        else:
-            self._watch_extremes(self.calibrator, x, least, most)
+            return EVERYWHERE
+        return self._watch_extremes(self.calibrator, x, least, most)
 
     def range(self, scheme: QuantScheme) -> tuple[Tensor, Tensor]:
         """The range proposed for a scheme: two 0-dim float32 tensors. Needs data (`seen`)."""
@@ -135,17 +138,19 @@ class Observer(nn.Module):
 
     def _watch_extremes(
         self, calibrator: Extremes, x: Tensor, least: float, most: float
-    ) -> None:
-        if on_host(x) and not _is_distributed():
-            # with numbers: a dozen operations on 0-dim tensors would cost more than a small layer
-            if x.numel() > 0:
-                ends = [end.item() for end in _extremes(x)]
-                if all(map(math.isfinite, ends)):
-                    low, high = (min(max(end, least), most) for end in ends)
-                    self._follow(calibrator, low, high)
-            return
-        a, b = self._over_ranks(x)
-        self._follow_without_waiting(calibrator, a.clamp(least, most), b.clamp(least, most))
+    ) -> Ends:
+        if not on_host(x) or _is_distributed():
+            a, b = self._over_ranks(x)
+            self._follow_without_waiting(calibrator, a.clamp(least, most), b.clamp(least, most))
+            return EVERYWHERE
+        # with numbers: a dozen operations on 0-dim tensors would cost more than a small layer
+        if x.numel() == 0:
+            return EVERYWHERE
+        low, high = (float(end.item()) for end in _extremes(x))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return EVERYWHERE
+        self._follow(calibrator, min(max(low, least), most), min(max(high, least), most))
+        return low, high
 
     def _over_ranks(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The extremes of the batches of all ranks, so that each updates its range alike; (+inf,
