@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx
 
-from fxquant.errors import ExportError
+from fxquant.errors import ConfigError, ExportError
 from fxquant.export.moves import move
 from fxquant.export.walk import Like, Walk, walk
 from fxquant.extras import needs_extra
@@ -28,8 +28,10 @@ from fxquant.graph.place import describe, place_of
 from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
 from fxquant.ops.move import is_move
 from fxquant.ops.onnx import Node, OnnxCall, OnnxGraph, Value
+from fxquant.ops.spec import OpSpec
 from fxquant.rounding import FP32_RNE
 from fxquant.schemes import QuantScheme
+from fxquant.see.grid import grids_of
 
 if TYPE_CHECKING:
     import onnx
@@ -54,6 +56,7 @@ def export_onnx(
     path: str | os.PathLike[str],
     example_inputs: Sequence[Any] | Tensor,
     batch: int | None = None,
+    form: Literal["operators", "qdq"] = "operators",
 ) -> None:
     """Write a converted network as ONNX, in integer operators: onnxruntime gives its integers.
 
@@ -67,25 +70,46 @@ def export_onnx(
         example_inputs: the arguments of one call, or its only tensor: shapes and types matter.
         batch: the size of batches; None for any, along the first dimension of every input that has
             as many rows as the first.
+        form: "operators" for integer operators, which any engine runs to the same integers;
+            "qdq" for real operators between QuantizeLinear and DequantizeLinear, which engines
+            fuse, where onnxruntime then gives the same integers, and integer operators elsewhere.
+            It is the quicker one, and needs rounding="fp32_rne".
 
     Raises:
         StageError: `quantized` is no converted network.
         ExportError: a node has no ONNX form, such as a layer that was kept in float.
         MissingExtraError: the extra `onnx` is not installed.
     """
-    save(model_of(written(walk(quantized, example_inputs, batch)), type(quantized).__name__), path)
+    if form not in FORMS:
+        raise ConfigError(f"form is one of {', '.join(map(repr, FORMS))}; got {form!r}")
+    written = _Writer(walk(quantized, example_inputs, batch), FORMS[form]).run()
+    save(model_of(written, type(quantized).__name__), path)
 
 
-def written(walk: Walk) -> Written:
-    """The network written down, node by node."""
-    return _Writer(walk).run()
+def _in_operators(call: OnnxCall, op: OpSpec) -> Value:
+    return op.onnx(call)
+
+
+def _in_qdq(call: OnnxCall, op: OpSpec) -> Value:
+    if getattr(call.numbers, "rounding", FP32_RNE) is not FP32_RNE:
+        raise ExportError(
+            f"node '{call.graph.place}' rounds as {call.numbers.rounding.name} does, and engines "
+            'round QDQ operators as fp32_rne.\nWhat to do: QuantConfig(rounding="fp32_rne"), or '
+            'form="operators".'
+        )
+    found = None if op.qdq is None else op.qdq(call)
+    return op.onnx(call) if found is None else found
+
+
+FORMS = {"operators": _in_operators, "qdq": _in_qdq}
 
 
 class _Writer:
     """Goes through the network once; `values` are what its nodes give."""
 
-    def __init__(self, walk: Walk) -> None:
-        self.walk, self.graph = walk, OnnxGraph()
+    def __init__(self, walk: Walk, form: Callable[[OnnxCall, OpSpec], Value]) -> None:
+        self.walk, self.graph, self.form = walk, OnnxGraph(), form
+        self.grids = {node: grid.qparams for node, grid in grids_of(walk.gm).items()}
         self.values: dict[fx.Node, Any] = {}
         self.inputs: list[Value] = []
         self.outputs: list[Value] = []
@@ -132,7 +156,7 @@ class _Writer:
         if isinstance(module, Dequantize):
             return self._dequantize(node, module)
         if isinstance(module, IntegerOp):
-            return module.op.onnx(self._call(node, module))
+            return self.form(self._call(node, module), module.op)
         if is_move(gm, node):
             return move(self.graph, self.walk, node, self.values, self._rows())
         if not set(node.all_input_nodes) & self.values.keys():
@@ -177,10 +201,16 @@ class _Writer:
         return dequantize_onnx(module, found)
 
     def _call(self, node: fx.Node, module: IntegerOp) -> OnnxCall:
-        codes = tuple(self.values[x] for x in leaves(node.args))
+        read = leaves(node.args)
+        codes = tuple(self.values[x] for x in read)
+        grids = tuple(self.grids.get(x) for x in read)
         settings = map_nodes(node.kwargs, lambda n: self.values.get(n, self.walk.of(n)))
         like = self.walk.like(node)
-        return OnnxCall(self.graph, module.numbers, like.dtype, codes, settings, like.shape)
+        output = self.grids[node]
+        assert output is not None  # an integer operator knows what its codes stand for
+        return OnnxCall(
+            self.graph, module.numbers, like.dtype, codes, settings, grids, output, like.shape
+        )
 
     def _give(self, node: fx.Node) -> None:
         """What is given twice, or comes in, is given under another name."""

@@ -25,7 +25,7 @@ from fxquant.ops.average import (
     average_numbers,
     finish_cells,
 )
-from fxquant.ops.onnx import OnnxCall, Value
+from fxquant.ops.onnx import OnnxCall, Value, sum_of
 from fxquant.ops.onnx import centred as centred_value
 from fxquant.ops.spec import OpSpec, Output, module_options, per_dimension, signature_reader
 
@@ -93,17 +93,18 @@ def _record(
 
     def onnx(call: OnnxCall) -> Value:
         n, lengths, cells = call.numbers, call.codes[0].sizes, call.shape[-dims:]
-        total, size = centred_value(call.codes[0], n.x_zero), torch.ones((1,) * dims)
-        for axis, count in enumerate(cells, start=len(lengths) - dims):
+        axes = range(len(lengths) - dims, len(lengths))
+        whole, size = all(count == 1 for count in cells), torch.ones((1,) * dims)
+        total = (sum_of(call.codes[0], n.x_zero, axes) if whole
+                 else centred_value(call.codes[0], n.x_zero))
+        for axis, count in zip(axes, cells, strict=True):
             inside, sizes = cell_elements(lengths[axis], count)
-            if count == 1:
-                total = total.reduce("ReduceSum", [axis])
-            else:
+            size = size * per_channel(sizes, axis - len(lengths), dims)
+            if not whole:
                 picked = total.gather(inside.clamp(max=lengths[axis] - 1), axis)
                 kept = (torch.arange(inside.shape[1]) < sizes[:, None]).to(torch.int64)
                 kept = kept.reshape(*kept.shape, *[1] * (len(lengths) - 1 - axis))
                 total = (picked * kept).reduce("ReduceSum", [axis + 1], keepdim=False)
-            size = size * per_channel(sizes, axis - len(lengths), dims)
         divide: Any = n.rounding.divide
         y: Value = divide(total * n.multiplier, size.to(torch.int64) << n.shift) + n.y_zero
         return y.clamp(n.low, n.high).to(call.dtype)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.operands import (
     OperandNumbers,
     accumulator_of_operands,
@@ -24,6 +25,7 @@ from fxquant.ops.operands import (
     sum_onnx,
     sum_operands,
 )
+from fxquant.ops.qdq import grids_of, to_codes, to_real
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall
 
 
@@ -48,6 +50,17 @@ def _numbers(call: RealCall) -> OperandNumbers:
     return sum_numbers(call, ratios_of(call))
 
 
+def _qdq(call: OnnxCall) -> Value | None:
+    """Add of two, which engines run as QLinearAdd."""
+    grids = grids_of(call)
+    if grids is None or len(grids) != 2:
+        return None
+    a, b = (
+        to_real(codes, q.scale, q.zero_point) for codes, q in zip(call.codes, grids, strict=True)
+    )
+    return to_codes(call, a + b)
+
+
 ADD = OpSpec(
     name="add",
     function=add,
@@ -63,4 +76,5 @@ ADD = OpSpec(
     kernel=sum_operands,
     accumulator=accumulator_of_operands,
     onnx=sum_onnx,
+    qdq=_qdq,
 )

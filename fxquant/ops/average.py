@@ -19,8 +19,7 @@ from torch import Tensor
 
 from fxquant.errors import AccumulatorError, ExportError
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
-from fxquant.ops.onnx import OnnxCall, OnnxForm, Value
-from fxquant.ops.onnx import centred as centred_value
+from fxquant.ops.onnx import OnnxCall, OnnxForm, Value, sum_of
 from fxquant.ops.spec import RealCall, as_tuple
 from fxquant.rounding import Rounding, short_rescale
 
@@ -118,9 +117,7 @@ def average_onnx(counted: bool) -> OnnxForm:
                 "What to do: fix its size, batch=…"
             )
         count = math.prod(size for size in over if size is not None)
-        total = centred_value(x, n.x_zero).reduce(
-            "ReduceSum", dims or None, bool(call.settings["keepdim"])
-        )
+        total = sum_of(x, n.x_zero, dims or range(len(x.shape)), bool(call.settings["keepdim"]))
         divisor = torch.tensor(count if counted else 1) << n.shift
         divide: Any = n.rounding.divide
         y: Value = divide(total * n.multiplier, divisor, n.y_zero)

@@ -103,12 +103,8 @@ def _numbers(call: RealCall) -> AvgPoolNumbers:
     return AvgPoolNumbers(call.target.qparams.zero_point, call.target.rounding)
 
 
-def _window_sums(
-    codes: Value, zero: Tensor, windows: Sequence[int], s: Mapping[str, Any]
-) -> Value:
-    """Σ (q - z) of each window, int32, [N·C, 1, ...]: each channel is a picture of its own, and a
-    convolution with ones adds its windows up.
-    """
+def _windows(codes: Value, windows: Sequence[int], s: Mapping[str, Any]) -> Any:
+    """Sizes and steps of windows, and the padding before and behind, for each dimension."""
     dims, lengths = len(windows), codes.sizes[-len(windows) :]
     stride = s["kernel_size"] if s["stride"] in (None, []) else s["stride"]
     settings = s["kernel_size"], stride, s["padding"]
@@ -117,6 +113,17 @@ def _window_sums(
         max((n - 1) * step + k - length - p, 0)
         for n, step, k, length, p in zip(windows, steps, kernel, lengths, padding, strict=True)
     ]
+    return kernel, steps, padding, behind
+
+
+def _window_sums(
+    codes: Value, zero: Tensor, windows: Sequence[int], s: Mapping[str, Any]
+) -> Value:
+    """Σ (q - z) of each window, int32, [N·C, 1, ...]: each channel is a picture of its own, and a
+    convolution with ones adds its windows up.
+    """
+    kernel, steps, padding, behind = _windows(codes, windows, s)
+    lengths = codes.sizes[-len(windows) :]
     found: Value = codes.graph.node(
         "ConvInteger", codes.reshape([None, 1, *lengths]),
         torch.ones(1, 1, *kernel, dtype=torch.uint8), zero, dtype=torch.int32,
@@ -166,6 +173,21 @@ def _record(
         assert x.shape is not None  # as of all that the integer network itself gives
         return mean.to(call.dtype).reshape([*x.shape[:-dims], *y.shape[-dims:]])
 
+    def qdq(call: OnnxCall) -> Value | None:
+        """AveragePool of codes, which float32 sums exactly: a mean that is no tie lies further
+        from one than its last bit.
+        """
+        (x,), s = call.codes, call.settings
+        padded = any(per_dimension(s["padding"], dims))
+        if (s["count_include_pad"] and (s["ceil_mode"] or padded)) or s.get("divisor_override"):
+            return None
+        kernel, steps, padding, behind = _windows(x, call.shape[-dims:], s)
+        mean: Value = call.graph.node(
+            "AveragePool", x.to(torch.float32), dtype=torch.float32, kernel_shape=list(kernel),
+            strides=list(steps), pads=[*padding, *behind], count_include_pad=0,
+        )
+        return mean.round().to(call.dtype)
+
     return OpSpec(
         name=function.__name__,
         function=function,
@@ -181,6 +203,7 @@ def _record(
         kernel=kernel,
         accumulator=accumulator,
         onnx=onnx,
+        qdq=qdq,
     )
 
 

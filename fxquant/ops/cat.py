@@ -18,6 +18,7 @@ from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.onnx import OnnxCall, Value, requantize
 from fxquant.ops.onnx import centred as centred_value
 from fxquant.ops.operands import OperandNumbers, centred_operands, operand_numbers, scales_of
+from fxquant.ops.qdq import grids_of, to_codes, to_real
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall
 from fxquant.rounding import Rescale
 
@@ -65,6 +66,20 @@ def _onnx(call: OnnxCall) -> Value:
     return found
 
 
+def _qdq(call: OnnxCall) -> Value | None:
+    """Concat, which engines run as QLinearConcat; of codes, where all share one scale."""
+    n, grids, axis = call.numbers, grids_of(call), call.settings["dim"]
+    rescales = map(Rescale, n.multiplier, n.shift)
+    operands = zip(call.codes, n.x_zero, rescales, strict=True)
+    if grids is None or all(_keeps_codes(x, zero, rescale, n) for x, zero, rescale in operands):
+        return None
+    parts = [
+        to_real(codes, q.scale, q.zero_point) for codes, q in zip(call.codes, grids, strict=True)
+    ]
+    real: Value = call.graph.node("Concat", *parts, dtype=torch.float32, axis=axis)
+    return to_codes(call, real)
+
+
 def _keeps_codes(x: Value, zero: Tensor, rescale: Rescale, n: OperandNumbers) -> bool:
     """Whether an operand comes through unchanged."""
     one = float(rescale.multiplier) == 2.0 ** int(rescale.shift)
@@ -88,4 +103,5 @@ CAT = OpSpec(
     kernel=_kernel,
     accumulator=adds_nothing,
     onnx=_onnx,
+    qdq=_qdq,
 )

@@ -9,7 +9,7 @@ alike: the bound of a channel's sum is read off that channel's own integer weigh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,15 @@ from fxquant.ops.layer import (
     unsigned,
 )
 from fxquant.ops.onnx import OnnxCall, Value, padded_with_copies
+from fxquant.ops.qdq import (
+    Picture,
+    QdqForm,
+    arranged,
+    grids_of,
+    to_codes,
+    to_real,
+    weight_and_bias,
+)
 from fxquant.ops.spec import (
     Call,
     OpSpec,
@@ -104,28 +113,62 @@ def _reader(function: Callable[..., Tensor]) -> Reader:
     return read
 
 
+def _geometry(call: OnnxCall, dims: int) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+    """The attributes of a convolution, and how much it pads before and behind."""
+    weight, s = call.numbers.weight, call.settings
+    dilation = per_dimension(s["dilation"], dims)
+    spans = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    if s["padding"] in ("same", "valid"):
+        same = s["padding"] == "same"
+        widths = [(span // 2, span - span // 2) if same else (0, 0) for span in spans]
+    else:
+        widths = [(width, width) for width in per_dimension(s["padding"], dims)]
+    attributes = {
+        "kernel_shape": list(weight.shape[2:]), "group": s["groups"],
+        "dilations": list(dilation), "strides": list(per_dimension(s["stride"], dims)),
+    }
+    return attributes, widths
+
+
+def _pads(widths: Sequence[tuple[int, int]]) -> list[int]:
+    return [width[end] for end in (0, 1) for width in widths]
+
+
+def _qdq(dims: int) -> QdqForm:
+    """Conv, which engines run as QLinearConv."""
+
+    def form(call: OnnxCall) -> Value | None:
+        grids, (attributes, widths) = grids_of(call), _geometry(call, dims)
+        if grids is None or call.settings.get("padding_mode", "zeros") != "zeros":
+            return None
+        (x,), dilation = grids, tuple(attributes["dilations"])
+        given = Picture(
+            call.codes[0], call.numbers.weight, tuple(attributes["strides"]), tuple(widths)
+        )
+        codes, weight, strides, pads = arranged(given, x.zero_point, attributes["group"], dilation)
+        attributes |= {"kernel_shape": list(weight.shape[2:]), "strides": list(strides)}
+        real: Value = call.graph.node(
+            "Conv", to_real(codes, x.scale, x.zero_point), *weight_and_bias(call, x, weight, 0),
+            dtype=torch.float32, pads=_pads(pads), **attributes,
+        )
+        return to_codes(call, real)
+
+    return form
+
+
 def _sum_up(dims: int) -> Callable[..., Value]:
     """ConvInteger of one byte of the codes, int32."""
 
     def sum_up(call: OnnxCall, codes: Value, zero: Tensor) -> Value:
-        weight, s = call.numbers.weight, call.settings
-        dilation = per_dimension(s["dilation"], dims)
-        spans = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-        if s["padding"] in ("same", "valid"):
-            same = s["padding"] == "same"
-            widths = [(span // 2, span - span // 2) if same else (0, 0) for span in spans]
-        else:
-            widths = [(width, width) for width in per_dimension(s["padding"], dims)]
-        mode = s.get("padding_mode", "zeros")
+        attributes, widths = _geometry(call, dims)
+        mode = call.settings.get("padding_mode", "zeros")
         if mode != "zeros":
             codes = padded_with_copies(codes, widths, mode)
             widths = [(0, 0)] * dims
-        stored, weight_zero = unsigned(weight)
+        stored, weight_zero = unsigned(call.numbers.weight)
         found: Value = call.graph.node(
-            "ConvInteger", codes, stored, zero, weight_zero, dtype=torch.int32,
-            kernel_shape=list(weight.shape[2:]), group=s["groups"], dilations=list(dilation),
-            strides=list(per_dimension(s["stride"], dims)),
-            pads=[width[end] for end in (0, 1) for width in widths],
+            "ConvInteger", codes, stored, zero, weight_zero,
+            dtype=torch.int32, pads=_pads(widths), **attributes,
         )
         return found
 
@@ -153,6 +196,7 @@ def _record(
         kernel=layer_kernel(function, spatial),
         accumulator=layer_accumulator(0),
         onnx=layer_onnx(_sum_up(spatial), spatial),
+        qdq=_qdq(spatial),
         real=LAYER_REAL,
     )
 

@@ -21,6 +21,7 @@ from fxquant.ops.layer import (
     unsigned,
 )
 from fxquant.ops.onnx import OnnxCall, Value
+from fxquant.ops.qdq import grids_of, to_codes, to_real, weight_and_bias
 from fxquant.ops.spec import OpSpec, Output, Parameter, signature_reader
 
 
@@ -43,6 +44,22 @@ def _sum_up(call: OnnxCall, codes: Value, zero: Tensor) -> Value:
     return found
 
 
+def _qdq(call: OnnxCall) -> Value | None:
+    """Gemm over rows, which engines run as QGemm."""
+    grids, shape = grids_of(call), call.codes[0].shape
+    if grids is None or shape is None or len(shape) < 2:
+        return None
+    (x,), (codes,), flat = grids, call.codes, len(shape) == 2
+    rows = codes if flat else codes.reshape([None, shape[-1]])
+    weight, bias = weight_and_bias(call, x, call.numbers.weight, 0)
+    real: Value = call.graph.node(
+        "Gemm", to_real(rows, x.scale, x.zero_point), weight, bias,
+        dtype=torch.float32, transB=1,
+    )
+    found = to_codes(call, real)
+    return found if flat else found.reshape([*shape[:-1], len(call.numbers.weight)])
+
+
 LINEAR = OpSpec(
     name="linear",
     function=linear,
@@ -58,5 +75,6 @@ LINEAR = OpSpec(
     kernel=layer_kernel(linear, spatial=0),
     accumulator=layer_accumulator(0),
     onnx=layer_onnx(_sum_up, spatial=0),
+    qdq=_qdq,
     real=LAYER_REAL,
 )

@@ -25,6 +25,7 @@ from fxquant.intmath import (
 )
 from fxquant.ops.accumulator import Accumulator, IntegerCall, overflow, reach
 from fxquant.ops.onnx import OnnxCall, Value, add_bytes, bytes_of, requantize
+from fxquant.ops.qdq import grids_of, to_codes, to_real
 from fxquant.ops.spec import OpSpec, Output, RealCall, signature_reader
 from fxquant.rounding import Rescale, Rounding
 
@@ -117,6 +118,18 @@ def _onnx(call: OnnxCall) -> Value:
     return requantize(acc, n.rounding, Rescale(n.multiplier, n.shift), n, call.dtype)
 
 
+def _qdq(call: OnnxCall) -> Value | None:
+    """MatMul, which engines run as QLinearMatMul."""
+    grids = grids_of(call)
+    if grids is None:
+        return None
+    a, b = (
+        to_real(codes, q.scale, q.zero_point) for codes, q in zip(call.codes, grids, strict=True)
+    )
+    real: Value = call.graph.node("MatMul", a, b, dtype=torch.float32)
+    return to_codes(call, real)
+
+
 MATMUL = OpSpec(
     name="matmul",
     function=matmul,
@@ -132,4 +145,5 @@ MATMUL = OpSpec(
     kernel=_kernel,
     accumulator=_accumulator,
     onnx=_onnx,
+    qdq=_qdq,
 )

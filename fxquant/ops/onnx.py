@@ -9,6 +9,7 @@ here imports onnx: `export/onnx.py` makes its protobufs of what is written down.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import ExportError
-from fxquant.rounding import HALF_UP, Rescale, Rounding
+from fxquant.intmath import FLOAT32_EXACT
+from fxquant.rounding import FP32_RNE, HALF_UP, Rescale, Rounding
+from fxquant.schemes import QParams
 
 _DOUBLE_BITS = 52  # up to here a half is still a number of its own
 _FAR = 2**62  # what ONNX shifts is unsigned: by so much it is lifted
@@ -330,7 +333,8 @@ class OnnxCall(NamedTuple):
 
     `numbers` are its integers, `dtype` and `codes` the types and values that it gives and reads;
     `settings` what its kernel takes beside them, plain numbers all; `sizes` are those of the
-    result, None for a batch of any size.
+    result, None for a batch of any size. `inputs` and `output` say what the codes stand for, None
+    where that is not known.
     """
 
     graph: OnnxGraph
@@ -338,6 +342,8 @@ class OnnxCall(NamedTuple):
     dtype: torch.dtype
     codes: tuple[Value, ...]
     settings: Mapping[str, Any]
+    inputs: tuple[QParams | None, ...]
+    output: QParams
     sizes: tuple[int | None, ...]
 
     @property
@@ -356,6 +362,17 @@ def centred(codes: Value, zero: Tensor) -> Value:
     return d
 
 
+def sum_of(codes: Value, zero: Tensor, dims: Sequence[int], keepdim: bool = True) -> Value:
+    """Σ (q - z) over those dimensions, int64, one rounding-free sum: in float32 where codes are so
+    few that it holds every part of it.
+    """
+    count = math.prod(codes.sizes[dim] for dim in dims)
+    short = count << torch.iinfo(codes.dtype).bits < FLOAT32_EXACT
+    wide = codes.to(torch.float32 if short else torch.int64)
+    total = wide.reduce("ReduceSum", dims, keepdim).to(torch.int64)
+    return total - count * zero.to(torch.int64)
+
+
 def requantize(
     acc: Value, rounding: Rounding, rescale: Rescale, n: Any, dtype: torch.dtype
 ) -> Value:
@@ -368,6 +385,8 @@ def requantize(
     if rounding is HALF_UP and int(rescale.shift.max()) + bits <= _DOUBLE_BITS:
         factor = torch.ldexp(rescale.multiplier.double(), -rescale.shift)
         y: Value = (acc.double() * factor + (n.y_zero.double() + 0.5)).floor()
+    elif rounding is FP32_RNE:
+        y = (acc.to(torch.float32) * rescale.multiplier).round() + n.y_zero.float()
     else:
         wide: Any = acc.to(torch.int64)
         y = rounding.multiply(wide, rescale) + n.y_zero

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from fxquant.intmath import ACCUMULATOR_BITS, Target
 from fxquant.ops.accumulator import Accumulator, IntegerCall
 from fxquant.ops.onnx import OnnxForm
+from fxquant.ops.qdq import QdqForm
 from fxquant.rounding import Rounding
 from fxquant.schemes import Channels, QParams, QuantScheme
 
@@ -128,6 +129,8 @@ class OpSpec:
     kernel        `kernel(numbers, dtype, *codes, **options)`: integer tensors in and out
     accumulator   what it sums before it rounds, at most; the result is None where that is nothing
     onnx          what it is in ONNX: the kernel's integers by operators of ONNX
+    qdq           the real operator between codes, if an engine is known to give the kernel's
+                  integers so, under fp32_rne
     indices       the options that are integer tensors of the network: they say what to pick
     real          the options that end in the numbers: the kernel takes the others
     """
@@ -146,6 +149,7 @@ class OpSpec:
     kernel: Callable[..., Tensor]
     accumulator: Callable[[IntegerCall], Accumulator | None]
     onnx: OnnxForm
+    qdq: QdqForm | None = None
     indices: tuple[str, ...] = ()
     real: tuple[str, ...] = ()
 

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 import fxquant
 from fxquant import QuantConfig, QuantScheme
 from fxquant.errors import ConfigError, ExportError, StageError
+from fxquant.ops import OPS
 from fxquant.rounding import ROUNDINGS
 from tests import laws
 from tests.ops.test_laws import EXAMPLES, Call, quantized_example
 from tests.strategies import NetSpec, net_specs
 
 onnx = pytest.importorskip("onnx", reason="onnx is in the extra `onnx`")
-pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `onnx`")
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `onnx`")
 
 WIDE = QuantConfig(activation=QuantScheme(bits=16, symmetric=False))
 SIGNED = QuantConfig(activation=QuantScheme(symmetric=False))
@@ -209,3 +210,65 @@ def test_refusals(tmp_path):
     with pytest.raises(ExportError, match="without keep_float"):
         fxquant.export_onnx(fxquant.convert(prepared), path, x)
     assert not list(tmp_path.iterdir()), "a refusal leaves no file"
+
+
+# ------------------------------------------------------------------------ between Q and DQ
+
+RNE = QuantConfig(rounding="fp32_rne")
+
+
+def is_equal_in_qdq(quantized, path, inputs, batch=None):
+    fxquant.export_onnx(quantized, path, inputs, batch, form="qdq")
+    found = fxquant.verify(quantized, path, [inputs, [3 * x for x in inputs]])
+    assert found.equal, str(found)
+
+
+@pytest.mark.parametrize("name", [op.name for op in OPS if op.qdq is not None])
+def test_every_operator_that_engines_have(name, tmp_path):
+    _, inputs, _, quantized = quantized_example(name, 2, RNE)
+    is_equal_in_qdq(quantized, tmp_path / "net.onnx", inputs)
+
+
+@pytest.mark.parametrize("size", [(12, 15), (9, 8)])
+@pytest.mark.parametrize(("channels", "kernel", "stride", "padding"), [
+    (3, 7, 2, 3), (3, 3, 2, 1), (3, (3, 2), 2, 0), (1, 5, 2, 2), (3, 3, 1, 1), (2, 1, 2, 0),
+])
+def test_first_layers_are_arranged_for_engines(channels, kernel, stride, padding, size, tmp_path):
+    """Three channels become four, or pixels channels: the sums are the same."""
+    x = torch.randn(2, channels, *size)
+    layer = nn.Sequential(nn.Conv2d(channels, 5, kernel, stride, padding))
+    prepared = fxquant.prepare_qat(layer, x, RNE)
+    laws.settle(prepared, x)
+    is_equal_in_qdq(fxquant.convert(prepared), tmp_path / "net.onnx", [x])
+
+
+@pytest.mark.parametrize("kernel", [2, 3, (1, 5), (2, 3), 4, 6])
+def test_means_of_codes_that_an_engine_computes_in_float(kernel, tmp_path):
+    """Every sum of a window comes up, ties to the even one of both neighbours among them."""
+    x = torch.arange(-128, 128).repeat(40).reshape(1, 4, 40, 64)[..., torch.randperm(64)] / 128
+    prepared = fxquant.prepare_qat(nn.Sequential(nn.AvgPool2d(kernel, 1)), x, RNE)
+    laws.settle(prepared, x)
+    is_equal_in_qdq(fxquant.convert(prepared), tmp_path / "net.onnx", [x])
+
+
+def test_engines_run_qdq_on_integers(tmp_path):
+    """As QLinearConv and no Conv: what is said of speed rests on it."""
+    x = torch.randn(2, 8, 7, 6)
+    prepared = fxquant.prepare_qat(nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU()), x, RNE)
+    laws.settle(prepared, x)
+    path, seen = tmp_path / "net.onnx", tmp_path / "seen.onnx"
+    fxquant.export_onnx(fxquant.convert(prepared), path, x, form="qdq")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(seen), 3
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    kinds = {node.op_type for node in onnx.load(seen).graph.node}
+    assert "QLinearConv" in kinds
+    assert not {"Conv", "Relu", "Clip", "Max"} & kinds
+
+
+def test_qdq_is_refused_where_engines_round_otherwise(tmp_path):
+    quantized, x = convolution()
+    with pytest.raises(ExportError, match="fp32_rne"):
+        fxquant.export_onnx(quantized, tmp_path / "net.onnx", x, form="qdq")
+    with pytest.raises(ConfigError, match="form is one of"):
+        fxquant.export_onnx(quantized, tmp_path / "net.onnx", x, form="qlinear")

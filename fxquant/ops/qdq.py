@@ -1,0 +1,124 @@
+"""The QDQ form of an operator: the real one between codes, which engines run as one on integers.
+
+    codes ── DequantizeLinear ── Conv ── QuantizeLinear ── codes        runs as QLinearConv
+
+Scales say the multipliers: s_x·s_w/s_y in float32 is that of `rounding="fp32_rne"`, which is what
+onnxruntime then rounds by. Only operators whose integers an engine is known to give so have such a
+form (docs/rounding.md); the others stand in the graph in integer operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fxquant.ops.onnx import OnnxCall, Value, pad_codes
+from fxquant.schemes import QParams
+
+QdqForm = Callable[[OnnxCall], Value | None]
+"""None where this call has to stay in integer operators."""
+
+_NEAR = 8  # so many float32 numbers beside an estimate are looked at
+
+
+def grids_of(call: OnnxCall) -> tuple[QParams, ...] | None:
+    """The parameters of the codes that come in, where all have 8 bits and those are known."""
+    found = tuple(q for q in call.inputs if q is not None and q.scheme.bits <= 8)
+    both = len(found) == len(call.inputs) and call.output.scheme.bits <= 8
+    return found if both else None
+
+
+def to_real(codes: Value, scale: Tensor, zero: Tensor, axis: int | None = None) -> Value:
+    """What codes stand for."""
+    along = {} if axis is None else {"axis": axis}
+    found: Value = codes.graph.node(
+        "DequantizeLinear", codes, scale, zero.to(codes.dtype), dtype=torch.float32, **along
+    )
+    return found
+
+
+def to_codes(call: OnnxCall, real: Value) -> Value:
+    """Codes of the output: what saturates needs no clamp, unless the clamp is tighter."""
+    q, n = call.output, call.numbers
+    zero = q.zero_point.to(call.dtype)
+    codes: Value = real.graph.node("QuantizeLinear", real, q.scale, zero, dtype=call.dtype)
+    ends = torch.iinfo(call.dtype)
+    if int(n.low.max()) > ends.min or int(n.high.min()) < ends.max:
+        return codes.clamp(n.low, n.high)
+    return codes
+
+
+class Picture(NamedTuple):
+    """What a convolution of two dimensions reads: the codes, the weight that gives the same sums of
+    them however they are arranged, strides, and padding before and behind.
+    """
+
+    codes: Value
+    weight: Tensor
+    strides: tuple[int, ...]
+    pads: tuple[tuple[int, int], ...]
+
+
+def arranged(picture: Picture, zero: Tensor, groups: int, dilation: tuple[int, ...]) -> Picture:
+    """Channels by fours, which is how engines sum bytes: a picture of three has a fourth of zeros,
+    or, where the stride is 2, its pixels by fours become channels.
+
+        7×7, stride 2, of 3 channels     4×4, stride 1, of 12
+    """
+    codes, weight, strides, pads = picture
+    if groups > 1 or len(strides) != 2 or weight.shape[1] % 4 == 0 or weight.shape[1] > 4:
+        return picture
+    if strides == (2, 2) and dilation == (1, 1) and min(weight.shape[2:]) > 1:
+        return _pixels_as_channels(picture, zero)
+    missing = -weight.shape[1] % 4
+    wide = pad_codes(codes, [(0, missing), (0, 0), (0, 0)], zero)
+    return Picture(wide, F.pad(weight, (0, 0, 0, 0, 0, missing)), strides, pads)
+
+
+def _pixels_as_channels(picture: Picture, zero: Tensor) -> Picture:
+    codes, weight, _, pads = picture
+    assert codes.shape is not None  # as of all that the integer network itself gives
+    rows, columns = (k + k % 2 for k in weight.shape[2:])  # even, the rest zeros
+    even = F.pad(weight, (0, columns - weight.shape[3], 0, rows - weight.shape[2]))
+    around, halves = [], []
+    for length, (before, behind), k, whole in zip(
+        codes.sizes[2:], pads, weight.shape[2:], (rows, columns), strict=True
+    ):
+        windows = (length + before + behind - k) // 2 + 1
+        halves.append(windows - 1 + whole // 2)
+        around.append((before, 2 * halves[-1] - length - before))
+    batch, channels, (h, w) = codes.shape[0], weight.shape[1], halves
+    # channels last, so that what moves are rows of two pixels; engines convolve so anyway
+    last = pad_codes(codes, around, zero).permute((0, 2, 3, 1))
+    pixels = last.reshape([batch, h, 2, w, 2 * channels]).permute((0, 1, 3, 2, 4))
+    pixels = pixels.reshape([batch, h, w, 4 * channels]).permute((0, 3, 1, 2))
+    by_fours = even.reshape(-1, channels, rows // 2, 2, columns // 2, 2)
+    by_fours = by_fours.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
+    return Picture(pixels, by_fours.contiguous(), (1, 1), ((0, 0), (0, 0)))
+
+
+def weight_and_bias(call: OnnxCall, x: QParams, weight: Tensor, axis: int) -> tuple[Value, Value]:
+    """Those of a layer as real numbers, whose integers and scales are constants."""
+    n, graph = call.numbers, call.graph
+    scale = weight_scale(n.multiplier, x.scale, call.output.scale)
+    zero = torch.zeros_like(scale, dtype=torch.int8)
+    w = to_real(graph.value(weight), scale, zero, axis)
+    b = to_real(graph.value(n.bias), x.scale * scale, torch.zeros_like(n.bias), 0)
+    return w, b
+
+
+def weight_scale(multiplier: Tensor, s_x: Tensor, s_y: Tensor) -> Tensor:
+    """The scales s_w of which s_x·s_w/s_y, in float32, are the multipliers: float32 [C].
+
+    They were made so; the numbers of a layer keep the multipliers alone.
+    """
+    estimate = (multiplier.double() * s_y.double() / s_x.double()).float()
+    ulp = torch.nextafter(estimate, torch.full_like(estimate, torch.inf)) - estimate
+    near = estimate + ulp * torch.arange(-_NEAR, _NEAR + 1)[:, None]
+    fits = s_x * near / s_y == multiplier
+    chosen = fits.to(torch.int8).argmax(0)
+    return near.gather(0, chosen[None])[0]
