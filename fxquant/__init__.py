@@ -30,6 +30,7 @@ from fxquant.see.compare import Comparison, compare
 from fxquant.see.facts import to_networkx
 from fxquant.see.passes import watch_passes
 from fxquant.see.report import report
+from fxquant.see.training_log import TrainingLog
 from fxquant.see.visualize import visualize
 from fxquant.statistics_file import load_statistics, save_statistics
 
@@ -54,6 +55,7 @@ __all__ = [
     "Stages",
     "Stochastic",
     "StraightThrough",
+    "TrainingLog",
     "as_float",
     "audit",
     "calibrate",

@@ -1,0 +1,224 @@
+"""How ranges, scales and saturation move while a prepared network trains.
+
+    log = fxquant.TrainingLog(prepared, SummaryWriter("runs/digits"))
+    for step, (x, y) in enumerate(loader):
+        loss = ...
+        log.step(step, loss=loss.item())
+    log.plot("training.png")
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, fx
+
+from fxquant.errors import ConfigError
+from fxquant.extras import needs_extra
+from fxquant.fake_quant import ActivationFakeQuant
+from fxquant.files import write_whole
+from fxquant.graph.edit import called_module
+from fxquant.ops.site import CallSite, InputQuantizer
+from fxquant.pipeline import need_prepared
+
+_PICTURES = ("png", "svg", "pdf")
+
+
+class Writer(Protocol):
+    """What `torch.utils.tensorboard.SummaryWriter` is, as far as it is needed."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any:
+        """One number of one step."""
+
+    def add_histogram(self, tag: str, values: Tensor, global_step: int) -> Any:
+        """Many numbers of one step."""
+
+
+@dataclass(frozen=True)
+class Quantizers:
+    """All quantizers of activations at one step, by the name of their node.
+
+    saturated   the share of the batch beyond the range; None where none came by in train()
+    """
+
+    step: int
+    scales: dict[str, float]
+    ranges: dict[str, tuple[float, float]]
+    saturated: dict[str, float | None]
+
+
+class TrainingLog:
+    """Writes to TensorBoard, or to anything like it, and keeps what it takes to plot.
+
+    Numbers of the loop are written at every step, those of the quantizers at every `every`-th;
+    in between, training costs nothing more. As a context manager it lets go of the network.
+    """
+
+    def __init__(
+        self, prepared: fx.GraphModule, writer: Writer | None = None, every: int = 100
+    ) -> None:
+        """Watch `prepared`, which prepare_qat returned; `writer` None only to plot.
+
+        Raises StageError, ConfigError.
+        """
+        need_prepared(prepared, "TrainingLog")
+        if every < 1:
+            raise ConfigError(f"every is at least 1, got {every}")
+        self._writer, self._every = writer, every
+        self._quantizers = dict(_quantizers(prepared))
+        self._saturated: dict[str, float | None] = {}
+        self._watching = True  # the first step, then each that is written
+        self.scalars: dict[str, list[tuple[int, float]]] = {}
+        self.quantizers: list[Quantizers] = []
+        self._hooks = [
+            quantizer.register_forward_pre_hook(partial(self._see, name), with_kwargs=True)
+            for name, quantizer in self._quantizers.items()
+        ]
+
+    def step(self, step: int, **scalars: float) -> None:
+        """After a training step: write these numbers and, if it is time, the quantizers'."""
+        for name, value in scalars.items():
+            self.scalars.setdefault(name, []).append((step, float(value)))
+            if self._writer is not None:
+                self._writer.add_scalar(f"training/{name}", float(value), step)
+        if step % self._every == 0:
+            self._write(step)
+        self._watching = (step + 1) % self._every == 0
+
+    def _write(self, step: int) -> None:
+        ready = {name: q.qparams for name, q in self._quantizers.items() if q.ready}
+        scales = {name: float(q.scale) for name, q in ready.items()}
+        ranges = {name: _range(*q) for name, q in ready.items()}
+        saturated = {name: self._saturated.get(name) for name in ready}
+        self.quantizers.append(Quantizers(step, scales, ranges, saturated))
+        self._saturated = {}
+        if self._writer is None or not ready:
+            return
+        for name in ready:
+            self._writer.add_scalar(f"scale/{name}", scales[name], step)
+            for end, value in zip(("low", "high"), ranges[name], strict=True):
+                self._writer.add_scalar(f"range/{name}/{end}", value, step)
+        shares = {name: share for name, share in saturated.items() if share is not None}
+        for name, share in shares.items():
+            self._writer.add_scalar(f"saturated/{name}", share, step)
+        widths = [high - low for low, high in ranges.values()]
+        for tag, values in (
+            ("scales", list(scales.values())),
+            ("ranges", widths),
+            ("saturated", list(shares.values())),
+        ):
+            if values:
+                self._writer.add_histogram(f"quantizers/{tag}", torch.tensor(values), step)
+
+    def _see(
+        self, name: str, quantizer: ActivationFakeQuant, args: tuple[Any, ...], kwargs: Any
+    ) -> None:
+        """Before a quantizer rounds a batch: how much of it lies beyond its range of before."""
+        if not self._watching or not quantizer.training or not quantizer.ready:
+            return
+        x, least, most = (*args, -math.inf, math.inf)[:3]
+        low, high = _range(*quantizer.qparams)
+        half = float(quantizer.qparams.scale) / 2
+        limited = x.detach().clamp(kwargs.get("least", least), kwargs.get("most", most))
+        beyond = (limited < low - half) | (limited > high + half)
+        self._saturated[name] = float(beyond.double().mean()) if beyond.numel() else None
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """The curves as one picture: the loop's numbers, then saturation and scales.
+
+        Raises ConfigError for an ending but .png, .svg, .pdf; MissingExtraError without matplotlib.
+        """
+        ending = Path(path).suffix.lower().removeprefix(".")
+        if ending not in _PICTURES:
+            raise ConfigError(f"a plot's file ends in .png, .svg or .pdf, got '{os.fspath(path)}'")
+        content = io.BytesIO()
+        self._figure().savefig(content, format=ending, dpi=144)
+        write_whole(path, content.getvalue())
+
+    def _figure(self) -> Any:
+        with needs_extra("see"):
+            from matplotlib.figure import Figure
+        figure = Figure(figsize=(8, 2.3 * (len(self.scalars) + 2)), layout="constrained")
+        plots = figure.subplots(len(self.scalars) + 2, 1, sharex=True)
+        for plot, (name, points) in zip(plots, self.scalars.items(), strict=False):
+            plot.plot(*zip(*points, strict=True), color="#1f5fbf", linewidth=1.2)
+            plot.set_ylabel(name)
+        saturation, movement = plots[-2:]
+        steps = [record.step for record in self.quantizers]
+        _band(saturation, steps, [_percents(record) for record in self.quantizers])
+        saturation.set_ylabel("beyond range, %")
+        _band(movement, steps, [self._moved(record) for record in self.quantizers])
+        movement.set_ylabel("scale / first scale")
+        movement.set_xlabel("step")
+        for plot in plots:
+            plot.spines[["top", "right"]].set_visible(False)
+            plot.grid(axis="y", linewidth=0.4)
+        return figure
+
+    def _moved(self, record: Quantizers) -> list[float]:
+        """Each scale, as a multiple of the first that was seen of it."""
+        first: dict[str, float] = {}
+        for earlier in self.quantizers:
+            first = {**earlier.scales, **first}
+        return [scale / first[name] for name, scale in record.scales.items()]
+
+    def close(self) -> None:
+        """Let go of the network; what was written stays."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _quantizers(prepared: fx.GraphModule) -> list[tuple[str, ActivationFakeQuant]]:
+    """The quantizers of activations, by the node that they follow."""
+    found = ((node.name, called_module(prepared, node)) for node in prepared.graph.nodes)
+    return [
+        (name, module.output)
+        for name, module in found
+        if isinstance(module, (CallSite, InputQuantizer))
+        and isinstance(module.output, ActivationFakeQuant)
+    ]
+
+
+def _range(scale: Tensor, zero_point: Tensor, scheme: Any) -> tuple[float, float]:
+    ends = ((end - int(zero_point)) * float(scale) for end in (scheme.qmin, scheme.qmax))
+    low, high = ends
+    return low, high
+
+
+def _percents(record: Quantizers) -> list[float]:
+    return [100 * share for share in record.saturated.values() if share is not None]
+
+
+def _band(plot: Any, steps: list[int], values: list[list[float]]) -> None:
+    """The median of all quantizers as a line, the middle eight tenths and all of them as bands."""
+    seen = [(step, torch.tensor(each)) for step, each in zip(steps, values, strict=True) if each]
+    if not seen:
+        return
+    at = [step for step, _ in seen]
+    least, low, median, high, most = (
+        [float(each.double().quantile(share)) for _, each in seen]
+        for share in (0.0, 0.1, 0.5, 0.9, 1.0)
+    )
+    plot.fill_between(at, least, most, color="#1f5fbf", alpha=0.12, linewidth=0, label="all")
+    plot.fill_between(at, low, high, color="#1f5fbf", alpha=0.25, linewidth=0, label="8 in 10")
+    plot.plot(at, median, color="#1f5fbf", linewidth=1.4, label="median")
+    plot.legend(loc="upper right", frameon=False, fontsize=8, ncols=3)
