@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A file of the repository -> its page on the site.
 PROJECT = {
     f"{name}.md": f"project/{name.lower()}.md"
-    for name in ("ARCHITECTURE", "CONTRIBUTING", "CHANGELOG")
+    for name in ("ARCHITECTURE", "CONTRIBUTING", "CHANGELOG", "SECURITY")
 } | {"README.md": "index.md"}
 
 # What those who extend fxquant meet, beside the public names.

@@ -1,0 +1,53 @@
+"""Nothing that fxquant reads can make it run code: no pickle, no eval, no unsafe YAML."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted([*(ROOT / "fxquant").rglob("*.py"), *(ROOT / "passes").rglob("*.py")])
+
+MODULES = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "subprocess"}
+BUILTINS = {"eval", "exec", "compile", "__import__"}
+ATTRIBUTES = {
+    "torch.load", "torch.save", "torch.jit.load", "torch.hub.load", "os.system", "os.popen",
+    "yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load",
+    "yaml.Loader", "yaml.FullLoader", "yaml.UnsafeLoader",
+}  # fmt: skip
+
+
+def unsafe(source: str) -> Iterator[str]:
+    """What a file imports, calls or names that could run what it reads."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {(node.module or "").split(".")[0]}
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            names = {node.func.id} & BUILTINS
+        elif isinstance(node, ast.Attribute):
+            names = {ast.unparse(node)} & ATTRIBUTES
+        else:
+            continue
+        yield from sorted(names & (MODULES | BUILTINS | ATTRIBUTES))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_runs_nothing_that_it_reads(path: Path):
+    assert list(unsafe(path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import pickle", "from pickle import loads", "import torch\ntorch.load('x')", "eval('1')",
+     "yaml.load(text)", "from subprocess import run", "exec(code)", "import marshal as m"],
+)  # fmt: skip
+def test_notices(source: str):
+    assert list(unsafe(source))
+
+
+@pytest.mark.parametrize("source", ["model.eval()", "yaml.safe_load(text)", "re.compile('x')"])
+def test_lets_pass(source: str):
+    assert not list(unsafe(source))
