@@ -29,7 +29,7 @@ from fxquant.pipeline import (
     say_stage,
     stage_of,
 )
-from fxquant.recipes import CONVERT, prepare_recipe
+from fxquant.recipes import CONVERT, CONVERT_LAYERS, prepare_recipe
 
 
 def prepare_qat(
@@ -133,9 +133,11 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
         AccumulatorError: a sum may leave its accumulator; names the channel.
         NonFiniteError: a parameter is NaN or infinite.
     """
-    need_prepared(prepared, "convert")
+    layers = isinstance(prepared, fx.GraphModule) and stage_of(prepared) is Stage.MIXED
+    if not layers:
+        need_prepared(prepared, "convert")
     gm = copy.deepcopy(prepared).eval()
-    CONVERT.run(gm)
+    (CONVERT_LAYERS if layers else CONVERT).run(gm)
     # a new module, which holds only what the integer graph names
     quantized = IntegerNetwork(gm, gm.graph, class_name=type(prepared).__name__)
     carry_over(gm, quantized)

@@ -9,7 +9,14 @@ from fxquant.errors import ConfigError
 from fxquant.fake_quant import FakeQuant, StraightThrough
 from fxquant.intmath import ACCUMULATOR_BITS
 from fxquant.observers import Calibrator, MovingAverage
-from fxquant.overrides import Override, check_calibrator, check_fake_quant, check_scheme
+from fxquant.overrides import (
+    Choice,
+    Choices,
+    Override,
+    check_calibrator,
+    check_fake_quant,
+    check_scheme,
+)
 from fxquant.rounding import Rounding, rounding_named, with_multiplier_bits
 from fxquant.schemes import INT8_WEIGHT, UINT8, QuantScheme
 
@@ -20,6 +27,12 @@ class QuantConfig:
 
     activation   the integers of activations
     weight       the integers of weights; symmetric
+    mode         "static": integers throughout, ranges known beforehand; for layers between values
+                 that stay float: "dynamic", whose inputs have the range of each batch, and
+                 "weight_only" (docs/modes.md); these read nothing of what concerns ranges
+    group_size   so many weights of an output channel that lie one behind the other share a scale;
+                 None for all of them (needs mode="weight_only": sums over several scales are no
+                 integers)
     accumulator_bits
                  what the sums of layers and of matrix products must fit, sign included, 16 to 32:
                  convert refuses those that are not proved to, whatever the input; a bias may take
@@ -62,6 +75,8 @@ class QuantConfig:
 
     activation: QuantScheme = UINT8
     weight: QuantScheme = INT8_WEIGHT
+    mode: Literal["static", "dynamic", "weight_only"] = "static"
+    group_size: int | None = None
     accumulator_bits: int = ACCUMULATOR_BITS
     calibrator: Calibrator = MovingAverage()  # noqa: RUF009 - a frozen record
     widen: bool = True
@@ -119,6 +134,7 @@ class QuantConfig:
                 "overrides is a tuple of them, such as (Override(path='stem', weight=8),), "
                 f"got {self.overrides!r}"
             )
+        _check_mode(self)
         if not isinstance(self.keep_float, tuple):
             raise ConfigError(
                 f"keep_float is a tuple of paths, such as ('head',), got {self.keep_float!r}"
@@ -131,3 +147,35 @@ class QuantConfig:
         if self.multiplier_bits is None:
             return rounding
         return with_multiplier_bits(rounding, self.multiplier_bits)
+
+    @property
+    def choices(self) -> Choices:
+        """What each call is to be quantized with."""
+        of_weight = self.weight_fake_quant or self.fake_quant
+        default = Choice(self.activation, self.weight, self.fake_quant, of_weight)
+        return Choices(default, self.first_last_bits, self.widen, self.overrides)
+
+
+def _check_mode(config: QuantConfig) -> None:
+    if config.mode not in ("static", "dynamic", "weight_only"):
+        raise ConfigError(f"mode is 'static', 'dynamic' or 'weight_only', got {config.mode!r}")
+    if config.group_size is not None:
+        if type(config.group_size) is not int or config.group_size < 1:
+            raise ConfigError(f"group_size is a number of weights, got {config.group_size!r}")
+        if config.mode != "weight_only" or not config.weight.per_channel:
+            raise ConfigError(
+                "group_size needs mode='weight_only' and a weight scheme with per_channel=True: "
+                "a sum over weights of several scales is no sum of integers"
+            )
+    if config.mode != "static":
+        for override in config.overrides:
+            reads = config.mode == "dynamic" or override.activation is None
+            if override.calibrator is not None or not reads:
+                raise ConfigError(f"{override} sets what mode={config.mode!r} does not read")
+        for name, why in (
+            ("equalize", "it evens out ranges for integers throughout"),
+            ("absorb_high_bias", "it spares activations a range"),
+            ("correct_bias", "it asks quantized sites"),
+        ):
+            if getattr(config, name):
+                raise ConfigError(f"{name}=True needs mode='static': {why}")

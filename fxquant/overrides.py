@@ -15,10 +15,10 @@ import fnmatch
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from torch import fx
+from torch import Tensor, fx
 
 from fxquant.errors import ConfigError
-from fxquant.fake_quant import FakeQuant
+from fxquant.fake_quant import BinaryWeight, FakeQuant, WeightFakeQuant
 from fxquant.graph.edit import called_module
 from fxquant.graph.place import place_of
 from fxquant.observers import Calibrator
@@ -26,7 +26,7 @@ from fxquant.ops.flow import grids, inputs_of, sites
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.spec import Output
 from fxquant.ops.width import wide_values
-from fxquant.schemes import INT16, QuantScheme
+from fxquant.schemes import INT16, Channels, QuantScheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +134,12 @@ class Choice:
     weight_fake_quant: FakeQuant
     calibrator: Calibrator | None = None
     why: str = ""
+
+    def weight_quantizer(self, channels: Channels, weight: Tensor) -> WeightFakeQuant:
+        """What rounds `weight`, as it is now."""
+        if self.weight.bits == 1:  # there is one way to take a sign
+            return BinaryWeight(self.weight, channels)
+        return self.weight_fake_quant.weight(self.weight, channels, weight)
 
 
 @dataclass(frozen=True)
@@ -251,7 +257,7 @@ def _set_first_and_last(gm: fx.GraphModule, chosen: dict[fx.Node, Choice], bits:
     first = {n for n in layers if not any(x in inside for x in n.all_input_nodes)}
     last = {n for n in layers if not any(reader in ahead for reader in n.users)}
     grid = grids(gm)
-    read = {grid[value] for node in last for value in inputs_of(node)}
+    read = {grid[value] for node in last for value in inputs_of(node) if value in grid}
     for node, choice in chosen.items():
         if node in first | last:
             choice = replace(choice, weight=choice.weight.with_bits(bits), why=_ENDS)

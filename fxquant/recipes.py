@@ -17,7 +17,9 @@ from fxquant.passes import (
     InsertObservers,
     JoinAdds,
     JoinProducts,
+    LowerLayers,
     LowerToInteger,
+    QuantizeLayers,
     ScaleByParameters,
     WeighTerms,
 )
@@ -27,6 +29,10 @@ from fxquant.pipeline import Pass, Recipe
 def prepare_recipe(config: QuantConfig, float_leaves: frozenset[str]) -> Recipe:
     """From a captured float graph to one that trains with fake-quants."""
     fold: tuple[Pass, ...] = (FoldBatchNorm(),) if config.batch_norm == "fold" else ()
+    if config.mode != "static":
+        dynamic = config.mode == "dynamic"
+        layers = QuantizeLayers(config.choices, dynamic, config.group_size)
+        return Recipe("prepare_layers", (FixShapes(), Canonicalize(float_leaves), *fold, layers))
     freeze: tuple[Pass, ...] = ()
     if config.freeze_after is not None:
         freeze = (FreezeBatchNorm(config.freeze_after),)
@@ -67,3 +73,5 @@ def prepare_recipe(config: QuantConfig, float_leaves: frozenset[str]) -> Recipe:
 
 
 CONVERT = Recipe("convert", (LowerToInteger(),))
+
+CONVERT_LAYERS = Recipe("convert_layers", (LowerLayers(),))

@@ -16,7 +16,9 @@ from fxquant.passes.insert_fake_quant import InsertFakeQuant
 from fxquant.passes.insert_observers import InsertObservers
 from fxquant.passes.join_adds import JoinAdds
 from fxquant.passes.join_products import JoinProducts
+from fxquant.passes.lower_layers import LowerLayers
 from fxquant.passes.lower_to_integer import LowerToInteger
+from fxquant.passes.quantize_layers import QuantizeLayers
 from fxquant.passes.scale_by_parameters import ScaleByParameters
 from fxquant.passes.weigh_terms import WeighTerms
 
@@ -37,6 +39,8 @@ PASSES = (
     InsertFakeQuant,
     CorrectBias,
     LowerToInteger,
+    QuantizeLayers,
+    LowerLayers,
 )
 
 __all__ = [
@@ -54,7 +58,9 @@ __all__ = [
     "InsertObservers",
     "JoinAdds",
     "JoinProducts",
+    "LowerLayers",
     "LowerToInteger",
+    "QuantizeLayers",
     "ScaleByParameters",
     "WeighTerms",
 ]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from fxquant.fake_quant import BinaryWeight, FakeQuant, StraightThrough, WeightFakeQuant
+from fxquant.fake_quant import FakeQuant, StraightThrough
 from fxquant.graph.edit import called_module
 from fxquant.intmath import ACCUMULATOR_BITS
 from fxquant.observers import Fixed, Observer
@@ -81,17 +81,11 @@ class InsertFakeQuant(Pass):
                 module.output = (quantizer.double() if double else quantizer).train(module.training)
                 log.change(node, f"output in {choice.activation}{why}")
             if isinstance(module, CallSite) and module.op.weight_axis is not None:
-                module.weight_quant = _weight_quantizer(gm, node, choice).train(module.training)
+                weight, _ = parameters_of(gm, node)
+                quant = choice.weight_quantizer(layer_channels(gm, node), weight)
+                module.weight_quant = quant.train(module.training)
                 log.change(node, f"weight in {choice.weight}{why}")
         grid = grids(gm)
         for node, site in sites(gm):
             site.sources = tuple(quantizer_of(gm, grid[value]) for value in inputs_of(node))
             site.accumulator_bits = self.accumulator_bits
-
-
-def _weight_quantizer(gm: fx.GraphModule, node: fx.Node, choice: Choice) -> WeightFakeQuant:
-    channels = layer_channels(gm, node)
-    if choice.weight.bits == 1:  # there is one way to take a sign
-        return BinaryWeight(choice.weight, channels)
-    weight, _ = parameters_of(gm, node)
-    return choice.weight_fake_quant.weight(choice.weight, channels, weight)

@@ -24,19 +24,16 @@ from fxquant.graph.edit import (
     map_nodes,
     replace_site,
 )
+from fxquant.graph.eval_only import drop_training, erase_dead
 from fxquant.graph.held import held_values
-from fxquant.graph.merge import Switch
-from fxquant.graph.modes import is_identity_in_eval
 from fxquant.graph.place import copy_place, describe, example_of, place_of
-from fxquant.graph.values import assertions, scalars
+from fxquant.graph.values import scalars
 from fxquant.ops.accumulator import Operand, prove
 from fxquant.ops.flow import grids, inputs_of, quantizer_of
 from fxquant.ops.integer import Dequantize, Facts, IntegerOp, Quantize
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.verify import verify_fake_quant
 from fxquant.pipeline import Keeps, Log, Pass, Stage
-
-_COPIES = ("clone", "detach", torch.clone, torch.detach)  # no integer is ever overwritten
 
 
 class LowerToInteger(Pass):
@@ -51,7 +48,7 @@ class LowerToInteger(Pass):
     def edit(self, gm: fx.GraphModule, log: Log) -> None:
         """Drop what eval() does not do, add the way out of the integers, then lower."""
         verify_fake_quant(gm)  # what was prepared may have been changed since
-        _drop_training(gm)
+        drop_training(gm)
         quantizers = {node: quantizer_of(gm, grid) for node, grid in grids(gm).items()}
         _refuse_uncalibrated(gm, quantizers)
         _add_exits(gm, quantizers)
@@ -64,26 +61,7 @@ class LowerToInteger(Pass):
             elif isinstance(module, CallSite):
                 _lower_site(gm, node, module, constants)
                 log.change(node, f"{module.extra_repr()}, in integers")
-        _erase_dead(gm)
-
-
-def _drop_training(gm: fx.GraphModule) -> None:
-    """Switches give what they give in eval(); dropout, copies and what only training reads go."""
-    for node in list(gm.graph.nodes):
-        module = called_module(gm, node)
-        idle = module is not None and is_identity_in_eval(module)
-        copies = node.op in ("call_method", "call_function") and node.target in _COPIES
-        if idle or isinstance(module, Switch) or copies:
-            erase(node, node.args[0])
-    _erase_dead(gm)
-
-
-def _erase_dead(gm: fx.GraphModule) -> None:
-    """Nodes that nothing reads go, but for the ends of the graph and its checks of arguments."""
-    checks = assertions(gm.graph)
-    for node in reversed(list(gm.graph.nodes)):
-        if not node.users and node.op not in ("placeholder", "output") and node not in checks:
-            gm.graph.erase_node(node)
+        erase_dead(gm)
 
 
 def _refuse_uncalibrated(

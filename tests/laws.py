@@ -13,7 +13,7 @@ from fxquant import QuantConfig
 from fxquant.errors import CaptureError
 from fxquant.graph.trace import trace
 from fxquant.pipeline import Keeps, Pass, Stage
-from fxquant.recipes import CONVERT, prepare_recipe
+from fxquant.recipes import CONVERT, CONVERT_LAYERS, prepare_recipe
 from tests.strategies import NetSpec
 
 CONFIGS = {
@@ -30,10 +30,19 @@ NEARLY = {
 }
 
 
+DYNAMIC = QuantConfig(mode="dynamic")
+
+
+def all_passes(config: QuantConfig) -> tuple[Pass, ...]:
+    """Those of both recipes."""
+    last = CONVERT if config.mode == "static" else CONVERT_LAYERS
+    return (*prepare_recipe(config, frozenset()).passes, *last.passes)
+
+
 def step_and_config(kind: type[Pass]) -> tuple[Pass, QuantConfig]:
     """A pass as a recipe makes it, and the configuration of that recipe."""
-    for config in (CONFIGS["train"], CONFIGS["freeze"], NEARLY["correct"]):
-        for step in (*prepare_recipe(config, frozenset()).passes, *CONVERT.passes):
+    for config in (CONFIGS["train"], CONFIGS["freeze"], NEARLY["correct"], DYNAMIC):
+        for step in all_passes(config):
             if type(step) is kind:
                 return step, config
     raise AssertionError(f"'{kind.name}' is in no recipe")
@@ -44,7 +53,7 @@ def graph_before(step: Pass, model: nn.Module, config: QuantConfig) -> fx.GraphM
     on random data where the stage has them.
     """
     gm = capture(model)
-    for earlier in (*prepare_recipe(config, frozenset()).passes, *CONVERT.passes):
+    for earlier in all_passes(config):
         if type(earlier) is type(step):
             return gm
         earlier.run(gm)
@@ -142,7 +151,7 @@ def leaves_a_sound_graph(step: Pass, spec: NetSpec, config: QuantConfig) -> None
     assert {f"fxquant.{name}" for name, _ in sites.named_children()} <= called
     gone = {name for name in names - set(gm.state_dict()) if not name.startswith("fxquant.")}
     folded = {name for name in gone if name.rsplit(".", 1)[0] in _norms(model)}
-    assert step.name == "lower_to_integer" or gone == folded
+    assert step.name in ("lower_to_integer", "lower_layers") or gone == folded
 
 
 def _norms(model: nn.Module) -> set[str]:
