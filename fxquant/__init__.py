@@ -1,14 +1,14 @@
 """Quantization of PyTorch networks by rewriting torch.fx graphs, down to exact integers."""
 
+from typing import TYPE_CHECKING, Any
+
 from fxquant.after_training import correct_bias, reestimate_batch_norm
 from fxquant.api import convert, prepare_ptq, prepare_qat
 from fxquant.audit import Audit, audit
 from fxquant.calibration import calibrate
 from fxquant.config import QuantConfig
-from fxquant.config_file import load_config, save_config
 from fxquant.errors import FxQuantError
 from fxquant.explain import explain
-from fxquant.export import export_onnx, verify
 from fxquant.fake_quant import (
     LSQ,
     PACT,
@@ -22,17 +22,28 @@ from fxquant.fake_quant import (
     StraightThrough,
 )
 from fxquant.overrides import Override
-from fxquant.presets import preset
-from fxquant.saved import load, save
 from fxquant.schemes import BINARY, TERNARY, QuantScheme
-from fxquant.see.as_float import as_float
-from fxquant.see.compare import Comparison, compare
-from fxquant.see.facts import to_networkx
-from fxquant.see.passes import watch_passes
-from fxquant.see.report import report
-from fxquant.see.training_log import TrainingLog
-from fxquant.see.visualize import visualize
-from fxquant.statistics_file import load_statistics, save_statistics
+
+if TYPE_CHECKING:
+    from fxquant.at_first_use import (
+        Comparison,
+        TrainingLog,
+        as_float,
+        compare,
+        export_onnx,
+        load,
+        load_config,
+        load_statistics,
+        preset,
+        report,
+        save,
+        save_config,
+        save_statistics,
+        to_networkx,
+        verify,
+        visualize,
+        watch_passes,
+    )
 
 __version__ = "0.1.0.dev0"
 
@@ -80,3 +91,12 @@ __all__ = [
     "visualize",
     "watch_passes",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What training does not need is imported where it is first asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from fxquant import at_first_use
+
+    return getattr(at_first_use, name)

@@ -28,6 +28,7 @@ LAYERS = (
     ("export",),
     ("records", "presets"),
     ("config_file", "statistics_file"),
+    ("at_first_use",),
     ("darts",),
     ("demo",),
     ("cli",),

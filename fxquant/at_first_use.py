@@ -1,0 +1,37 @@
+"""The public names that training does not need: pictures, reports, files and exports.
+
+They are a sixth of what there is to import, and `import fxquant` leaves them out.
+"""
+
+from fxquant.config_file import load_config, save_config
+from fxquant.export import export_onnx, verify
+from fxquant.presets import preset
+from fxquant.saved import load, save
+from fxquant.see.as_float import as_float
+from fxquant.see.compare import Comparison, compare
+from fxquant.see.facts import to_networkx
+from fxquant.see.passes import watch_passes
+from fxquant.see.report import report
+from fxquant.see.training_log import TrainingLog
+from fxquant.see.visualize import visualize
+from fxquant.statistics_file import load_statistics, save_statistics
+
+__all__ = [
+    "Comparison",
+    "TrainingLog",
+    "as_float",
+    "compare",
+    "export_onnx",
+    "load",
+    "load_config",
+    "load_statistics",
+    "preset",
+    "report",
+    "save",
+    "save_config",
+    "save_statistics",
+    "to_networkx",
+    "verify",
+    "visualize",
+    "watch_passes",
+]
