@@ -216,13 +216,17 @@ def _pass(step: type[Pass]) -> Made:
 
 - It needs {step.needs.value}, and gives {step.gives.value}.
 - In which modes it keeps the function: {step.keeps.value}.
-- Its tests: [tests/passes/test_{step.name}.py](../../../tests/passes/test_{step.name}.py).
-
+{_tests(f"tests/passes/test_{step.name}.py")}
 ::: {module}.{step.__name__}
     options: {{ members: [] }}
 
 {_folded(f"passes/{step.name}.py")}"""
     return Made(step.name, f"reference/passes/{step.name}.md", text)
+
+
+def _tests(source: str) -> str:
+    there = (ROOT / source).is_file()
+    return f"- Its tests: [{source}](../../../{source}).\n" if there else ""
 
 
 def operators() -> list[Made]:
