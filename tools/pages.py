@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import pkgutil
 import posixpath
 import re
@@ -35,6 +36,7 @@ from fxquant.passes import PASSES
 from fxquant.pipeline import Pass
 
 ROOT = Path(__file__).resolve().parent.parent
+log = logging.getLogger("mkdocs.hooks.pages")  # a warning of it ends a strict build
 
 # A file of the repository -> its page on the site.
 PROJECT = {
@@ -297,21 +299,25 @@ def _function_name(function: Any) -> str:
 
 
 def api() -> Made:
-    """Every public name, by the module that it comes from, errors last."""
-    homes: dict[str, list[str]] = {}
-    for name in fxquant.__all__:
-        homes.setdefault(getattr(fxquant, name).__module__, []).append(name)
-    errors = homes.pop("fxquant.errors", [])
+    """Every public name: functions, records, errors."""
+    values = {name: getattr(fxquant, name) for name in fxquant.__all__}
+    for name, value in values.items():
+        if not inspect.getdoc(value):
+            log.warning("fxquant.%s has no docstring", name)
+    functions = [name for name, value in values.items() if inspect.isfunction(value)]
+    errors = {name for name, _ in _errors()}
+    records = [name for name in values if name not in {*functions, *errors}]
     parts = ["# Public names\n\nAll that `import fxquant` offers.\n"]
-    for home, names in homes.items():
-        parts += [f"::: {home}.{name}\n" for name in names]
+    for title, names in (("Functions", functions), ("Records", records)):
+        parts.append(f"## {title}\n")
+        parts += [_entry(f"{values[name].__module__}.{name}") for name in names]
     parts.append("## Errors\n\nAll that fxquant raises on purpose derive from the first.\n")
-    others = [name for name, _ in _errors() if name not in errors]
-    parts += [
-        f"::: fxquant.errors.{name}\n    options: {{ heading_level: 3, show_bases: true }}\n"
-        for name in errors + others
-    ]
+    parts += [_entry(f"fxquant.errors.{name}") for name, _ in _errors()]
     return Made("Public names", "reference/api.md", "\n".join(parts))
+
+
+def _entry(path: str) -> str:
+    return f"::: {path}\n    options: {{ heading_level: 3, show_bases: true }}\n"
 
 
 def _errors() -> list[tuple[str, type]]:
