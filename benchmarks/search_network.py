@@ -4,7 +4,7 @@
 
 The network of the paper, three times: as it starts, with decided alphas (from N(0, 1)), both on
 random images of CIFAR's size, and after a short training on scikit-learn's digits. Its batch norms
-are held at running statistics of its own activations (`freeze_after=0`), every range is the
+are held at running statistics of its own activations (`batch_statistics=False`), every range is the
 extremes of eight batches, and all is measured on images that neither has seen:
 
     int8    dB from the float network's output down to the error of the integer network
@@ -93,8 +93,8 @@ def calibrate(prepared: fx.GraphModule, sample: Sample, batch: int) -> None:
 def measure(net: SearchNetwork, sample: Sample, batch: int, x: Tensor) -> dict[str, Any]:
     """One row, on the images `x`; ranges are those of batches of `batch`."""
     settle_batch_norms(net, sample)
-    config = fxquant.QuantConfig(freeze_after=0)
-    prepare, prepared = timed(lambda: fxquant.prepare_qat(net, sample(2), config))
+    prepare, prepared = timed(lambda: fxquant.prepare_qat(net, sample(2)))
+    fxquant.set_phase(prepared, fxquant.Phase(batch_statistics=False))
     calibrate(prepared, sample, batch)
     convert, quantized = timed(lambda: fxquant.convert(prepared))
     nodes = len(prepared.graph.nodes)

@@ -21,7 +21,9 @@ from fxquant.fake_quant import (
     Stochastic,
     StraightThrough,
 )
+from fxquant.ops.phase import Phase
 from fxquant.overrides import Override
+from fxquant.phases import PhaseSchedule, set_phase
 from fxquant.schemes import BINARY, TERNARY, QuantScheme
 
 if TYPE_CHECKING:
@@ -61,6 +63,8 @@ __all__ = [
     "FxQuantError",
     "LSQPlus",
     "Override",
+    "Phase",
+    "PhaseSchedule",
     "QuantConfig",
     "QuantScheme",
     "Stages",
@@ -86,6 +90,7 @@ __all__ = [
     "save",
     "save_config",
     "save_statistics",
+    "set_phase",
     "to_networkx",
     "verify",
     "visualize",

@@ -15,6 +15,7 @@ from fxquant.errors import UncalibratedError
 from fxquant.graph.sharing import parameter_reads, shared_parameter
 from fxquant.ops.flow import sites
 from fxquant.ops.parameters import parameters_of, set_bias, value_of
+from fxquant.ops.phase import Phase, PhasedSite
 from fxquant.ops.site import CallSite
 from fxquant.pipeline import need_prepared
 
@@ -46,7 +47,7 @@ def reestimate_batch_norm(prepared: fx.GraphModule, batches: Iterable[Any]) -> N
     with _modes_kept(prepared), torch.no_grad():
         prepared.eval()
         for _, site in sites(prepared):
-            site.training = True  # only itself: its quantizers and counters stand still
+            site.training, site.phase = True, Phase()  # only itself: its quantizers stand still
         for norm in norms:
             norm.train()
             norm.reset_running_stats()
@@ -147,8 +148,11 @@ def _need_trained(prepared: fx.GraphModule, name: str) -> None:
 @contextmanager
 def _modes_kept(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
+    phases = {module: module.phase for module in modes if isinstance(module, PhasedSite)}
     try:
         yield
     finally:
+        for site, phase in phases.items():
+            site.phase = phase
         for module, training in modes.items():
             module.training = training

@@ -80,7 +80,7 @@ def prepare_ptq(
     """
     config = QuantConfig(calibrator=MinMax()) if config is None else config
     if isinstance(config, QuantConfig):
-        config = replace(config, batch_norm="fold", freeze_after=None)
+        config = replace(config, batch_norm="fold")
     return _prepare("prepare_ptq", model, example_inputs, config).eval()
 
 

@@ -52,8 +52,6 @@ class QuantConfig:
                  the 31 that are exact enough
     batch_norm   "train": batch norms stay live, train on, and are folded into the integers of
                  eval(); "fold": they are folded into the weights before training
-    freeze_after batch norms that stay live use the statistics of each batch for so many steps
-                 of training, and their running statistics from then on; None for always
     equalize     whether weight ranges are evened out across layers (needs batch_norm="fold",
                  because a live batch norm undoes it)
     absorb_high_bias
@@ -87,7 +85,6 @@ class QuantConfig:
     )
     multiplier_bits: int | None = None
     batch_norm: Literal["train", "fold"] = "train"
-    freeze_after: int | None = None
     equalize: bool = False
     absorb_high_bias: bool = False
     correct_bias: bool = False
@@ -110,13 +107,6 @@ class QuantConfig:
             with_multiplier_bits(rounding, self.multiplier_bits)  # or it says why not
         if self.batch_norm not in ("train", "fold"):
             raise ConfigError(f"batch_norm is 'train' or 'fold', got {self.batch_norm!r}")
-        if self.freeze_after is not None:
-            if type(self.freeze_after) is not int or self.freeze_after < 0:
-                raise ConfigError(
-                    f"freeze_after is a number of training steps, got {self.freeze_after!r}"
-                )
-            if self.batch_norm != "train":
-                raise ConfigError("freeze_after needs batch_norm='train': folded ones are frozen")
         for name, why in (
             ("equalize", "a live batch norm undoes the factors"),
             ("absorb_high_bias", "it asks folded batch norms how channels are distributed"),

@@ -11,7 +11,6 @@ from fxquant.passes import (
     EqualizeCrossLayer,
     FixShapes,
     FoldBatchNorm,
-    FreezeBatchNorm,
     FuseConvBnRelu,
     InsertFakeQuant,
     InsertObservers,
@@ -33,9 +32,6 @@ def prepare_recipe(config: QuantConfig, float_leaves: frozenset[str]) -> Recipe:
         dynamic = config.mode == "dynamic"
         layers = QuantizeLayers(config.choices, dynamic, config.group_size)
         return Recipe("prepare_layers", (FixShapes(), Canonicalize(float_leaves), *fold, layers))
-    freeze: tuple[Pass, ...] = ()
-    if config.freeze_after is not None:
-        freeze = (FreezeBatchNorm(config.freeze_after),)
     equalize: tuple[Pass, ...] = (EqualizeCrossLayer(config.weight),) if config.equalize else ()
     absorb: tuple[Pass, ...] = (AbsorbHighBias(),) if config.absorb_high_bias else ()
     correct: tuple[Pass, ...] = (CorrectBias(),) if config.correct_bias else ()
@@ -51,7 +47,6 @@ def prepare_recipe(config: QuantConfig, float_leaves: frozenset[str]) -> Recipe:
             ScaleByParameters(),  # after join_products, which takes products into sums
             *fold,  # before fuse, which would keep the batch norms live
             FuseConvBnRelu(),
-            *freeze,
             # after fuse: nothing is observed inside a site
             InsertObservers(float_leaves, config.calibrator),
             *equalize,  # after fold: it compares the weights as they will be used

@@ -10,7 +10,6 @@ from fxquant.passes.correct_bias import CorrectBias
 from fxquant.passes.equalize_cross_layer import EqualizeCrossLayer
 from fxquant.passes.fix_shapes import FixShapes
 from fxquant.passes.fold_bn import FoldBatchNorm
-from fxquant.passes.freeze_batch_norm import FreezeBatchNorm
 from fxquant.passes.fuse_conv_bn_relu import FuseConvBnRelu
 from fxquant.passes.insert_fake_quant import InsertFakeQuant
 from fxquant.passes.insert_observers import InsertObservers
@@ -32,7 +31,6 @@ PASSES = (
     ScaleByParameters,
     FoldBatchNorm,
     FuseConvBnRelu,
-    FreezeBatchNorm,
     InsertObservers,
     EqualizeCrossLayer,
     AbsorbHighBias,
@@ -52,7 +50,6 @@ __all__ = [
     "EqualizeCrossLayer",
     "FixShapes",
     "FoldBatchNorm",
-    "FreezeBatchNorm",
     "FuseConvBnRelu",
     "InsertFakeQuant",
     "InsertObservers",

@@ -18,7 +18,6 @@ from tests.strategies import NetSpec
 
 CONFIGS = {
     "train": QuantConfig(),
-    "freeze": QuantConfig(freeze_after=1),
     "fold": QuantConfig(batch_norm="fold"),
     "equalize": QuantConfig(batch_norm="fold", equalize=True),
 }
@@ -41,7 +40,7 @@ def all_passes(config: QuantConfig) -> tuple[Pass, ...]:
 
 def step_and_config(kind: type[Pass]) -> tuple[Pass, QuantConfig]:
     """A pass as a recipe makes it, and the configuration of that recipe."""
-    for config in (CONFIGS["train"], CONFIGS["freeze"], NEARLY["correct"], DYNAMIC):
+    for config in (CONFIGS["train"], NEARLY["correct"], DYNAMIC):
         for step in all_passes(config):
             if type(step) is kind:
                 return step, config

@@ -639,8 +639,8 @@ BUGS = (
     Bug(
         "observers come before activations are fused",
         "fxquant/recipes.py",
-        f"{FUSE}            *freeze,\n{OBSERVE}",
-        f"{OBSERVE}{FUSE}            *freeze,\n",
+        f"{FUSE}{OBSERVE}",
+        f"{OBSERVE}{FUSE}",
         ("tests/test_reference.py::test_nothing_moves_in_eval",),
     ),
     Bug(
@@ -1006,6 +1006,21 @@ BUGS = (
         "        alone.replace(node, measure.as_candidate(expected, value))\n",
         "",
         ("tests/see/test_compare.py::test_errors_add_up_as_it_runs_but_not_alone",),
+    ),
+    # ---------------------------------------------------------------- phases
+    Bug(
+        "frozen ranges go on watching",
+        "fxquant/ops/phase.py",
+        "(quantizer if self.phase.observe else quantizer.frozen)(x, *limits)",
+        "quantizer(x, *limits)",
+        ("tests/test_phases.py::test_what_moves_in_each_phase",),
+    ),
+    Bug(
+        "weights are rounded while ranges are only observed",
+        "fxquant/ops/site.py",
+        "if self.weight_quant is not None and self.phase.round:",
+        "if self.weight_quant is not None:",
+        ("tests/test_phases.py::test_observing_rounds_nothing",),
     ),
     # ---------------------------------------------------------------- files
     Bug(

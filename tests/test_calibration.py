@@ -108,7 +108,7 @@ def test_the_defaults():
     assert quantizers_of(ptq).popitem()[1].observer.calibrator == MinMax()
     assert quantizers_of(qat).popitem()[1].observer.calibrator == MovingAverage()
     assert not any(isinstance(m, nn.BatchNorm2d) for m in ptq.modules())
-    live = fxquant.prepare_ptq(model(), config=QuantConfig(freeze_after=3))
+    live = fxquant.prepare_ptq(model(), config=QuantConfig(batch_norm="train"))
     assert not any(isinstance(m, nn.BatchNorm2d) for m in live.modules())
 
 

@@ -168,8 +168,6 @@ CATALOGUE = (
     setting("activations per channel", "activation", "per_channel=True", "one scale per tensor", activation=QuantScheme(per_channel=True)),
     setting("a rounding that is none", "rounding", "'half_upp'", "'half_up', 'half_even'", rounding="half_upp"),
     setting("batch norms thawed", "batch_norm", "'thaw'", "'train' or 'fold'", batch_norm="thaw"),
-    setting("frozen before the start", "freeze_after", "-1", "a number of training steps", freeze_after=-1),
-    setting("folded and frozen later", "freeze_after", "frozen", "needs batch_norm='train'", freeze_after=1, batch_norm="fold"),
     setting("equalized under batch norms", "equalize", "undoes", "needs batch_norm='fold'", equalize=True),
     setting("absorbed under batch norms", "absorb_high_bias", "folded", "needs batch_norm='fold'", absorb_high_bias=True),
     setting("corrected under batch norms", "correct_bias", "folded", "needs batch_norm='fold'", correct_bias=True),

@@ -206,7 +206,7 @@ TESTS: dict[str, list[str]] = {
     ],
     "fxquant/ops/elu.py": [*TABLES, *laws("elu")],
     "fxquant/ops/exp.py": [*TABLES, *laws("exp")],
-    "fxquant/ops/freeze.py": ["tests/passes/test_freeze_batch_norm.py"],
+    "fxquant/ops/phase.py": ["tests/test_phases.py"],
     "fxquant/ops/gelu.py": [*TABLES, *laws("gelu")],
     "fxquant/ops/hardsigmoid.py": [*TABLES, *laws("hardsigmoid")],
     "fxquant/ops/hardswish.py": [*TABLES, *laws("hardswish")],
@@ -316,7 +316,6 @@ TESTS: dict[str, list[str]] = {
         "tests/passes/test_scale_by_parameters.py", *pass_laws("scale_by_parameters"),
     ],
     "passes/correct_bias.py": ["tests/passes/test_correct_bias.py"],
-    "passes/freeze_batch_norm.py": ["tests/passes/test_freeze_batch_norm.py"],
     "passes/join_products.py": ["tests/passes/test_join_products.py", *networks("gated")],
     "passes/weigh_terms.py": ["tests/passes/test_weigh_terms.py", *networks("mixed")],
 }

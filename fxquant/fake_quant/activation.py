@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fxquant.fake_quant.quantizer import Quantizer
+from fxquant.fake_quant.straight_through import fake_quantize
 from fxquant.observers import Observer
 from fxquant.schemes import QParams, QuantScheme
 
@@ -31,6 +32,18 @@ class ActivationFakeQuant(Quantizer, ABC):
     @abstractmethod
     def forward(self, x: Tensor, least: float = -math.inf, most: float = math.inf) -> Tensor:
         """`x`, limited to [least, most] as by a hardtanh, on the grid; same shape and dtype."""
+
+    def observe(self, x: Tensor) -> None:
+        """Let the range follow `x`, of any shape, which stays as it is."""
+        self.observer(x)
+        if self.ready:
+            self.follow_observer()
+
+    def frozen(self, x: Tensor, least: float = -math.inf, most: float = math.inf) -> Tensor:
+        """`x`, limited, on the nearest code of the grid as it stands; same shape and dtype. Nothing
+        moves, and the numbers of the grid get no gradient.
+        """
+        return fake_quantize(x, self.qparams, least, most)
 
     @property
     @abstractmethod

@@ -17,21 +17,20 @@ import torch
 from torch import Tensor
 
 from fxquant.fake_quant import ActivationFakeQuant, WeightFakeQuant, round_to_grid
-from fxquant.graph.edit import Site
 from fxquant.intmath import ACCUMULATOR_BITS, Target
 from fxquant.observers import Observer
-from fxquant.ops.freeze import FreezeAfter
+from fxquant.ops.phase import PhasedSite
 from fxquant.ops.spec import Affine, Clamp, OpSpec, Output, RealCall, Weights
 from fxquant.rounding import HALF_UP, Rounding
 from fxquant.schemes import Channels, QParams, code_of, dequantize, quantize
 
 
-class CallSite(Site):
+class CallSite(PhasedSite):
     """One operator call: `site(*inputs, **options)` as `op.function` takes them.
 
-    Passes fill it in: `activation` (fuse_conv_bn_relu), `freeze` (freeze_batch_norm), `output`
-    and `weight_quant` (insert_observers, insert_fake_quant), and with these `rounding`,
-    `accumulator_bits`, and `sources`, the quantizers of its inputs.
+    Passes fill it in: `activation` (fuse_conv_bn_relu), `output` and `weight_quant`
+    (insert_observers, insert_fake_quant), and with these `rounding`, `accumulator_bits`, and
+    `sources`, the quantizers of its inputs.
     `batch_norm=` among the options is a BatchNorm module that stands behind the operator.
     """
 
@@ -42,7 +41,6 @@ class CallSite(Site):
         self.op = op
         self.activation: Clamp | None = None
         self.register_buffer("clamp_divisor", None)
-        self.freeze: FreezeAfter | None = None
         self.weight_quant: WeightFakeQuant | None = None
         self.output: Observer | ActivationFakeQuant | None = None
         self.rounding = HALF_UP
@@ -64,26 +62,29 @@ class CallSite(Site):
         return y if self.activation is None else self.activation(y, self.clamp_divisor)
 
     def _before_activation(self, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> Tensor:
-        if self.freeze is not None:
-            options = options | {"batch_norm": partial(self.freeze, options["batch_norm"])}
-        behind = options.get("batch_norm") if self.op.folds else None
-        taken = {k: v for k, v in options.items() if behind is None or k != "batch_norm"}
-        y = self.op.function(*inputs, **taken)
-        return y if behind is None else behind(y)
+        norm = options.get("batch_norm")
+        if norm is None:
+            return self.op.function(*inputs, **options)
+        if not self.op.folds:  # it is the operator
+            norm = partial(self.normalised, norm)
+            return self.op.function(*inputs, **options | {"batch_norm": norm})
+        rest = {name: value for name, value in options.items() if name != "batch_norm"}
+        return self.normalised(norm, self.op.function(*inputs, **rest))
 
     def _fake_quantized(self, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> Tensor:
-        if self.weight_quant is not None:
+        if self.weight_quant is not None and self.phase.round:
             options = options | {"weight": self.weight_quant(options["weight"])}
-        limits = self._limits
-        if limits is not None and isinstance(self.output, ActivationFakeQuant):
+        limits, quantizer = self._limits, self.output
+        if limits is not None and isinstance(quantizer, ActivationFakeQuant) and self.phase.round:
             # one pass for the two
-            limited: Tensor = self.output(self._before_activation(inputs, options), *limits)
-            return limited
+            return self.in_phase(quantizer, self._before_activation(inputs, options), *limits)
         y = self._real(inputs, options)
-        if self.output is not None:
-            quantized: Tensor = self.output(y)
-            return quantized
-        if self.op.output is Output.INPUT and self.sources:
+        if isinstance(quantizer, ActivationFakeQuant):
+            return self.in_phase(quantizer, y)
+        if quantizer is not None:
+            observed: Tensor = quantizer(y)
+            return observed
+        if self.op.output is Output.INPUT and self.sources and self.phase.round:
             # not clamped: eval() never leaves the input's range, but dropout scales values up
             return round_to_grid(y, self.sources[0].qparams.scale)
         return y
@@ -161,7 +162,7 @@ class CallSite(Site):
         return " → ".join(str(part) for part in (self.op.name, self.activation) if part)
 
 
-class InputQuantizer(Site):
+class InputQuantizer(PhasedSite):
     """Where a float value enters the integer part of a network."""
 
     def __init__(self, output: Observer | ActivationFakeQuant) -> None:
@@ -171,9 +172,11 @@ class InputQuantizer(Site):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` on its grid; as it is while only observed, or while no range is known."""
-        if self.training or not isinstance(self.output, ActivationFakeQuant):
+        if not isinstance(self.output, ActivationFakeQuant):
             out: Tensor = self.output(x)
             return out
+        if self.training:
+            return self.in_phase(self.output, x)
         if not self.output.ready:
             return x
         return dequantize(self.rounding.quantize(x, self.output.qparams), self.output.qparams)

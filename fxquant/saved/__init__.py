@@ -36,7 +36,8 @@ from fxquant.saved.values import Json, Reader, Writer
 
 __all__ = ["load", "save"]
 
-_STAGES = (Stage.FAKE_QUANT, Stage.INTEGER)
+_PREPARED = (Stage.FAKE_QUANT, Stage.MIXED)
+_CONVERTED = (Stage.INTEGER, Stage.INTEGER_LAYERS)
 
 
 def save(gm: fx.GraphModule, path: str | os.PathLike[str]) -> None:
@@ -56,7 +57,7 @@ def save(gm: fx.GraphModule, path: str | os.PathLike[str]) -> None:
         FileError: it holds what a file cannot; names the node, module or tensor.
         MissingExtraError: safetensors is not installed.
     """
-    if not isinstance(gm, fx.GraphModule) or stage_of(gm) not in _STAGES:
+    if not isinstance(gm, fx.GraphModule) or stage_of(gm) not in (*_PREPARED, *_CONVERTED):
         raise StageError(
             f"save takes what prepare_qat or convert returned, got a {type(gm).__name__}.\n"
             "What to do: save the state_dict() of a float model with torch.save or safetensors."
@@ -112,7 +113,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Any:
 
 def _network(data: Json, tensors: dict[str, Any], model: nn.Module | None) -> fx.GraphModule:
     stage, name = Stage[data["stage"]], data["name"]
-    if stage not in _STAGES or not name.isidentifier():
+    if stage not in (*_PREPARED, *_CONVERTED) or not name.isidentifier():
         raise FileError(f"a file holds no {stage.value} called {name!r}")
     root = read_modules(data["modules"], data["other_paths"], model)
     read_tensors(root, data["tensors"], tensors)
@@ -120,7 +121,7 @@ def _network(data: Json, tensors: dict[str, Any], model: nn.Module | None) -> fx
     read_attributes(root, data["modules"], reader)
     graph = read_graph(data["graph"], reader, lambda path: holds(root, path))
     gm: Network
-    if stage is Stage.INTEGER:
+    if stage in _CONVERTED:
         gm = IntegerNetwork(root, graph, class_name=name).eval()
     else:
         gm = network(root, graph, name)

@@ -36,18 +36,18 @@ from fxquant.graph.edit import module_at
 from fxquant.graph.merge import Choice, OnlyIf, Switch, TrainOnly
 from fxquant.graph.own import attributes_of
 from fxquant.observers import Observer
-from fxquant.ops.freeze import FreezeAfter
 from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
+from fxquant.ops.mixed import IntegerLayer, QuantizedLayer
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.saved.graphs import read_graph, write_graph
 from fxquant.saved.values import Json, Reader, Writer
 
 OWN: tuple[type[nn.Module], ...] = (
-    *(CallSite, InputQuantizer, FreezeAfter, Switch, Choice, TrainOnly, OnlyIf),
+    *(CallSite, InputQuantizer, Switch, Choice, TrainOnly, OnlyIf),
     *(Observer, ObservedStep, LearnedStep, LearnedOffset, LearnedClip, TrainedThreshold),
     *(ObservedWeight, LearnedWeight, BinaryWeight, TernaryWeight, StagedWeight),
     TrainedWeightThreshold,
-    *(Quantize, IntegerOp, Dequantize),
+    *(Quantize, IntegerOp, Dequantize, QuantizedLayer, IntegerLayer),
 )
 _HIDDEN: tuple[type[nn.Module], ...] = (NonDynamicallyQuantizableLinear,)  # not in torch.nn
 _MADE_ANEW = ("_body", "_numbers")

@@ -24,6 +24,7 @@ from fxquant.observers import CALIBRATORS
 from fxquant.ops import op_named
 from fxquant.ops.accumulator import Operand
 from fxquant.ops.integer import Facts
+from fxquant.ops.phase import Phase
 from fxquant.ops.spec import Clamp, OpSpec
 from fxquant.rounding import Rounding, rounding_named
 from fxquant.saved.callables import function_named, name_of
@@ -32,7 +33,7 @@ from fxquant.schemes import Channels, QuantScheme
 Json = Any  # what json.loads gives
 
 RECORDS: tuple[type[Any], ...] = (
-    *(QuantScheme, Channels, Clamp, Operand, Facts),
+    *(QuantScheme, Channels, Clamp, Operand, Facts, Phase),
     *(Nearest, ByChance, Plain, Clipped, Tanh),
     *CALIBRATORS,
 )

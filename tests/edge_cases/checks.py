@@ -112,7 +112,7 @@ def contract(
     for scale in (1, 2):  # and beyond the ranges
         beyond = [v * scale if isinstance(v, Tensor) else v for v in inputs]
         laws.assert_equal(quantized(*beyond), prepared(*beyond))
-    if near is not None and config.batch_norm == "train" and config.freeze_after is None:
+    if near is not None and config.batch_norm == "train":
         trained = copy.deepcopy(model)  # its batch norms have moved with those of `prepared`
         state = prepared.state_dict()
         trained.load_state_dict({key: state[key] for key in trained.state_dict()})

@@ -148,27 +148,31 @@ def statistics(model):
     return {name: b.clone() for name, b in model.named_buffers() if "running" in name}
 
 
+FROZEN = fxquant.Phase(batch_statistics=False)
+
+
 @pytest.mark.parametrize("after", [0, 2])
 def test_case_17_norm_that_freezes_after_n_steps(after):
-    """Kept: with freeze_after the statistics stop after so many steps, and γ and β train on."""
-    config = fxquant.QuantConfig(freeze_after=after)
-    (result,) = kept(net(), INPUT, configs={"freeze": config}).values()
-    assert int(result.prepared.fxquant.conv.freeze.steps) == min(after, 2)
-    prepared = fxquant.prepare_qat(net(), config=config).train()
+    """Kept: where a phase freezes batch norms the statistics stop, and γ and β train on."""
+    prepared = fxquant.prepare_qat(net()).train()
+    phases = fxquant.PhaseSchedule(prepared, freeze_batch_norm=after)
     for step in range(4):
         before = statistics(prepared)
         prepared(INPUT).square().sum().backward()
         moved = any(not torch.equal(v, before[k]) for k, v in statistics(prepared).items())
         assert moved is (step < after)
+        phases.step()
     assert prepared.bn.weight.grad.abs().sum() > 0
     assert prepared.bn.bias.grad.abs().sum() > 0
+    laws.assert_equal(fxquant.convert(prepared)(INPUT), prepared.eval()(INPUT))
 
 
-def test_case_17_frozen_norm_stays_frozen_before_n_steps():
-    """Kept: freeze_after does not thaw a batch norm that the model has frozen."""
+def test_case_17_frozen_norm_stays_frozen_in_every_phase():
+    """Kept: no phase thaws a batch norm that the model has frozen."""
     model = net().train()
     model.bn.eval().requires_grad_(False)
-    prepared = fxquant.prepare_qat(model, config=fxquant.QuantConfig(freeze_after=3))
+    prepared = fxquant.prepare_qat(model)
+    fxquant.set_phase(prepared, fxquant.Phase())
     assert not prepared.bn.training
     assert not prepared.bn.weight.requires_grad
     for _ in range(3):
@@ -442,18 +446,18 @@ def test_case_32_switching_modes():
         laws.assert_equal(run(prepared, (INPUT,), training=True), before)
 
 
-def test_case_32_switching_modes_while_norms_freeze():
-    """Kept: with freeze_after neither eval() nor a change of mode counts as a step."""
+def test_case_32_switching_modes_while_norms_are_frozen():
+    """Kept: neither eval() nor a change of mode ends a phase or moves a number of the norm."""
     model = net(nn.BatchNorm2d(4, eps=1e-2, momentum=0.7))
-    prepared = fxquant.prepare_qat(model, config=fxquant.QuantConfig(freeze_after=2))
-    freeze = prepared.fxquant.conv.freeze
-    for step in range(4):
-        assert int(freeze.steps) == min(step, 2)
+    prepared = fxquant.prepare_qat(model).train()
+    prepared(INPUT)
+    fxquant.set_phase(prepared, FROZEN)
+    before = statistics(prepared)
+    for _ in range(3):
         prepared.eval()(INPUT)
-        prepared.train().eval().train()
-        assert int(freeze.steps) == min(step, 2)
+        prepared.train().eval().train()(INPUT)
+        assert prepared.fxquant.conv.phase == FROZEN
+        assert all(torch.equal(v, before[k]) for k, v in statistics(prepared).items())
         assert prepared.bn.training
         assert (prepared.bn.eps, prepared.bn.momentum) == (1e-2, 0.7)
         assert prepared.bn.track_running_stats
-        prepared(INPUT)
-    assert freeze.after == 2

@@ -332,19 +332,21 @@ def test_case_58_state_dict():
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_case_58_norms_that_freeze(steps):
-    """Kept: with freeze_after the steps so far, and with them frozen or not, travel as well."""
-    config = fxquant.QuantConfig(freeze_after=2)
-    trained = fxquant.prepare_qat(net(), config=config).train()
+def test_case_58_phases(steps):
+    """Kept: the steps so far, and with them what is frozen, travel as well."""
+    starts = {"round": 1, "freeze_ranges": 2, "freeze_batch_norm": 3}
+    trained, resumed = (fxquant.prepare_qat(net()).train() for _ in range(2))
+    phases = fxquant.PhaseSchedule(trained, **starts)
     for _ in range(steps):
         trained(INPUT)
-    resumed = fxquant.prepare_qat(net(), config=config).train()
+        phases.step()
     resumed.load_state_dict(trained.state_dict())
-    for step in range(steps, 4):
+    for step in range(steps, 5):
         before = resumed.bn.running_mean.clone()
         laws.assert_equal(resumed(INPUT), trained(INPUT))
-        assert torch.equal(resumed.bn.running_mean, trained.bn.running_mean)
-        assert torch.equal(resumed.bn.running_mean, before) is (step >= 2)
+        assert torch.equal(resumed.bn.running_mean, before) is (step >= 3)
+        phases.step()
+        resumed.load_state_dict(trained.state_dict())
 
 
 def test_case_59_one_scale_formula():

@@ -203,6 +203,17 @@ def test_every_class_of_ours_that_stands_in_a_network_can_be_saved():
     assert {kind for kind in ours if not kind.__subclasses__()} <= {*OWN}
 
 
+@pytest.mark.parametrize("mode", ["dynamic", "weight_only"])
+def test_networks_of_integer_layers_come_back(mode, tmp_path):
+    spec = chain("conv", "bn", "relu", "conv", head=True)
+    prepared = fxquant.prepare_qat(spec.build(), config=fxquant.QuantConfig(mode=mode)).eval()
+    x = spec.inputs()
+    for network in (prepared, fxquant.convert(prepared)):
+        again = back(network, tmp_path)
+        assert_same(again, network)
+        laws.assert_equal(again(x), network(x))
+
+
 def test_every_calibrator_can_be_saved(tmp_path):
     spec = chain("conv", "relu")
     for calibrator in CALIBRATORS:
