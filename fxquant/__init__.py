@@ -9,6 +9,7 @@ from fxquant.calibration import calibrate
 from fxquant.config import QuantConfig
 from fxquant.errors import FxQuantError
 from fxquant.explain import explain
+from fxquant.export import export_onnx, export_program, verify
 from fxquant.fake_quant import (
     LSQ,
     PACT,
@@ -79,6 +80,7 @@ __all__ = [
     "correct_bias",
     "explain",
     "export_onnx",
+    "export_program",
     "load",
     "load_config",
     "load_statistics",

@@ -169,7 +169,7 @@ class _Writer:
 
     def _input(self, like: Any, name: str) -> Any:
         """What comes in; None for a number, which the examples have fixed."""
-        if isinstance(like, Like):  # itself a tuple
+        if isinstance(like, Like):
             self.inputs.append(Value(self.graph, name, like.dtype, like.shape))
             return self.inputs[-1]
         if isinstance(like, (tuple, list)):

@@ -6,6 +6,7 @@ Shapes are those of one run, or of two runs with batches of two sizes: what diff
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,7 +22,8 @@ from fxquant.pipeline import Stage, stage_of
 _BATCHES = (2, 3)
 
 
-class Like(NamedTuple):
+@dataclass(frozen=True)
+class Like:
     """What is known of a tensor: None in its shape stands for a batch of any size."""
 
     shape: tuple[int | None, ...]

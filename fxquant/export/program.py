@@ -1,0 +1,112 @@
+"""The integer network as a program of torch.export: one graph of torch's own operators.
+
+It needs no fxquant to run: `torch.export.save`, and `torch.export.load` in another process; or
+`torch._inductor.aoti_compile_and_package`, for a process without Python.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+
+from fxquant.errors import ExportError
+from fxquant.export.walk import Like, walk
+from fxquant.graph.edit import called_module, replace_site
+from fxquant.graph.nested import mapped
+from fxquant.ops.integer import IntegerOp
+from fxquant.rounding import Rounding
+
+
+def export_program(
+    quantized: fx.GraphModule,
+    example_inputs: Sequence[Any] | Tensor,
+    batch: int | None = None,
+) -> ExportedProgram:
+    """A converted network as a torch.export.ExportedProgram that gives the same integers.
+
+    Args:
+        quantized: what `convert` gave.
+        example_inputs: the arguments of one call, or its only tensor: shapes and types matter.
+        batch: the size of batches; None for any, along the first dimension of every input that has
+            as many rows as the first.
+
+    Raises:
+        StageError: `quantized` is no converted network.
+        ExportError: torch.export cannot follow it.
+    """
+    walked = walk(quantized, example_inputs, batch)
+    inputs = [node for node in quantized.graph.nodes if node.op == "placeholder"]
+    first, example = (
+        [mapped(_zeros, run[node]) for node in inputs] for run in (walked.runs[0], walked.runs[-1])
+    )
+    rows = Dim("batch", min=1)
+    shapes: list[Any] = []
+    arguments: list[Any] = []
+    for node, one, other in zip(inputs, first, example, strict=True):
+        found = _dynamic(one, other, rows)
+        several = str(node.target).startswith("*")  # forward(self, *inputs)
+        shapes.append(tuple(found) if several else found)
+        arguments += other if several else [other]
+    network = copy.deepcopy(quantized)
+    for node in network.graph.nodes:
+        module = called_module(network, node)
+        if isinstance(module, IntegerOp):
+            replace_site(network, node, _Known(module))
+    network.recompile()
+    try:
+        return torch.export.export(network, tuple(arguments), dynamic_shapes=tuple(shapes))
+    except Exception as error:
+        raise ExportError(f"torch.export does not follow the network: {error}") from error
+
+
+class _Known(nn.Module):
+    """An integer operator whose single numbers are constants of the program: torch.export follows
+    no Python that asks a buffer for its value, as for the code that pads.
+    """
+
+    def __init__(self, site: IntegerOp) -> None:
+        super().__init__()
+        self.op, self.dtype = site.op, site.scheme.dtype
+        numbers = site.numbers
+        self.kind = type(numbers)
+        self.known: dict[str, Any] = {}
+        for name, value in numbers._asdict().items():  # type: ignore[attr-defined]
+            if isinstance(value, Rounding):
+                self.known[name] = value
+            elif value.numel() == 1:
+                self.known[name] = value.dtype, tuple(value.shape), value.item()
+            else:
+                self.register_buffer(name, value)
+
+    def forward(self, *codes: Tensor, **options: Any) -> Tensor:
+        """As the operator itself."""
+        numbers = {
+            name: value if isinstance(value, Rounding)
+            else torch.tensor(value[2], dtype=value[0]).reshape(value[1])
+            for name, value in self.known.items()
+        }
+        with torch.no_grad():
+            return self.op.kernel(
+                self.kind(**self._buffers, **numbers), self.dtype, *codes, **options
+            )
+
+
+def _zeros(value: Any) -> Any:
+    return torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, Like) else value
+
+
+def _dynamic(first: Any, second: Any, rows: Any) -> Any:
+    """The dimensions of an input that follow the batch, as torch.export wants them."""
+    if isinstance(first, Tensor):
+        sizes = zip(first.shape, second.shape, strict=True)
+        return {i: rows for i, (a, b) in enumerate(sizes) if a != b}
+    if isinstance(first, (tuple, list)):
+        return type(first)(_dynamic(a, b, rows) for a, b in zip(first, second, strict=True))
+    if isinstance(first, dict):
+        return {key: _dynamic(first[key], second[key], rows) for key in first}
+    return None
