@@ -59,7 +59,7 @@ BATCH_NORM = f"""digraph {{ {STYLE} rankdir=TB
     bn [label="conv → batch norm → ReLU, one call site"]
     train [fillcolor="{FAKE}" label="batch_norm=\\"train\\" (default)
 the norm trains on;\neval() folds it into the integers"]
-    freeze [fillcolor="{FAKE}" label="freeze_after=N
+    freeze [fillcolor="{FAKE}" label="freeze_batch_norm=N
 the same, with running statistics\nafter N steps"]
     fold [fillcolor="{FLOAT}" label="batch_norm=\\"fold\\"
 folded into the weights before\ntraining; equalize needs it"]
