@@ -49,7 +49,7 @@ CONTRACT = f"""digraph {{ {STYLE} rankdir=TB
         run2 [label="OpSpec.kernel"]
         kept -> run2
     }}
-    make -> kept [label="convert runs it once" style=dashed]
+    make -> kept [label="          convert runs it once" style=dashed]
     y [label="the same codes,\\nbit for bit"]
     run -> y
     run2 -> y
