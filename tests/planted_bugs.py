@@ -1007,6 +1007,29 @@ BUGS = (
         "",
         ("tests/see/test_compare.py::test_errors_add_up_as_it_runs_but_not_alone",),
     ),
+    Bug(
+        "a name ends the script of a page",
+        "fxquant/see/page.py",
+        'return text.replace("<", "\\\\u003c")',
+        "return text",
+        ("tests/see/test_visualize.py::test_names_do_not_end_the_script",),
+    ),
+    Bug(
+        "a histogram forgets what lies outside the first batch",
+        "fxquant/see/histogram.py",
+        "torch.histc(x.clamp(self._low, self._high), BINS,",
+        "torch.histc(x, BINS,",
+        ("tests/see/test_report.py::test_a_histogram_by_hand",),
+    ),
+    Bug(
+        "saturation is that of the range after the batch",
+        "fxquant/see/training_log.py",
+        "quantizer.register_forward_pre_hook(partial(self._see, name), with_kwargs=True)",
+        "quantizer.register_forward_hook(\n"
+        "                lambda q, a, k, y, name=name: self._see(name, q, a, k), with_kwargs=True\n"
+        "            )",
+        ("tests/see/test_training_log.py::test_saturation_by_hand",),
+    ),
     # ---------------------------------------------------------------- phases
     Bug(
         "frozen ranges go on watching",

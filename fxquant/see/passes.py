@@ -117,7 +117,7 @@ class Passes:
 
 @contextmanager
 def watch_passes() -> Iterator[Passes]:
-    """Inside, every pass of every recipe is looked at before and after."""
+    """Inside, every pass of every recipe is looked at before and after; save what comes of it."""
     passes = Passes()
     with watched(passes):
         yield passes

@@ -55,7 +55,9 @@ def test_what_is_written_when(prepared):
 
 
 def test_saturation_by_hand():
-    """A range of -1 … 1 and the values -3, -1, 1, 3: half of them lie beyond."""
+    """A range of -1 … 1 and the values -3, -1, 1, 3: half of them lie beyond. Before the first
+    batch there is no range.
+    """
     prepared = fxquant.prepare_qat(nn.Sequential(nn.Linear(1, 1), nn.ReLU()))
     writer = Written()
     log = TrainingLog(prepared, writer, every=1)
@@ -64,6 +66,7 @@ def test_saturation_by_hand():
     prepared(torch.tensor([[-3.0], [-1.0], [1.0], [3.0]]))
     log.step(1)
     assert writer.scalars["saturated/quantize_input_1", 1] == 0.5
+    assert ("saturated/quantize_input_1", 0) not in writer.scalars
 
 
 def test_training_is_the_same_with_it_and_without():

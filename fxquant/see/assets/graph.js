@@ -226,18 +226,26 @@ class GraphView {
     if (!this.open.delete(id)) this.open.add(id);
     this.redraw(id);
     tell(`${id} is ${this.open.has(id) ? "open" : "closed"}`);
-    this.options.ontoggle?.();
+    this.options.ontoggle?.(id);
   }
 
-  // Draw anew; the box `id` stays where it was on the screen, and keeps the focus.
-  redraw(id) {
+  // Draw anew; the box `id` stays where it was on the screen, and has the focus.
+  redraw(id, focus = true) {
     const before = this.boxes.get(id)?.getBoundingClientRect();
     this.draw();
     const box = this.boxes.get(id), after = box?.getBoundingClientRect();
     if (!before || !after) return;
     this.host.scrollLeft += after.left + after.width / 2 - before.left - before.width / 2;
     this.host.scrollTop += after.top - before.top;
-    box.focus({preventScroll: true});
+    if (focus) box.focus({preventScroll: true});
+  }
+
+  // Bring a box into sight: its top in the upper third.
+  scrollTo(id) {
+    const box = this.boxes.get(id)?.getBoundingClientRect(), host = this.host.getBoundingClientRect();
+    if (!box) return;
+    this.host.scrollLeft += box.left + box.width / 2 - host.left - host.width / 2;
+    this.host.scrollTop += box.top - host.top - host.height / 3;
   }
 
   openAll(drawn = true) {
@@ -282,9 +290,7 @@ class GraphView {
     for (const group of this.path(node)) this.open.add(group);
     this.draw();
     this.options.ontoggle?.();
-    const box = this.boxes.get(id).getBoundingClientRect(), host = this.host.getBoundingClientRect();
-    this.host.scrollLeft += box.left + box.width / 2 - host.left - host.width / 2;
-    this.host.scrollTop += box.top + box.height / 2 - host.top - host.height / 2;
+    this.scrollTo(id);
     this.choose(id);
   }
 

@@ -73,7 +73,11 @@
   // What is opened on one side opens on the other, and both scroll together.
   function follow(a, b) {
     for (const [one, other] of [[a, b], [b, a]]) {
-      one.options.ontoggle = () => { other.open = new Set([...one.open].filter((id) => other.children.has(id))); other.draw(); };
+      one.options.ontoggle = (group) => {
+        other.open = new Set([...one.open].filter((id) => other.children.has(id)));
+        other.redraw(group, false);
+        if (group) [one, other].forEach((view) => view.scrollTo(group));
+      };
       one.host.addEventListener("scroll", () => {
         const share = one.host.scrollTop / Math.max(1, one.host.scrollHeight - one.host.clientHeight);
         const top = share * (other.host.scrollHeight - other.host.clientHeight);

@@ -20,7 +20,7 @@
     colourOf: (node) => byError && layers.has(node.id) ? heat(decibel(layers.get(node.id).alone)) : byError ? "var(--card)" : null,
     groupColourOf: (group) => byError && worstOf.has(group) ? heat(worstOf.get(group)) : null,
     badgeOf: (group) => data.compared && worstOf.has(group) ? `least ${inDecibel(finite(worstOf.get(group)))}${Number.isFinite(worstOf.get(group)) ? " dB" : ""}` : "",
-    onselect: (node) => choose(node.id, false),
+    onselect: (node) => node && choose(node.id, false),
   });
   function finite(value) { return value === Infinity ? "inf" : value === -Infinity ? "-inf" : value; }
   for (const node of data.graph.nodes) {
@@ -72,7 +72,8 @@
 
   function choose(id, reveal) {
     const node = view.byId.get(id), layer = layers.get(id);
-    if (reveal) view.reveal(id);
+    if (reveal) view.chosen = id;
+    if (reveal && !bodies[0].hidden) view.reveal(id);
     if (layer) table.mark(layer);
     side.replaceChildren(el("h2", {}, node?.kind ?? id), node ? facts(node) : null, ...(layer ? measured(layer) : []));
     tell(`${id} is chosen`);
@@ -130,7 +131,7 @@
       return el("ul", {class: "entries"}, ...[...by].map(([text, nodes]) => el("li", {}, el("code", {}, nodes.slice(0, 6).join(", ")),
         nodes.length > 6 ? ` and ${nodes.length - 6} more` : "", `: ${text}`)));
     };
-    return el("div", {}, ...data.passes.map((step, i) => el("details", {},
+    return el("div", {}, ...data.passes.map((step, i) => el("details", {class: step.changed.length + step.left_alone.length ? null : "idle"},
       el("summary", {}, el("strong", {}, `${i + 1}. ${step.name}`), ` ${step.summary}`,
         el("span", {class: "count"}, `${step.nodes_before} → ${step.nodes_after} nodes, ${step.changed.length} changes, ${step.left_alone.length} left alone`)),
       el("div", {class: "body"}, ...step.notes.map((note) => el("p", {}, note)),
@@ -171,6 +172,7 @@
     const beside = name === "Graph" || name === "Layers";
     side.hidden = !beside;
     split.classList.toggle("whole", !beside);
+    if (name === "Graph" && view.chosen) view.reveal(view.chosen); // it was chosen out of sight
   }
 
   const cards = data.cards.map((card) => el("div", {class: `card ${card.tone ?? ""}`},
