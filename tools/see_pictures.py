@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -113,11 +114,12 @@ def photograph(chromium: str, pages: Path) -> None:
         browser.close()
 
 
-def told(what: str) -> object:
+def told(what: str) -> Callable[[int, int], None]:
     """Progress on one line."""
 
     def tell(done: int, total: int) -> None:
-        print(f"\rtraining, {what}: {done} of {total}", end="\n" if done == total else "", flush=True)
+        end = "\n" if done == total else ""
+        print(f"\rtraining, {what}: {done} of {total}", end=end, flush=True)
 
     return tell
 

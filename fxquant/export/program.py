@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
 
 from fxquant.errors import ExportError
 from fxquant.export.walk import Like, walk
-from fxquant.graph.edit import called_module, replace_site
+from fxquant.graph.edit import Site, called_module, replace_site
 from fxquant.graph.nested import mapped
 from fxquant.ops.integer import IntegerOp
 from fxquant.rounding import Rounding
@@ -64,7 +64,7 @@ def export_program(
         raise ExportError(f"torch.export does not follow the network: {error}") from error
 
 
-class _Known(nn.Module):
+class _Known(Site):
     """An integer operator whose single numbers are constants of the program: torch.export follows
     no Python that asks a buffer for its value, as for the code that pads.
     """

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxquant.errors import ConfigError
 from fxquant.extras import needs_extra
@@ -46,7 +45,8 @@ class Writer(Protocol):
 class Quantizers:
     """All quantizers of activations at one step, by the name of their node.
 
-    saturated   the share of the batch beyond the range; None where none came by in train()
+    saturated   the share of the batch at an end of the range or beyond, 0 left aside; None where
+                none came by in train()
     """
 
     step: int
@@ -73,14 +73,14 @@ class TrainingLog:
         if every < 1:
             raise ConfigError(f"every is at least 1, got {every}")
         self._writer, self._every = writer, every
-        self._quantizers = dict(_quantizers(prepared))
+        sites = dict(_sites(prepared))
+        self._quantizers = {name: site.output for name, site in sites.items()}
         self._saturated: dict[str, float | None] = {}
         self._watching = True  # the first step, then each that is written
         self.scalars: dict[str, list[tuple[int, float]]] = {}
         self.quantizers: list[Quantizers] = []
         self._hooks = [
-            quantizer.register_forward_pre_hook(partial(self._see, name), with_kwargs=True)
-            for name, quantizer in self._quantizers.items()
+            site.register_forward_hook(partial(self._see, name)) for name, site in sites.items()
         ]
 
     def step(self, step: int, **scalars: float) -> None:
@@ -118,18 +118,19 @@ class TrainingLog:
             if values:
                 self._writer.add_histogram(f"quantizers/{tag}", torch.tensor(values), step)
 
-    def _see(
-        self, name: str, quantizer: ActivationFakeQuant, args: tuple[Any, ...], kwargs: Any
-    ) -> None:
-        """Before a quantizer rounds a batch: how much of it lies beyond its range of before."""
-        if not self._watching or not quantizer.training or not quantizer.ready:
+    def _see(self, name: str, site: nn.Module, inputs: Any, output: Tensor) -> None:
+        """As a forward hook: how much of what a site gave lies at the ends of its range."""
+        quantizer = self._quantizers[name]
+        if not self._watching or not site.training or not quantizer.ready or not output.numel():
             return
-        x, least, most = (*args, -math.inf, math.inf)[:3]
         low, high = _range(*quantizer.qparams)
-        half = float(quantizer.qparams.scale) / 2
-        limited = x.detach().clamp(kwargs.get("least", least), kwargs.get("most", most))
-        beyond = (limited < low - half) | (limited > high + half)
-        self._saturated[name] = float(beyond.double().mean()) if beyond.numel() else None
+        less = float(quantizer.qparams.scale) / 4  # a step of the grid is far more than an error
+        at_end = torch.zeros_like(output, dtype=torch.bool)
+        if low < 0:
+            at_end |= output <= low + less
+        if high > 0:
+            at_end |= output >= high - less
+        self._saturated[name] = float(at_end.double().mean())
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """The curves as one picture: the loop's numbers, then saturation and scales.
@@ -154,7 +155,7 @@ class TrainingLog:
         saturation, movement = plots[-2:]
         steps = [record.step for record in self.quantizers]
         _band(saturation, steps, [_percents(record) for record in self.quantizers])
-        saturation.set_ylabel("beyond range, %")
+        saturation.set_ylabel("saturated, %")
         _band(movement, steps, [self._moved(record) for record in self.quantizers])
         movement.set_ylabel("scale / first scale")
         movement.set_xlabel("step")
@@ -187,11 +188,11 @@ class TrainingLog:
         self.close()
 
 
-def _quantizers(prepared: fx.GraphModule) -> list[tuple[str, ActivationFakeQuant]]:
-    """The quantizers of activations, by the node that they follow."""
+def _sites(prepared: fx.GraphModule) -> list[tuple[str, Any]]:
+    """The calls that have a quantizer of their own, by their node."""
     found = ((node.name, called_module(prepared, node)) for node in prepared.graph.nodes)
     return [
-        (name, module.output)
+        (name, module)
         for name, module in found
         if isinstance(module, (CallSite, InputQuantizer))
         and isinstance(module.output, ActivationFakeQuant)
