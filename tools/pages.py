@@ -60,6 +60,7 @@ MODULES = (
     "fxquant.darts",
 )
 
+NOT_FOUND = "---\nsearch:\n  exclude: true\n---\n\n"  # by search: it is code
 LINK = re.compile(r"\]\(([^)#:\s]+)(#[^)\s]*)?\)")  # relative ones: no colon of a scheme
 
 
@@ -175,7 +176,7 @@ def _target(link: str, source: str) -> str | None:
 def shown(source: str) -> str:
     """A file as a page: Markdown as it stands, anything else as code."""
     text = (ROOT / source).read_text()
-    return text if source.endswith(".md") else f"# `{source}`\n\n{_code(source)}"
+    return text if source.endswith(".md") else f"{NOT_FOUND}# `{source}`\n\n{_code(source)}"
 
 
 def _code(source: str) -> str:
@@ -186,7 +187,8 @@ def _code(source: str) -> str:
 def _folded(source: str) -> str:
     """A file as code that opens with a click."""
     code = "".join(f"    {line}" for line in _code(source).splitlines(keepends=True))
-    return f'??? example "{source}"\n\n{code}'
+    # a section of its own, which search leaves out: it would show code before words
+    return f'## Its code {{ data-search-exclude }}\n\n??? example "{source}"\n\n{code}'
 
 
 # --- passes, operators, names ---------------------------------------------------------------------
