@@ -31,6 +31,7 @@ LAYERS = (
     ("at_first_use",),
     ("darts",),
     ("demo",),
+    ("command",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -71,7 +71,7 @@ def test_help(monkeypatch, capsys, arguments):
 def test_without_typer_the_extra_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "typer", None)
     assert call(monkeypatch, "demo") == 1
-    assert "pip install 'fxquant[demo]'" in capsys.readouterr().err
+    assert "pip install 'fxquant[cli]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What the command line is made of: models, data, scores, and the steps of `fxquant quantize`."""
