@@ -68,7 +68,7 @@ class Options:
             "batch_norm": "fold",
         }
         settings: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
-        return replace(base, freeze_after=None, **settings)
+        return replace(base, **settings)
 
     def _base(self) -> QuantConfig:
         if self.config is not None and self.preset is not None:
