@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from fxquant.after_training import correct_bias, reestimate_batch_norm
-from fxquant.api import convert, prepare_ptq, prepare_qat
+from fxquant.api import convert, prepare_ptq, prepare_qat, use_kernels
 from fxquant.audit import Audit, audit
 from fxquant.calibration import calibrate
 from fxquant.config import QuantConfig
@@ -94,6 +94,7 @@ __all__ = [
     "save_statistics",
     "set_phase",
     "to_networkx",
+    "use_kernels",
     "verify",
     "visualize",
     "watch_passes",

@@ -18,7 +18,9 @@ from fxquant.graph.compare import check_capture, random_like
 from fxquant.graph.network import IntegerNetwork
 from fxquant.graph.tensors import copy_of
 from fxquant.graph.trace import trace
+from fxquant.kernels.kernel import KernelChoice, checked
 from fxquant.observers import MinMax
+from fxquant.ops.integer import IntegerOp
 from fxquant.overrides import near_misses
 from fxquant.pipeline import (
     Stage,
@@ -142,6 +144,30 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
     quantized = IntegerNetwork(gm, gm.graph, class_name=type(prepared).__name__)
     carry_over(gm, quantized)
     return quantized.eval()
+
+
+def use_kernels(quantized: nn.Module, choice: KernelChoice) -> None:
+    """Choose what a converted network computes with. Its integers are the same with each.
+
+        "auto"      the quickest kernels that are exact on this machine: int8 where there are any
+        "float32"   float kernels that hold integers exactly, as on any CPU
+        "plain"     every operator as its record has it, in int64 and float64 where need be
+
+    `audit` shows which kernel each operator has got, and why not a quicker one. The choice is kept
+    by copies and pickles, and is no part of the state_dict.
+
+    Raises:
+        ConfigError: there are no such kernels, or no integer operator to choose them for.
+    """
+    known = checked(choice)
+    operators = [module for module in quantized.modules() if isinstance(module, IntegerOp)]
+    if not operators:
+        raise ConfigError(
+            f"{type(quantized).__name__} has no integer operators.\n"
+            "What to do: hand in what convert returned."
+        )
+    for operator in operators:
+        operator.use_kernels(known)
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -20,6 +20,7 @@ from torch import Tensor, fx
 
 from fxquant.errors import StageError
 from fxquant.graph.edit import SITES, called_module, get_attribute
+from fxquant.ops.accumulator import Accumulator
 from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
 from fxquant.pipeline import Stage, say_stage, stage_of
 from fxquant.schemes import QuantScheme
@@ -40,7 +41,9 @@ class AuditRow:
     sum_bits         what the worst case of its sum takes, sign included
     width            what that has to fit
     proved           whether it fits; of what adds nothing up there is nothing to prove
-    kernel           the type that adds up; "codes" where codes are only moved, looked up, rescaled
+    kernel           what adds up, on this machine, as `use_kernels` has chosen; "codes" where codes
+                     are only moved, looked up, rescaled
+    why              why nothing quicker does; empty where nothing is known to
     weight_bytes     of its weight, or of a constant
     """
 
@@ -57,6 +60,7 @@ class AuditRow:
     proved: bool = True
     kernel: str = "codes"
     weight_bytes: int = 0
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ class Audit:
     def __str__(self) -> str:
         widths = [max(map(len, column)) for column in zip(*self.cells, strict=True)]
         table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in self.cells]
-        return "\n".join([*table, "", self.result])
+        slow = [f"{row.node}: {row.kernel}, {row.why}" for row in self.rows if row.why]
+        return "\n".join([*table, "", self.result, *slow])
 
 
 def audit(quantized: fx.GraphModule) -> Audit:
@@ -139,9 +144,14 @@ def _operator_row(path: str, module: IntegerOp) -> AuditRow:
         sum_bits=None if sums is None else sums.needs,
         width=None if sums is None else sums.bits,
         proved=sums is None or sums.proved,
-        kernel="codes" if sums is None else str(sums.carrier).removeprefix("torch."),
+        kernel=module.kernel.name or _carrier(sums),
         weight_bytes=numbers["weight"].nbytes if "weight" in numbers else 0,
+        why=module.kernel.why,
     )
+
+
+def _carrier(sums: Accumulator | None) -> str:
+    return "codes" if sums is None else str(sums.carrier).removeprefix("torch.")
 
 
 def _ends(values: Tensor | None) -> tuple[Any, Any] | None:

@@ -70,6 +70,8 @@ class Rounding:
     add_up         `add_up(codes, zeros, rescale, y_zero)`: that sum, not clamped yet, int64
     worst_sum      `worst_sum(terms, rescale)`: the most that it adds up, of terms that are at most
                    so large (Python's integers); None where it adds float32 numbers
+    floors         whether `multiply` and `add_up` are one floor of product / 2^S + 1/2, so that
+                   whoever adds that half along the way has only to cut off
     """
 
     name: str
@@ -83,6 +85,7 @@ class Rounding:
     rescale_terms: Callable[[Tensor, int], Rescale]
     add_up: Callable[[Sequence[Tensor], Tensor, Rescale, Tensor], Tensor]
     worst_sum: Callable[[Sequence[int], Rescale], int | None]
+    floors: bool = False
 
     def requantize(
         self, acc: Tensor, rescale: Rescale, zero_point: Tensor, low: Tensor, high: Tensor,
@@ -367,6 +370,7 @@ def _one_rounding(
     nearest: Callable[[Tensor], Tensor],
     shift: Callable[[Tensor, Tensor], Tensor],
     divide: Division,
+    floors: bool = False,
 ) -> Rounding:
     return Rounding(
         name=name,
@@ -380,6 +384,7 @@ def _one_rounding(
         rescale_terms=_rescale_terms_in_one_step,
         add_up=_in_one_step(shift),
         worst_sum=worst_in_one_step,
+        floors=floors,
     )
 
 
@@ -402,7 +407,7 @@ def _two_roundings(
     )
 
 
-HALF_UP = _one_rounding("half_up", round_half_up, shift_half_up, divide_half_up)
+HALF_UP = _one_rounding("half_up", round_half_up, shift_half_up, divide_half_up, floors=True)
 HALF_EVEN = _one_rounding("half_even", torch.round, shift_half_even, divide_half_even)
 HALF_AWAY = _one_rounding("half_away", round_half_away, shift_half_away, divide_half_away)
 GEMMLOWP = _two_roundings("gemmlowp", round_half_away, shift_gemmlowp)

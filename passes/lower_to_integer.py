@@ -22,6 +22,7 @@ from fxquant.graph.edit import (
     constant_site,
     erase,
     map_nodes,
+    nodes_in,
     replace_site,
 )
 from fxquant.graph.eval_only import drop_training, erase_dead
@@ -31,9 +32,12 @@ from fxquant.graph.values import scalars
 from fxquant.ops.accumulator import Operand, prove
 from fxquant.ops.flow import grids, inputs_of, quantizer_of
 from fxquant.ops.integer import Dequantize, Facts, IntegerOp, Quantize
+from fxquant.ops.move import is_move
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.verify import verify_fake_quant
 from fxquant.pipeline import Keeps, Log, Pass, Stage
+
+_VIEWS = {"view": "reshape", "view_as": "reshape_as"}
 
 
 class LowerToInteger(Pass):
@@ -49,6 +53,7 @@ class LowerToInteger(Pass):
         """Drop what eval() does not do, add the way out of the integers, then lower."""
         verify_fake_quant(gm)  # what was prepared may have been changed since
         drop_training(gm)
+        _let_codes_lie_anywhere(gm)
         quantizers = {node: quantizer_of(gm, grid) for node, grid in grids(gm).items()}
         _refuse_uncalibrated(gm, quantizers)
         _add_exits(gm, quantizers)
@@ -62,6 +67,13 @@ class LowerToInteger(Pass):
                 _lower_site(gm, node, module, constants)
                 log.change(node, f"{module.extra_repr()}, in integers")
         erase_dead(gm)
+
+
+def _let_codes_lie_anywhere(gm: fx.GraphModule) -> None:
+    """`view` becomes `reshape`: kernels choose how their codes lie in memory."""
+    for node in gm.graph.nodes:
+        if node.op == "call_method" and is_move(gm, node):
+            node.target = _VIEWS.get(str(node.target), node.target)
 
 
 def _refuse_uncalibrated(
@@ -122,7 +134,9 @@ def _lower_site(
     q, sources = site.target.qparams, zip(site.sources, inputs_of(node), strict=True)
     inputs = tuple(Operand(source.scheme, _shape(value)) for source, value in sources)
     plain = {k: map_nodes(v, example_of) for k, v in settings.items() if k not in site.op.indices}
-    facts = Facts(float(q.scale), int(q.zero_point), inputs, plain, site.accumulator_bits)
+    computed = any(nodes_in(settings[name]) for name in plain)
+    scale, zero_point = float(q.scale), int(q.zero_point)
+    facts = Facts(scale, zero_point, inputs, plain, site.accumulator_bits, computed)
     module = IntegerOp(site.op, numbers, q.scheme, site.extra_repr(), facts)
     accumulator = module.accumulator
     if accumulator is not None:

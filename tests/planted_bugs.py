@@ -350,8 +350,8 @@ BUGS = (
     Bug(
         "a resize shifts as a layer does, and not as LiteRT divides",
         "fxquant/ops/interpolate.py",
-        "n.rounding.divide_shift(total, shift)",
-        "n.rounding.shift(total, shift)",
+        "rounding.divide_shift(total, shift)",
+        "rounding.shift(total, shift)",
         ("tests/ops/test_rounding.py::test_resizes",),
     ),
     Bug(
@@ -396,8 +396,8 @@ BUGS = (
     Bug(
         "constant padding with 0 instead of the constant's code",
         "fxquant/ops/pad.py",
-        "F.pad(inner, pad, mode, int(n.fill.clamp(n.low, n.high)))",
-        "F.pad(inner, pad, mode, 0)",
+        "_filled(fill, inner, pad, mode)",
+        "_filled(0, inner, pad, mode)",
         (f"{REFERENCE}[constants-default]",),
     ),
     Bug(
@@ -410,8 +410,8 @@ BUGS = (
     Bug(
         "padding with zeros puts code 0",
         "fxquant/ops/pad.py",
-        "F.pad(codes, pad, mode, int(n.zero))",
-        "F.pad(codes, pad, mode, 0)",
+        "partial(_filled, int(call.numbers.zero))",
+        "partial(_filled, 0)",
         (f"{REFERENCE}[constants-default]",),
     ),
     Bug(
@@ -431,9 +431,44 @@ BUGS = (
     Bug(
         "the operands of a concatenation are not rescaled",
         "fxquant/ops/cat.py",
-        "requantize(x, Rescale(multiplier, shift), n.y_zero,",
-        "requantize(x, Rescale(1 << shift, shift), n.y_zero,",
+        "rescale = Rescale(n.multiplier[i], n.shift[i])",
+        "rescale = Rescale(1 << n.shift[i], n.shift[i])",
         (f"{REFERENCE}[joined-default]", f"{REAL}[joined-default]"),
+    ),
+    Bug(
+        "a concatenation takes what the first operand's table leaves alone for all of them",
+        "fxquant/ops/cat.py",
+        "x if table is None else (way if compiled else table)(x)",
+        "x if tables[0] is None else (way if compiled else tables[0])(x)",
+        (f"{REFERENCE}[joined-default]",),
+    ),
+    Bug(
+        "an int8 matmul forgets that its codes are 128 less",
+        "fxquant/kernels/sums.py",
+        "(centre - n.x_zero.long()) * rows.sum(1)",
+        "-n.x_zero.long() * rows.sum(1)",
+        ("tests/test_kernels.py::test_every_way_to_sum_a_convolution_is_exact",),
+    ),
+    Bug(
+        "an int8 convolution pads with 0 instead of the zero point",
+        "fxquant/kernels/sums.py",
+        "_ways_to_pad(g, native=zero == 0)",
+        "_ways_to_pad(g, native=True)",
+        ("tests/test_kernels.py::test_every_way_to_sum_a_convolution_is_exact",),
+    ),
+    Bug(
+        "float64 is trusted with products of more than 53 bits",
+        "fxquant/kernels/finish.py",
+        ".max()) <= FLOAT64_EXACT",
+        ".max()) <= 8 * FLOAT64_EXACT",
+        ("tests/test_kernels.py::test_float64_is_asked_only_where_it_is_exact",),
+    ),
+    Bug(
+        "a kernel is kept when its numbers are written over",
+        "fxquant/ops/integer.py",
+        "self._seen != self._state_of_buffers()",
+        "False",
+        ("tests/test_kernels.py::test_kernels_follow_the_numbers[auto]",),
     ),
     Bug(
         "every operand of a sum has the first one's zero point",
@@ -617,8 +652,8 @@ BUGS = (
     Bug(
         "matrix products are summed in float32 however many terms there are",
         "fxquant/ops/matmul.py",
-        "kind = carrier(n.bound * terms)",
-        "kind = carrier(n.bound)",
+        "self.carriers[self.bound * terms >= FLOAT32_EXACT]",
+        "self.carriers[self.bound >= FLOAT32_EXACT]",
         ("tests/ops/test_matmul.py::test_sums_beyond_float32_are_exact",),
     ),
     Bug(

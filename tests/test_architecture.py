@@ -14,6 +14,7 @@ LAYERS = (
     ("schemes",),
     ("rounding",),
     ("intmath",),
+    ("kernels",),
     ("observers",),
     ("fake_quant",),
     ("graph",),

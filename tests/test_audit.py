@@ -89,7 +89,8 @@ def test_a_row_says_what_a_node_computes_with():
     assert conv.scheme == UINT8
     assert conv.multiplier == (int(module.multiplier.min()), int(module.multiplier.max()))
     assert conv.shift == (int(module.shift.min()), int(module.shift.max()))
-    assert (conv.terms, conv.width, conv.kernel, conv.weight_bytes) == (27, 32, "float32", 108)
+    assert (conv.terms, conv.width, conv.weight_bytes) == (27, 32, 108)
+    assert (conv.kernel, conv.why) == (module.kernel.name, module.kernel.why)
     assert int((module.bound + module.bias.abs()).max()).bit_length() + 1 == conv.sum_bits
     assert (pool.scale, pool.zero_point) == (conv.scale, conv.zero_point)
     assert (pool.sum_bits, pool.width, pool.kernel, pool.proved) == (None, None, "codes", True)
@@ -99,6 +100,24 @@ def test_a_row_says_what_a_node_computes_with():
     assert first.scale == float(quantized.fxquant.quantize_input_1.scale)
     assert found.unproved == ()
     assert found.weight_bytes == 108 + 180
+
+
+def test_the_kernel_is_the_one_that_was_chosen():
+    quantized = converted(network(), torch.randn(IMAGE))
+    for choice, name in (("float32", "float32 convolution"), ("plain", "float32")):
+        fxquant.use_kernels(quantized, choice)
+        found = fxquant.audit(quantized)
+        assert {row.kernel for row in found.rows if row.operator == "conv2d → relu"} == {name}
+
+
+def test_a_slower_kernel_says_why():
+    """No float type of 32 bits holds sums of 16-bit codes; no int8 kernel takes them."""
+    config = fxquant.QuantConfig(activation=fxquant.QuantScheme(bits=12, symmetric=False))
+    quantized = converted(network(), torch.randn(IMAGE), config)
+    conv = next(row for row in fxquant.audit(quantized).rows if row.operator == "conv2d → relu")
+    assert conv.kernel == "float64"
+    assert "its codes or weights have more than 8 bits" in conv.why
+    assert f"{conv.node}: float64, {conv.why}" in str(fxquant.audit(quantized))
 
 
 def test_it_prints_as_a_table():

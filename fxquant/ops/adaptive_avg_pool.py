@@ -9,8 +9,9 @@ window's, this mean is rounded before the zero point is added, as QLinearGlobalA
 
 from __future__ import annotations
 
-import math
+import operator
 from collections.abc import Callable, Iterable
+from functools import reduce
 from typing import Any
 
 import torch
@@ -62,7 +63,8 @@ def cell_elements(length: int, cells: int) -> tuple[Tensor, Tensor]:
 
 def _most_elements(lengths: Iterable[int], cells: Iterable[int]) -> int:
     """A cell has at most ceil(L/n) + 1 of each dimension's elements."""
-    return math.prod(-(-length // n) + 1 for length, n in zip(lengths, cells, strict=True))
+    most = (-(-length // n) + 1 for length, n in zip(lengths, cells, strict=True))
+    return reduce(operator.mul, most)
 
 
 def _record(

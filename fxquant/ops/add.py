@@ -20,6 +20,7 @@ from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.operands import (
     OperandNumbers,
     accumulator_of_operands,
+    fast_sum,
     ratios_of,
     sum_numbers,
     sum_onnx,
@@ -74,6 +75,7 @@ ADD = OpSpec(
     weight_axis=None,
     numbers=_numbers,
     kernel=sum_operands,
+    fast=fast_sum,
     accumulator=accumulator_of_operands,
     onnx=sum_onnx,
     qdq=_qdq,

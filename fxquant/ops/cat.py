@@ -8,16 +8,20 @@ Operands that share the output's parameters come through unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fxquant.ops.accumulator import adds_nothing
+from fxquant.intmath import centred
+from fxquant.kernels.bytes import ByteTable, byte_table
+from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
+from fxquant.ops.accumulator import IntegerCall, adds_nothing
 from fxquant.ops.onnx import OnnxCall, Value, requantize
 from fxquant.ops.onnx import centred as centred_value
-from fxquant.ops.operands import OperandNumbers, centred_operands, operand_numbers, scales_of
+from fxquant.ops.operands import OperandNumbers, operand_numbers, scales_of
 from fxquant.ops.qdq import grids_of, to_codes, to_real
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall
 from fxquant.rounding import Rescale
@@ -44,10 +48,35 @@ def _numbers(call: RealCall) -> OperandNumbers:
 
 
 def _kernel(n: OperandNumbers, dtype: torch.dtype, *codes: Tensor, dim: int) -> Tensor:
-    terms = zip(centred_operands(n, codes), n.multiplier, n.shift, strict=True)
+    return torch.cat([_rescaled(n, dtype, i, x) for i, x in enumerate(codes)], dim)
+
+
+def _rescaled(n: OperandNumbers, dtype: torch.dtype, i: int, codes: Tensor) -> Tensor:
+    """Operand `i` in the output's range."""
+    rescale = Rescale(n.multiplier[i], n.shift[i])
+    x = centred(codes, n.x_zero[i])
+    return n.rounding.requantize(x, rescale, n.y_zero, n.low, n.high, dtype)
+
+
+def _fast(call: IntegerCall, dtype: torch.dtype, choice: KernelChoice) -> Kernel:
+    n: OperandNumbers = call.numbers
+    bytes_ = dtype.itemsize == 1 and all(x.scheme.dtype == dtype for x in call.inputs)
+    if not bytes_ or n.low.numel() > 1 or n.high.numel() > 1:
+        return Plain(partial(_kernel, n, dtype))
+    ways = [partial(_rescaled, n, dtype, i) for i in range(len(call.inputs))]
+    tables = [byte_table(way, x.scheme) for way, x in zip(ways, call.inputs, strict=True)]
+    return Plain(partial(_join, ways, tables))
+
+
+def _join(
+    ways: Sequence[Callable[[Tensor], Tensor]], tables: Sequence[ByteTable | None],
+    *codes: Tensor, dim: int,
+) -> Tensor:
+    """By tables; by arithmetic where that is compiled into one loop, which cannot look up."""
+    compiled = torch.compiler.is_compiling()
     parts = [
-        n.rounding.requantize(x, Rescale(multiplier, shift), n.y_zero, n.low, n.high, dtype)
-        for x, multiplier, shift in terms
+        x if table is None else (way if compiled else table)(x)
+        for x, way, table in zip(codes, ways, tables, strict=True)
     ]
     return torch.cat(parts, dim)
 
@@ -104,4 +133,5 @@ CAT = OpSpec(
     accumulator=adds_nothing,
     onnx=_onnx,
     qdq=_qdq,
+    fast=_fast,
 )

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.ops.accumulator import adds_nothing
+from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
+from fxquant.ops.accumulator import IntegerCall, adds_nothing
 from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.spec import (
     Call,
@@ -84,6 +86,13 @@ def _kernel(n: ClampNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
     return torch.clamp(codes, n.low.to(dtype), n.high.to(dtype))
 
 
+def _fast(call: IntegerCall, dtype: torch.dtype, choice: KernelChoice) -> Kernel:
+    n: ClampNumbers = call.numbers
+    if n.low.numel() > 1 or n.high.numel() > 1:
+        return Plain(partial(_kernel, n, dtype))
+    return Plain(partial(torch.clamp, min=int(n.low), max=int(n.high)))
+
+
 def _limits(module: nn.Hardtanh) -> dict[str, Any] | None:
     low, high = float(module.min_val), float(module.max_val)
     return {"low": low, "high": high} if low <= 0.0 <= high else None
@@ -115,6 +124,7 @@ def _record(
         kernel=_kernel,
         accumulator=adds_nothing,
         onnx=_onnx,
+        fast=_fast,
         real=("low", "high"),
     )
 

@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.kernels.sums import Geometry
 from fxquant.ops.layer import (
     LAYER_REAL,
+    fast_layer,
     layer_accumulator,
     layer_kernel,
     layer_numbers,
@@ -84,12 +86,33 @@ def _with_copies(
     """
     if mode == "zeros" or padding == "valid":
         return x, padding
-    if padding == "same":
-        spans = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-        widths = [(span // 2, span - span // 2) for span in spans]
-    else:
-        widths = [(width, width) for width in padding]
+    widths = _widths(weight, padding, dilation)
     return F.pad(x, [width for pair in reversed(widths) for width in pair], mode), 0
+
+
+def _widths(weight: Tensor, padding: Any, dilation: Any) -> list[tuple[int, int]]:
+    """How far each dimension is padded, before and behind."""
+    dims = weight.dim() - 2
+    if padding == "same":
+        spans = zip(per_dimension(dilation, dims), weight.shape[2:], strict=True)
+        return [(d * (k - 1) // 2, d * (k - 1) - d * (k - 1) // 2) for d, k in spans]
+    if padding == "valid":
+        return [(0, 0)] * dims
+    return [(width, width) for width in per_dimension(padding, dims)]
+
+
+def _moves(weight: Tensor, settings: Mapping[str, Any]) -> Geometry | None:
+    """What the kernels that pad codes with numbers take; None where copies are padded."""
+    if settings.get("padding_mode", "zeros") != "zeros":
+        return None
+    stride, dilation = settings["stride"], settings["dilation"]
+    dims = weight.dim() - 2
+    return Geometry(
+        stride=per_dimension(stride, dims),
+        padding=tuple(_widths(weight, settings["padding"], dilation)),
+        dilation=per_dimension(dilation, dims),
+        groups=settings["groups"],
+    )
 
 
 def _options(module: Any) -> dict[str, Any]:
@@ -198,6 +221,7 @@ def _record(
         onnx=layer_onnx(_sum_up(spatial), spatial),
         qdq=_qdq(spatial),
         real=LAYER_REAL,
+        fast=fast_layer(function, spatial, _moves),
     )
 
 

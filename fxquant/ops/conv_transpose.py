@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fxquant.ops.layer import (
     LAYER_REAL,
+    fast_in_carrier,
     layer_accumulator,
     layer_kernel,
     layer_numbers,
@@ -118,6 +119,7 @@ def _record(
         weight_axis=1,
         numbers=layer_numbers,
         kernel=layer_kernel(function, spatial),
+        fast=fast_in_carrier(function, spatial),
         accumulator=layer_accumulator(1),
         onnx=layer_onnx(_sum_up(spatial), spatial),
         real=LAYER_REAL,

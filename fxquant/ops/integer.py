@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from fxquant.graph.edit import Site
+from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
 from fxquant.ops.accumulator import Accumulator, IntegerCall, Operand
 from fxquant.ops.spec import OpSpec
 from fxquant.rounding import Rounding
@@ -20,7 +22,8 @@ class Facts(NamedTuple):
 
     `scale` and `zero_point` say what the codes of its output stand for, `inputs` are the codes it
     reads, `settings` what it is called with beside them (what the graph computes as in the
-    example, None where there is none), and `accumulator_bits` is what its sums were allowed.
+    example, None where there is none), `accumulator_bits` what its sums were allowed, and
+    `computed` says whether the graph computes a setting at each call.
     """
 
     scale: float
@@ -28,14 +31,19 @@ class Facts(NamedTuple):
     inputs: tuple[Operand, ...]
     settings: Mapping[str, Any]
     accumulator_bits: int
+    computed: bool = False
 
 
 class IntegerOp(Site):
     """One operator on integer tensors; every number it uses is a buffer of that name.
 
     Beside them stands how it rounds, if it does. `text` says what it came from, such as
-    'conv2d → relu': the ReLU is in the clamp. `facts` are for those who audit it.
+    'conv2d → relu': the ReLU is in the clamp. `facts` are for those who audit it. `kernel` computes
+    with the numbers in whatever form is quickest: made of the buffers, never saved, and made anew
+    when they change. (A network that torch.compile has compiled does not look; load, then compile.)
     """
+
+    MADE_ANEW = ("kernel", "_seen")
 
     def __init__(
         self, op: OpSpec, numbers: tuple[Tensor | Rounding, ...], scheme: QuantScheme, text: str,
@@ -53,11 +61,48 @@ class IntegerOp(Site):
                 self._roundings[name] = value
             else:
                 self.register_buffer(name, value.clone())
+        self.choice: KernelChoice = "auto"
+        self.use_kernels("auto")
 
     def forward(self, *codes: Tensor, **options: Any) -> Tensor:
         """Integer tensors in, one integer tensor out."""
+        if not torch.compiler.is_compiling() and self._seen != self._state_of_buffers():
+            self.use_kernels(self.choice)
+        return self.kernel(*codes, **options)
+
+    def use_kernels(self, choice: KernelChoice) -> None:
+        """Make the kernel anew, from the buffers as they are: `auto`, `float32` or `plain`."""
+        self.choice = choice
+        self._seen = self._state_of_buffers()
+        on_cpu = all(buffer.device.type == "cpu" for buffer in self.buffers())
+        stands_still = on_cpu and not self.facts.computed
+        dtype = self.scheme.dtype
         with torch.no_grad():
-            return self.op.kernel(self.numbers, self.scheme.dtype, *codes, **options)
+            if self.op.fast is None or choice == "plain" or not stands_still:
+                self.kernel: Kernel = Plain(partial(self.op.kernel, self.numbers, dtype))
+            else:
+                self.kernel = self.op.fast(self._call, dtype, choice)
+
+    def _state_of_buffers(self) -> tuple[tuple[int, int], ...]:
+        """Which tensors they are, and how often each was written."""
+        buffers = [buffer for buffer in self._buffers.values() if buffer is not None]
+        return tuple((id(b), 0 if b.is_inference() else b._version) for b in buffers)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.use_kernels(self.choice)  # what .to() moves are the buffers
+        return self
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self.use_kernels(self.choice)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in self.MADE_ANEW}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.use_kernels(self.choice)
 
     @property
     def numbers(self) -> tuple[Tensor | Rounding, ...]:
@@ -67,8 +112,12 @@ class IntegerOp(Site):
     @property
     def accumulator(self) -> Accumulator | None:
         """What it sums, if anything."""
-        _, _, inputs, settings, bits = self.facts
-        return self.op.accumulator(IntegerCall(self.numbers, inputs, settings, bits))
+        return self.op.accumulator(self._call)
+
+    @property
+    def _call(self) -> IntegerCall:
+        facts = self.facts
+        return IntegerCall(self.numbers, facts.inputs, facts.settings, facts.accumulator_bits)
 
     def extra_repr(self) -> str:
         """The operator and its output's scheme, for print(model)."""
@@ -111,7 +160,7 @@ class Dequantize(_Boundary):
     """Integers in, the real numbers they stand for out."""
 
     def forward(self, codes: Any) -> Any:
-        """Same shape, of the scale's dtype; each tensor of a tuple by itself."""
+        """Same shape, of the scale's dtype, contiguous; each tensor of a tuple by itself."""
         if isinstance(codes, (tuple, list)):
             return tuple(self.forward(part) for part in codes)
-        return dequantize(codes, self.qparams)
+        return dequantize(codes.contiguous(), self.qparams)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.intmath import ACCUMULATOR_BITS
+from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
 from fxquant.ops.accumulator import Accumulator, IntegerCall, adds_nothing
 from fxquant.ops.onnx import OnnxCall, Value, along_axes
 from fxquant.ops.selection import no_numbers, selection_kernel
@@ -155,7 +156,22 @@ def _linear(
     n: LinearNumbers, dtype: torch.dtype, codes: Tensor, size: Any, scale_factor: Any, mode: str,
     align_corners: bool | None, recompute_scale_factor: bool | None,
 ) -> Tensor:
-    lengths, bits = tuple(codes.shape[2:]), int(n.fraction)
+    return _resized(
+        int(n.fraction), n.rounding, dtype, codes, size, scale_factor, mode, align_corners,
+        recompute_scale_factor,
+    )
+
+
+def _fast_linear(call: IntegerCall, dtype: torch.dtype, choice: KernelChoice) -> Kernel:
+    n: LinearNumbers = call.numbers
+    return Plain(partial(_resized, int(n.fraction), n.rounding, dtype))
+
+
+def _resized(
+    bits: int, rounding: Rounding, dtype: torch.dtype, codes: Tensor, size: Any,
+    scale_factor: Any, mode: str, align_corners: bool | None, recompute_scale_factor: bool | None,
+) -> Tensor:
+    lengths = tuple(codes.shape[2:])
     total = codes.to(torch.int64)
     sizes = new_sizes(lengths, size, scale_factor, recompute_scale_factor)
     for axis, (length, (new, step)) in enumerate(zip(lengths, sizes, strict=True), start=2):
@@ -165,7 +181,7 @@ def _linear(
         above = total.index_select(axis, second) * weight
         total = total.index_select(axis, first) * (2**bits - weight) + above
     shift = torch.tensor(bits * len(lengths), device=codes.device)
-    return n.rounding.divide_shift(total, shift).to(dtype)
+    return rounding.divide_shift(total, shift).to(dtype)
 
 
 def _nearest_onnx(call: OnnxCall) -> Value:
@@ -227,6 +243,7 @@ INTERPOLATE_LINEAR = OpSpec(
     weight_axis=None,
     numbers=_numbers,
     kernel=_linear,
+    fast=_fast_linear,
     accumulator=_accumulator,
     onnx=_linear_onnx,
 )

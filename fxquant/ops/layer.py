@@ -8,6 +8,7 @@ The sum is the float operator itself, run on integers that float kernels add up 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,9 +24,12 @@ from fxquant.intmath import (
     per_channel,
     without_autocast,
 )
+from fxquant.kernels import layers as kernels
+from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
+from fxquant.kernels.sums import Geometry, Layer
 from fxquant.ops.accumulator import Accumulator, IntegerCall
 from fxquant.ops.onnx import OnnxCall, OnnxForm, Value, add_bytes, bytes_of, requantize
-from fxquant.ops.spec import Call, Reader, RealCall, signature_reader
+from fxquant.ops.spec import Call, FastKernel, Reader, RealCall, signature_reader
 from fxquant.rounding import Rescale
 from fxquant.schemes import Channels, QParams
 
@@ -82,10 +86,7 @@ def layer_kernel(function: Callable[..., Tensor], spatial: int) -> Callable[...,
     """
 
     def kernel(n: LayerNumbers, dtype: torch.dtype, codes: Tensor, **settings: Any) -> Tensor:
-        kind = carrier(n.bound)
-        with without_autocast(codes):
-            total = function(centred(codes, n.x_zero, kind), n.weight.to(kind), **settings)
-        return finish_layer(total, n, -1 - spatial, dtype)
+        return _in_carrier(function, spatial, carrier(n.bound), n, dtype, codes, **settings)
 
     return kernel
 
@@ -114,3 +115,46 @@ def unsigned(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     zero = torch.tensor(128, dtype=torch.uint8)
     return (weight.to(torch.int16) + 128).to(torch.uint8), zero
+
+
+def _in_carrier(
+    function: Callable[..., Tensor], spatial: int, kind: torch.dtype, n: LayerNumbers,
+    dtype: torch.dtype, codes: Tensor, **settings: Any,
+) -> Tensor:
+    with without_autocast(codes):
+        total = function(centred(codes, n.x_zero, kind), n.weight.to(kind), **settings)
+    return finish_layer(total, n, -1 - spatial, dtype)
+
+
+def fast_in_carrier(function: Callable[..., Tensor], spatial: int) -> FastKernel:
+    """The float operator itself, in a type that is chosen once."""
+
+    def fast(call: IntegerCall, dtype: torch.dtype, choice: KernelChoice) -> Kernel:
+        kind = carrier(call.numbers.bound)
+        kernel = partial(_in_carrier, function, spatial, kind, call.numbers, dtype)
+        return Plain(kernel, str(kind).removeprefix("torch."))
+
+    return fast
+
+
+def fast_layer(
+    function: Callable[..., Tensor],
+    spatial: int,
+    geometry: Callable[[Tensor, Mapping[str, Any]], Geometry | None] | None,
+) -> FastKernel:
+    """The kernels of `function` for weights that stand still. `geometry(weight, settings)` says how
+    it moves; None: it does not, a linear layer.
+    """
+
+    def fast(call: IntegerCall, dtype: torch.dtype, choice: KernelChoice) -> Kernel:
+        n: LayerNumbers = call.numbers
+        otherwise = partial(_in_carrier, function, spatial, torch.float64, n, dtype)
+        moves = None if geometry is None else geometry(n.weight, call.settings)
+        if geometry is not None and moves is None:
+            return Plain(otherwise, "float64", "its padding is no number of zeros")
+        codes, shape = call.inputs[0]
+        sizes = None if shape is None else shape[-spatial:]
+        layer = Layer(n, codes, moves, sizes)
+        return kernels.layer_kernel(layer, dtype, choice, otherwise)
+
+    return fast

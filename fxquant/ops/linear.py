@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fxquant.ops.layer import (
     LAYER_REAL,
+    fast_layer,
     layer_accumulator,
     layer_kernel,
     layer_numbers,
@@ -77,4 +78,5 @@ LINEAR = OpSpec(
     onnx=layer_onnx(_sum_up, spatial=0),
     qdq=_qdq,
     real=LAYER_REAL,
+    fast=fast_layer(linear, spatial=0, geometry=None),
 )

@@ -11,18 +11,21 @@ knows.
 from __future__ import annotations
 
 import operator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fxquant.intmath import (
+    FLOAT32_EXACT,
     accumulator_limit,
     carrier,
     centred,
     exact_integer,
     without_autocast,
 )
+from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
 from fxquant.ops.accumulator import Accumulator, IntegerCall, overflow, reach
 from fxquant.ops.onnx import OnnxCall, Value, add_bytes, bytes_of, requantize
 from fxquant.ops.qdq import grids_of, to_codes, to_real
@@ -52,11 +55,28 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
     return torch.matmul(input, other)
 
 
-def prove_fits(n: MatmulNumbers, terms: int, which: str) -> None:
-    """Refuse sums of so many products that their accumulator may not hold them."""
-    worst, bits = int(n.bound) * terms, int(n.accumulator_bits)
-    if worst >= accumulator_limit(bits):
-        raise overflow(which, terms, worst, bits)
+class Limits(NamedTuple):
+    """`bound` of one product, the `bits` of the accumulator, and which types may carry it."""
+
+    bound: int
+    bits: int
+    carriers: tuple[torch.dtype, torch.dtype]
+
+    def prove_fits(self, terms: int, which: str) -> None:
+        """Refuse sums of so many products that their accumulator may not hold them."""
+        worst = self.bound * terms
+        if worst >= accumulator_limit(self.bits):
+            raise overflow(which, terms, worst, self.bits)
+
+    def carrier(self, terms: int) -> torch.dtype:
+        """The type that sums so many products exactly."""
+        return self.carriers[self.bound * terms >= FLOAT32_EXACT]
+
+
+def limits_of(n: MatmulNumbers) -> Limits:
+    """As numbers, which need not be read from tensors at each call."""
+    bits, smallest = int(n.accumulator_bits), carrier(torch.ones_like(n.bound))
+    return Limits(int(n.bound), bits, (smallest, torch.float64))
 
 
 def _numbers(call: RealCall) -> MatmulNumbers:
@@ -91,9 +111,19 @@ def _accumulator(call: IntegerCall) -> Accumulator:
 
 
 def _kernel(n: MatmulNumbers, dtype: torch.dtype, a: Tensor, b: Tensor) -> Tensor:
+    return _within(limits_of(n), n, dtype, a, b)
+
+
+def _fast(call: IntegerCall, dtype: torch.dtype, choice: KernelChoice) -> Kernel:
+    return Plain(partial(_within, limits_of(call.numbers), call.numbers, dtype))
+
+
+def _within(
+    limits: Limits, n: MatmulNumbers, dtype: torch.dtype, a: Tensor, b: Tensor
+) -> Tensor:
     terms = a.shape[-1]
-    prove_fits(n, terms, "a matrix product")
-    kind = carrier(n.bound * terms)
+    limits.prove_fits(terms, "a matrix product")
+    kind = limits.carrier(terms)
     with without_autocast(a):
         total = matmul(centred(a, n.a_zero, kind), centred(b, n.b_zero, kind))
     rescale = Rescale(n.multiplier, n.shift)
@@ -143,6 +173,7 @@ MATMUL = OpSpec(
     weight_axis=None,
     numbers=_numbers,
     kernel=_kernel,
+    fast=_fast,
     accumulator=_accumulator,
     onnx=_onnx,
     qdq=_qdq,

@@ -7,13 +7,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.ops.accumulator import adds_nothing
+from fxquant.kernels.bytes import Windows, largest_in_windows
+from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
+from fxquant.ops.accumulator import IntegerCall, adds_nothing
 from fxquant.ops.onnx import OnnxCall, OnnxForm, Value
 from fxquant.ops.selection import no_numbers, reader_without_indices, selection_kernel
 from fxquant.ops.spec import OpSpec, Output, module_options, per_dimension
@@ -72,6 +75,30 @@ def _onnx(dims: int) -> OnnxForm:
     return form
 
 
+def _fast(
+    function: Callable[..., Tensor], dims: int, call: IntegerCall, dtype: torch.dtype,
+    choice: KernelChoice,
+) -> Kernel:
+    if dtype.itemsize > 1:
+        return Plain(partial(selection_kernel(function), call.numbers, dtype))
+    return Plain(partial(_on_bytes, dims))
+
+
+def _on_bytes(
+    dims: int, codes: Tensor, kernel_size: Any, stride: Any, padding: Any, dilation: Any,
+    ceil_mode: bool,
+) -> Tensor:
+    steps = kernel_size if stride in (None, []) else stride
+    windows = Windows(
+        kernel=per_dimension(kernel_size, dims),
+        stride=per_dimension(steps, dims),
+        padding=per_dimension(padding, dims),
+        dilation=per_dimension(dilation, dims),
+        ceil_mode=ceil_mode,
+    )
+    return largest_in_windows(codes, windows)
+
+
 def _record(
     function: Callable[..., Tensor], spellings: tuple[Any, ...], module: type[nn.Module], dims: int
 ) -> OpSpec:
@@ -90,6 +117,7 @@ def _record(
         kernel=selection_kernel(function),  # which pads with -inf
         accumulator=adds_nothing,
         onnx=_onnx(dims),
+        fast=partial(_fast, function, dims),
     )
 
 

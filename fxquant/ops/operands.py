@@ -7,14 +7,17 @@ That is half-up; the other ways to round add up as their engines do (`rounding.p
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fxquant.intmath import ACCUMULATOR_BITS, centred
-from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
+from fxquant.intmath import ACCUMULATOR_BITS, accumulator_limit, centred
+from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
+from fxquant.ops.accumulator import Accumulator, IntegerCall, Operand, reach
 from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.spec import RealCall
 from fxquant.rounding import Rescale, Rounding
@@ -93,3 +96,51 @@ def sum_onnx(call: OnnxCall) -> Value:
     y: Any = n.rounding.add_up(wide, n.x_zero, Rescale(n.multiplier, n.shift), n.y_zero)
     found: Value = y.clamp(n.low, n.high).to(call.dtype)
     return found
+
+
+def fast_sum(call: IntegerCall, dtype: torch.dtype, choice: KernelChoice) -> Kernel:
+    """In int32, with all that is constant added at once, where that fits."""
+    n: OperandNumbers = call.numbers
+    plain = n.low.numel() == n.high.numel() == 1  # no limits for each channel
+    quick = _sum_in_int32(n, call.inputs, dtype) if n.rounding.floors and plain else None
+    return Plain(partial(sum_operands, n, dtype)) if quick is None else Plain(quick, "int32")
+
+
+@dataclass(frozen=True)
+class SumInInt32:
+    """`clamp((Σ q_i·m_i + constant) >> S, low, high)`, the zero points in the constant."""
+
+    multipliers: tuple[int, ...]
+    constant: int
+    shift: int
+    low: int
+    high: int
+    dtype: torch.dtype
+
+    def __call__(self, *codes: Tensor) -> Tensor:
+        """Of shapes that broadcast."""
+        terms = zip(codes, self.multipliers, strict=True)
+        x, multiplier = next(terms)
+        total = x.to(torch.int32).mul_(multiplier)
+        for x, multiplier in terms:
+            wide = x.to(torch.int32)
+            if wide.shape == total.shape:
+                total.add_(wide, alpha=multiplier)
+            else:
+                total = torch.add(total, wide, alpha=multiplier)
+        total.add_(self.constant).bitwise_right_shift_(self.shift)
+        return total.clamp_(self.low, self.high).to(self.dtype)
+
+
+def _sum_in_int32(
+    n: OperandNumbers, inputs: Sequence[Operand], dtype: torch.dtype
+) -> SumInInt32 | None:
+    multipliers, zeros = tuple(n.multiplier.tolist()), n.x_zero.tolist()
+    shift = int(n.shift)
+    constant = (1 << shift >> 1) + (int(n.y_zero) << shift)
+    constant -= sum(m * zero for m, zero in zip(multipliers, zeros, strict=True))
+    largest = [max(x.scheme.qmax, -x.scheme.qmin) for x in inputs]
+    worst = sum(abs(m) * q for m, q in zip(multipliers, largest, strict=True)) + abs(constant)
+    if worst >= accumulator_limit(32):
+        return None
+    return SumInInt32(multipliers, constant, shift, int(n.low), int(n.high), dtype)

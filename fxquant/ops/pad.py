@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.intmath import centred
-from fxquant.ops.accumulator import adds_nothing
+from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
+from fxquant.ops.accumulator import IntegerCall, adds_nothing
 from fxquant.ops.onnx import OnnxCall, Value, pad_codes, requantize
 from fxquant.ops.onnx import centred as centred_value
 from fxquant.ops.spec import (
@@ -79,7 +81,15 @@ def _options(module: Any) -> dict[str, Any]:
 
 
 def _pad_zero(n: ZeroPoint, dtype: torch.dtype, codes: Tensor, pad: Any, mode: str) -> Tensor:
-    return F.pad(codes, pad, mode, int(n.zero))
+    return _filled(int(n.zero), codes, pad, mode)
+
+
+def _filled(fill: int, codes: Tensor, pad: Any, mode: str) -> Tensor:
+    return F.pad(codes, pad, mode, fill)
+
+
+def _fast_zero(call: IntegerCall, dtype: torch.dtype, choice: KernelChoice) -> Kernel:
+    return Plain(partial(_filled, int(call.numbers.zero)))
 
 
 def _value_numbers(call: RealCall) -> PadValueNumbers:
@@ -93,9 +103,24 @@ def _value_numbers(call: RealCall) -> PadValueNumbers:
 def _pad_value(
     n: PadValueNumbers, dtype: torch.dtype, codes: Tensor, pad: Any, mode: str
 ) -> Tensor:
+    return _rescaled_and_filled(_fill(n), n, dtype, codes, pad, mode)
+
+
+def _fill(n: PadValueNumbers) -> int:
+    return int(n.fill.clamp(n.low, n.high))
+
+
+def _rescaled_and_filled(
+    fill: int, n: PadValueNumbers, dtype: torch.dtype, codes: Tensor, pad: Any, mode: str
+) -> Tensor:
     d, rescale = centred(codes, n.x_zero), Rescale(n.multiplier, n.shift)
     inner = n.rounding.requantize(d, rescale, n.y_zero, n.low, n.high, dtype)
-    return F.pad(inner, pad, mode, int(n.fill.clamp(n.low, n.high)))
+    return _filled(fill, inner, pad, mode)
+
+
+def _fast_value(call: IntegerCall, dtype: torch.dtype, choice: KernelChoice) -> Kernel:
+    n: PadValueNumbers = call.numbers
+    return Plain(partial(_rescaled_and_filled, _fill(n), n, dtype))
 
 
 def _pairs(pad: Any) -> list[tuple[int, int]]:
@@ -135,6 +160,7 @@ PAD = OpSpec(
     weight_axis=None,
     numbers=zero_point,
     kernel=_pad_zero,
+    fast=_fast_zero,
     accumulator=adds_nothing,
     onnx=_zero_onnx,
     real=("value",),
@@ -157,6 +183,7 @@ PAD_VALUE = OpSpec(
     weight_axis=None,
     numbers=_value_numbers,
     kernel=_pad_value,
+    fast=_fast_value,
     accumulator=adds_nothing,
     onnx=_value_onnx,
     real=("value",),

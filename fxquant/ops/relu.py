@@ -6,13 +6,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.ops.accumulator import adds_nothing
+from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
+from fxquant.ops.accumulator import IntegerCall, adds_nothing
 from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.spec import OpSpec, Output, ZeroPoint, signature_reader, zero_point
 
@@ -34,6 +36,14 @@ def _onnx(call: OnnxCall) -> Value:
     return call.codes[0].clamp(min=call.numbers.zero)
 
 
+def _fast(call: IntegerCall, dtype: torch.dtype, choice: KernelChoice) -> Kernel:
+    return Plain(partial(_above, int(call.numbers.zero)))
+
+
+def _above(zero: int, codes: Tensor, inplace: bool) -> Tensor:
+    return torch.clamp(codes, min=zero)
+
+
 RELU = OpSpec(
     name="relu",
     function=relu,
@@ -49,4 +59,5 @@ RELU = OpSpec(
     kernel=_kernel,
     accumulator=adds_nothing,
     onnx=_onnx,
+    fast=_fast,
 )

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxquant.intmath import ACCUMULATOR_BITS, Target
+from fxquant.kernels.kernel import Kernel, KernelChoice
 from fxquant.ops.accumulator import Accumulator, IntegerCall
 from fxquant.ops.onnx import OnnxForm
 from fxquant.ops.qdq import QdqForm
@@ -95,6 +96,7 @@ class Affine(NamedTuple):
 Spelling = Callable[[tuple[Any, ...], Mapping[str, Any]], Call | None]
 Reader = Callable[[tuple[Any, ...], Mapping[str, Any]], Call | str | None]
 Options = Callable[[Any], Call | dict[str, Any] | str | None]
+FastKernel = Callable[[IntegerCall, torch.dtype, KernelChoice], Kernel]
 
 
 class RealCall(NamedTuple):
@@ -133,6 +135,8 @@ class OpSpec:
                   integers so, under fp32_rne
     indices       the options that are integer tensors of the network: they say what to pick
     real          the options that end in the numbers: the kernel takes the others
+    fast          `fast(call, dtype, choice)`: a kernel that gives what `kernel` gives, for numbers
+                  that stand still, as those of a converted network do
     """
 
     name: str
@@ -152,6 +156,7 @@ class OpSpec:
     qdq: QdqForm | None = None
     indices: tuple[str, ...] = ()
     real: tuple[str, ...] = ()
+    fast: FastKernel | None = None
 
     @property
     def folds(self) -> bool:

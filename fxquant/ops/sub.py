@@ -19,6 +19,7 @@ from torch import Tensor
 from fxquant.ops.operands import (
     OperandNumbers,
     accumulator_of_operands,
+    fast_sum,
     ratios_of,
     sum_numbers,
     sum_onnx,
@@ -61,6 +62,7 @@ SUB = OpSpec(
     weight_axis=None,
     numbers=_numbers,
     kernel=sum_operands,
+    fast=fast_sum,
     accumulator=accumulator_of_operands,
     onnx=sum_onnx,
 )

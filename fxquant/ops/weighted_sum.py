@@ -17,6 +17,7 @@ from torch import Tensor
 from fxquant.ops.operands import (
     OperandNumbers,
     accumulator_of_operands,
+    fast_sum,
     ratios_of,
     sum_numbers,
     sum_onnx,
@@ -54,6 +55,7 @@ WEIGHTED_SUM = OpSpec(
     weight_axis=None,
     numbers=_numbers,
     kernel=sum_operands,
+    fast=fast_sum,
     accumulator=accumulator_of_operands,
     onnx=sum_onnx,
     real=("factors",),

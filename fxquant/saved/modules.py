@@ -50,7 +50,7 @@ OWN: tuple[type[nn.Module], ...] = (
     *(Quantize, IntegerOp, Dequantize, QuantizedLayer, IntegerLayer),
 )
 _HIDDEN: tuple[type[nn.Module], ...] = (NonDynamicallyQuantizableLinear,)  # not in torch.nn
-_MADE_ANEW = ("_body", "_numbers")
+_MADE_ANEW = ("_body", "_numbers", *IntegerOp.MADE_ANEW)
 _ATOM = re.compile(r'[^."\\\x00-\x1f]+')  # generated code has such names between quotes
 
 
@@ -236,6 +236,7 @@ def _read_numbers(module: IntegerOp) -> None:
     if {*module._buffers, *module._roundings} != {*numbers._fields}:
         raise FileError(f"'{module.op.name}' has other numbers than it computes with")
     module._numbers = numbers
+    module.use_kernels(module.choice)
 
 
 def holds(root: nn.Module, path: str) -> bool:

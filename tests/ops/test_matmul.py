@@ -11,7 +11,7 @@ from torch import nn
 
 import fxquant
 from fxquant.errors import AccumulatorError
-from fxquant.ops.matmul import MATMUL, prove_fits
+from fxquant.ops.matmul import MATMUL, limits_of
 from fxquant.schemes import UINT8, QuantScheme
 from tests import laws, truth
 from tests.ops.calls import integers, qparams, real_call
@@ -66,9 +66,9 @@ def test_the_bound_is_that_of_the_scheme_and_its_zero_point():
 
 def test_more_products_than_32_bits_hold_are_refused():
     numbers = MATMUL.numbers(real_call((qparams(1.0, 0), qparams(1.0, 0)), Y, {}))
-    prove_fits(numbers, 33_025, "it")  # 33,025·255² = 2,147,450,625 < 2³¹
+    limits_of(numbers).prove_fits(33_025, "it")  # 33,025·255² = 2,147,450,625 < 2³¹
     with pytest.raises(AccumulatorError, match=r"(?s)it sums 33026 products.*What to do"):
-        prove_fits(numbers, 33_026, "it")
+        limits_of(numbers).prove_fits(33_026, "it")
 
 
 class Outer(nn.Module):

@@ -1,0 +1,501 @@
+"""Whatever computes, the integers are the same: those of slow, plain arithmetic."""
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import fxquant
+from fxquant.errors import ConfigError
+from fxquant.intmath import FLOAT32_EXACT, LayerNumbers
+from fxquant.kernels import canary
+from fxquant.kernels.bytes import Windows, byte_table, largest_in_windows
+from fxquant.kernels.finish import Finish, FinishByFloor, finish
+from fxquant.kernels.sums import (
+    Found,
+    Geometry,
+    Layer,
+    Parts,
+    Refused,
+    float32_sums,
+    in_parts,
+    int8_convolution,
+    int8_matmul,
+)
+from fxquant.ops.integer import IntegerOp
+from fxquant.rounding import GEMMLOWP, HALF_UP, ROUNDINGS
+from fxquant.schemes import UINT8, QuantScheme
+from tests import laws, reference
+from tests.strategies import chain
+from tests.test_reference import (
+    LARGE,
+    SMALL,
+    SMALL_CASES,
+    assert_equals_reference,
+    assert_same,
+    case,
+)
+
+INT8 = QuantScheme(symmetric=False)
+ROOT = Path(__file__).parent.parent
+needs_int8 = pytest.mark.skipif(
+    canary.why_no_int8_convolution() is not None or canary.why_no_int8_matmul() is not None,
+    reason="this processor has no exact int8 kernels",
+)
+
+
+def chosen(quantized, choice):
+    """A copy that computes with other kernels."""
+    found = copy.deepcopy(quantized)
+    fxquant.use_kernels(found, choice)
+    return found
+
+
+# ------------------------------------------------------------------------ whole networks
+
+
+@pytest.mark.parametrize("config", ["default", "signed", "equalize", "fp32_rne"])
+@pytest.mark.parametrize("name", ["convs", "convs_1d", "convs_3d", "linears", "readers"])
+def test_float32_kernels_are_the_reference(name, config):
+    x = case(name, config).inputs(3)
+    assert_equals_reference(chosen(case(name, config).quantized, "float32"), x)
+
+
+@pytest.mark.parametrize("choice", ["auto", "float32"])
+@pytest.mark.parametrize("name", LARGE)
+def test_how_images_lie_in_memory_does_not_matter(name, choice):
+    quantized = chosen(case(name, "default").quantized, choice)
+    x = case(name, "default").inputs(2)
+    found = quantized(x.contiguous(memory_format=torch.channels_last))
+    assert_same(found, quantized(x))
+    assert_same(found, chosen(quantized, "plain")(x))
+
+
+@pytest.mark.parametrize("choice", ["auto", "float32"])
+def test_kernels_of_other_backends_are_not_taken(choice):
+    """NNPACK's convolutions are Winograd and FFT, which round on the way."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 8, 3))
+    prepared = fxquant.prepare_qat(net)
+    laws.settle(prepared, torch.randn(2, 64, 8, 8))
+    quantized = chosen(fxquant.convert(prepared), choice)
+    x = torch.randn(16, 64, 8, 8)
+    expected = quantized(x)
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        assert torch.equal(quantized(x), expected)
+    finally:
+        torch._C._set_mkldnn_enabled(True)
+    with torch.backends.nnpack.flags(enabled=False):
+        assert torch.equal(quantized(x), expected)
+
+
+@pytest.mark.parametrize("choice", ["auto", "float32"])
+@pytest.mark.parametrize("name", ["convs", "linears"])
+def test_autocast_reaches_no_kernel(name, choice):
+    quantized = chosen(case(name, "default").quantized, choice)
+    x = case(name, "default").inputs(2)
+    expected = quantized(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same(quantized(x), expected)
+
+
+def test_a_batch_may_be_empty():
+    spec = chain("conv", "relu", "conv_depthwise", head=True)
+    prepared = fxquant.prepare_qat(spec.build())
+    laws.settle(prepared)
+    quantized = fxquant.convert(prepared)
+    for choice in ("auto", "float32"):
+        fxquant.use_kernels(quantized, choice)
+        assert quantized(spec.inputs(2)[:0]).shape == prepared(spec.inputs(2)[:0]).shape
+
+
+class Viewed(nn.Module):
+    """`view` takes only what lies in memory as it says."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 8, 3), nn.Linear(288, 2)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.linear(x.view(x.shape[0], -1)), x
+
+
+def test_codes_that_lie_otherwise_can_still_be_viewed():
+    prepared = fxquant.prepare_qat(Viewed(), torch.randn(2, 3, 8, 8))
+    laws.settle(prepared, torch.randn(2, 3, 8, 8))
+    x = torch.randn(2, 3, 8, 8)
+    ours, theirs = fxquant.convert(prepared)(x), prepared(x)
+    assert_same(ours, theirs)
+    assert ours[1].is_contiguous()
+
+
+# ------------------------------------------------------------------------ sums
+
+
+def layer_of(weight, bias, zero, codes, geometry):
+    """The numbers of a layer whose output is not of interest."""
+    channels = len(weight)
+    whole = torch.zeros(channels, dtype=torch.int64)
+    number = torch.tensor(0, dtype=torch.int32)
+    numbers = LayerNumbers(
+        weight=weight.to(torch.int8),
+        bias=bias.to(torch.int32),
+        bound=whole,
+        multiplier=whole + 2**30,
+        shift=whole + 40,
+        x_zero=number + zero,
+        y_zero=number,
+        low=number,
+        high=number + 255,
+        rounding=HALF_UP,
+    )
+    return Layer(numbers, codes, geometry, None)
+
+
+@st.composite
+def convolutions(draw):
+    """A layer over one or two dimensions, some codes, and Σ w·(q - z) + b."""
+    scheme = draw(st.sampled_from([UINT8, INT8]))
+    groups, per_group = draw(st.sampled_from([(1, 1), (1, 3), (2, 2), (4, 1)]))
+    two = st.tuples(*[st.integers(1, 3)] * 2)
+    kernel, stride, dilation = draw(two), draw(two), draw(two)
+    padding = tuple(draw(st.tuples(*[st.integers(0, 2)] * 2)) for _ in range(2))
+    seed, extreme = draw(st.integers(0, 999)), draw(st.booleans())
+    draws = torch.Generator().manual_seed(seed)
+
+    def integers(low, high, *shape):
+        found = torch.randint(low, high + 1, shape, generator=draws)
+        ends = torch.randint(0, 2, shape, generator=draws).bool()
+        return torch.where(ends, low, high) if extreme else found
+
+    weight = integers(-127, 127, groups * draw(st.integers(1, 3)), per_group, *kernel)
+    bias = integers(-10_000, 10_000, len(weight))
+    zero = draw(st.sampled_from([scheme.qmin, scheme.qmax, 3]))
+    q = integers(scheme.qmin, scheme.qmax, 2, groups * per_group, 9, 8)
+    layer = layer_of(weight, bias, zero, scheme, Geometry(stride, padding, dilation, groups))
+    widths = [*padding[1], *padding[0]]
+    sums = F.conv2d(
+        F.pad((q - zero).double(), widths), weight.double(), bias.double(), stride, 0, dilation,
+        groups,
+    )
+    return layer, q.to(scheme.dtype), sums.to(torch.int64).movedim(1, -1)
+
+
+def assert_adds_up(found, codes, expected):
+    assert isinstance(found, Found)
+    for lie in (torch.contiguous_format, torch.channels_last):
+        total = found.sums(codes.contiguous(memory_format=lie)).to(torch.int64) + found.bias
+        assert torch.equal(total, expected)
+
+
+@needs_int8
+@settings(max_examples=60, deadline=None)
+@given(convolutions())
+def test_every_way_to_sum_a_convolution_is_exact(drawn):
+    layer, codes, expected = drawn
+    assert_adds_up(int8_convolution(layer), codes, expected)
+    assert_adds_up(float32_sums(layer), codes, expected)
+    if layer.is_matmul:
+        assert_adds_up(int8_matmul(layer), codes, expected)
+
+
+@pytest.mark.parametrize("way", [int8_convolution, float32_sums])
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_a_bias_that_leads_to_2_to_the_24_is_added_later(way, beyond):
+    """255·127·518 = 16,775,430; the bias makes it 2^24 - 1, the most that float32 holds beside all
+    integers below it, or 2^24.
+    """
+    weight = torch.full((2, 518, 1, 1), 127)
+    weight[1] = -127
+    bias = torch.tensor([1, -1]) * (FLOAT32_EXACT - 1 + beyond - 255 * 127 * 518)
+    geometry = Geometry((1, 1), ((0, 0), (1, 1)), (1, 1), 1)
+    layer = layer_of(weight, bias, 0, UINT8, geometry)
+    found = in_parts(way, layer)
+    if isinstance(found, Refused):
+        pytest.skip(found.why)
+    assert not isinstance(found.sums, Parts)
+    assert bool(found.bias.any()) == bool(beyond)  # left for the finish to add
+    codes = torch.full((1, 518, 2, 2), 255, dtype=torch.uint8)
+    total = found.sums(codes).to(torch.int64) + found.bias
+    inner = total[0, 0, 1:3]
+    assert inner.unique().tolist() == [-FLOAT32_EXACT + 1 - beyond, FLOAT32_EXACT - 1 + beyond]
+
+
+@pytest.mark.parametrize("way", [int8_convolution, float32_sums])
+def test_parts_add_up(way):
+    torch.manual_seed(0)
+    weight = torch.randint(100, 128, (3, 300, 3, 3))
+    layer = layer_of(weight, torch.tensor([5, -7, 10**6]), 7, UINT8, Geometry(
+        (1, 1), ((1, 1), (1, 1)), (1, 1), 1
+    ))
+    found = in_parts(way, layer)
+    if isinstance(found, Refused):
+        pytest.skip(found.why)
+    assert isinstance(found.sums, Parts)
+    q = torch.randint(0, 256, (2, 300, 5, 4))
+    expected = F.conv2d((q - 7).double(), weight.double(), layer.numbers.bias.double(), padding=1)
+    total = found.sums(q.to(torch.uint8)).to(torch.int64) + found.bias
+    assert torch.equal(total, expected.to(torch.int64).movedim(1, -1))
+
+
+def test_sums_that_cannot_be_split_are_refused():
+    """Groups share no inputs; a depthwise sum of 600 products is one part by itself."""
+    weight = torch.full((2, 1, 25, 24), 127)
+    layer = layer_of(weight, torch.zeros(2), 0, UINT8, Geometry((1, 1), ((0, 0),) * 2, (1, 1), 2))
+    found = in_parts(float32_sums, layer)
+    assert isinstance(found, Refused)
+    assert "19431000, beyond 2^24" in found.why
+
+
+# ------------------------------------------------------------------------ finish
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(1, 44), st.integers(2**30, 2**31 - 1), st.integers(-(2**30), 2**30),
+    st.integers(0, 255), st.integers(0, 255), st.sampled_from([torch.uint8, torch.int8]),
+)
+def test_a_floor_of_floats_is_the_shift_of_integers(shift, multiplier, bias, zero, low, dtype):
+    """At every tie within reach, next to it, and at the ends of 32 bits."""
+    lowest = torch.iinfo(dtype).min
+    layer = layer_of(torch.ones(1, 1), torch.zeros(1), 0, UINT8, None).numbers._replace(
+        multiplier=torch.tensor([multiplier]),
+        shift=torch.tensor([shift]),
+        y_zero=torch.tensor(zero + lowest),
+        low=torch.tensor(low + lowest),
+        high=torch.tensor(255 + lowest),
+    )
+    b = torch.tensor([bias])
+    quick = finish(layer, b, dtype)
+    slow = Finish(
+        HALF_UP, layer.multiplier, layer.shift, b, zero + lowest, low + lowest, 255 + lowest, dtype
+    )
+    halves = torch.arange(-600, 600) * 2 ** max(shift - 1, 0) // multiplier
+    near = torch.cat([halves + offset for offset in (-1, 0, 1)]) - bias
+    ends = torch.tensor([-(2**31) + 1, 2**31 - 1, 0]) - bias
+    for acc in (near.clamp(-(2**31) + 1, 2**31 - 1), ends.clamp(-(2**31) + 1, 2**31 - 1)):
+        total = acc.reshape(-1, 1)
+        assert torch.equal(quick(total.double()), slow(total))
+        many = total.repeat(1 + 2**16 // len(total), 1)
+        assert torch.equal(quick(many.double()), slow(many))
+
+
+def test_float64_is_asked_only_where_it_is_exact():
+    weight = torch.ones(1, 1)
+    n = layer_of(weight, torch.zeros(1), 0, UINT8, None).numbers
+    nothing, much = torch.zeros(1, dtype=torch.int64), torch.tensor([2**30])
+    assert isinstance(finish(n._replace(shift=n.shift + 4), nothing, torch.uint8), FinishByFloor)
+    assert isinstance(finish(n._replace(shift=n.shift + 5), nothing, torch.uint8), Finish)
+    assert isinstance(finish(n._replace(shift=n.shift + 4), nothing, torch.int16), Finish)
+    assert isinstance(finish(n, much, torch.uint8), Finish)
+    assert isinstance(finish(n._replace(rounding=GEMMLOWP), nothing, torch.uint8), Finish)
+
+
+# ------------------------------------------------------------------------ bytes
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(1, 4), st.integers(1, 3), st.integers(0, 2), st.integers(1, 2), st.booleans(),
+    st.sampled_from([torch.uint8, torch.int8]), st.integers(0, 99),
+)
+def test_maxima_of_shifted_codes_are_a_max_pool(
+    kernel, stride, padding, dilation, ceil_mode, dtype, seed
+):
+    padding = min(padding, kernel // 2)
+    limits = torch.iinfo(dtype)
+    draws = torch.Generator().manual_seed(seed)
+    codes = torch.randint(limits.min, limits.max + 1, (2, 3, 9, 8), generator=draws).to(dtype)
+    expected = F.max_pool2d(codes.double(), kernel, stride, padding, dilation, ceil_mode)
+    both = ((number, number) for number in (kernel, stride, padding, dilation))
+    found = largest_in_windows(codes, Windows(*both, ceil_mode))
+    assert found.dtype is dtype
+    assert torch.equal(found.double(), expected)
+
+
+@pytest.mark.parametrize("scheme", [UINT8, INT8])
+def test_a_table_holds_every_byte(scheme):
+    codes = torch.arange(scheme.qmin, scheme.qmax + 1).to(scheme.dtype).reshape(2, 8, 4, 4)
+    table = byte_table(lambda q: torch.clamp(q, 7, 100), scheme)
+    for lie in (torch.contiguous_format, torch.channels_last):
+        laid = codes.contiguous(memory_format=lie)
+        assert torch.equal(table(laid), codes.clamp(7, 100))
+        assert table(laid).is_contiguous(memory_format=lie)
+    assert byte_table(lambda q: q.clone(), scheme) is None
+
+
+# ------------------------------------------------------------------------ the choice
+
+
+def test_kernels_that_there_are_not_are_refused():
+    quantized = case("convs", "default").quantized
+    with pytest.raises(ConfigError, match="one of 'auto', 'float32', 'plain'; got 'int4'"):
+        fxquant.use_kernels(quantized, "int4")
+    with pytest.raises(ConfigError, match="Linear has no integer operators"):
+        fxquant.use_kernels(nn.Linear(2, 2), "auto")
+
+
+@needs_int8
+def test_the_choice_is_kept_by_copies_and_is_no_state():
+    quantized = chosen(case("convs", "default").quantized, "float32")
+    names = [m.kernel.name for m in quantized.modules() if isinstance(m, IntegerOp)]
+    assert "float32 convolution" in names
+    for again in (copy.deepcopy(quantized), pickle.loads(pickle.dumps(quantized))):
+        assert [m.kernel.name for m in again.modules() if isinstance(m, IntegerOp)] == names
+    auto = case("convs", "default").quantized
+    assert auto.state_dict().keys() == quantized.state_dict().keys()
+    assert "int8 convolution" in [m.kernel.name for m in auto.modules() if isinstance(m, IntegerOp)]
+
+
+def another(quantized):
+    """The same network with other weights and biases, of the same shapes."""
+    found = copy.deepcopy(quantized)
+    for module in found.modules():
+        if isinstance(module, IntegerOp) and hasattr(module, "weight"):
+            module.weight, module.bound = module.weight.flip(0), module.bound.flip(0)
+            module.bias = module.bias + 100
+    return found
+
+
+@pytest.mark.parametrize("choice", ["auto", "float32", "plain"])
+def test_kernels_follow_the_numbers(choice):
+    """However these come: from a state_dict, by `.to()`, or written into the buffers."""
+    x = case("convs", "default").inputs(2)
+    quantized = chosen(case("convs", "default").quantized, choice)
+    other = chosen(another(quantized), choice)
+    expected = reference.run(other, x)["output"]
+    assert reference.differences(expected, other(x)) == 0
+    assert reference.differences(expected, quantized(x)) > 0
+    loaded = copy.deepcopy(quantized)
+    loaded.load_state_dict(other.state_dict())
+    assert reference.differences(expected, loaded(x)) == 0
+    assigned = copy.deepcopy(quantized)
+    assigned.load_state_dict(other.state_dict(), assign=True)
+    assert reference.differences(expected, assigned(x)) == 0
+    for mine, theirs in zip(quantized.buffers(), other.buffers(), strict=True):
+        mine.copy_(theirs)
+    assert reference.differences(expected, quantized(x)) == 0
+    assert reference.differences(expected, quantized.to("cpu")(x)) == 0
+
+
+def test_networks_made_without_gradients_run_with_them():
+    with torch.inference_mode():
+        quantized = copy.deepcopy(case("convs", "default").quantized)
+        x = case("convs", "default").inputs(2)
+        expected = quantized(x)
+    assert_same(quantized(case("convs", "default").inputs(2)), expected)
+
+
+# ------------------------------------------------------------------------ other processors
+
+
+ON_ANOTHER = """
+import sys, torch
+import fxquant
+from fxquant.kernels import canary
+from tests import reference
+from tests.test_reference import case
+
+for name, config in (("convs", "default"), ("linears", "default"), ("separable", "fold")):
+    quantized, x = case(name, config).quantized, case(name, config).inputs(3)
+    expected = reference.run(quantized, x)["output"]
+    for choice in ("auto", "float32"):
+        fxquant.use_kernels(quantized, choice)
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert reference.differences(expected, quantized(x)) == 0, (name, choice, threads)
+print(canary.why_no_int8_matmul(), canary.why_no_int8_convolution(), sep="\\n")
+"""
+
+
+@pytest.mark.parametrize("isa", [
+    "AVX2",
+    pytest.param("SSE41", marks=pytest.mark.slow),
+    pytest.param("AVX512_CORE", marks=pytest.mark.slow),
+    pytest.param("AVX512_CORE_VNNI", marks=pytest.mark.slow),
+])
+def test_on_other_processors(isa):
+    """Without VNNI oneDNN's int8 kernels saturate, and then nobody uses them."""
+    variables = {"ONEDNN_MAX_CPU_ISA": isa, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", ON_ANOTHER], cwd=ROOT, env=os.environ | variables, check=False,
+        capture_output=True, text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    if torch.backends.mkldnn.is_available() and isa in ("AVX2", "SSE41"):
+        assert "add up exactly" in done.stdout
+
+
+# ------------------------------------------------------------------------ torch.compile
+
+
+def compiled(quantized, backend="aot_eager", **options):
+    torch._dynamo.reset()
+    return torch.compile(quantized, fullgraph=True, backend=backend, **options)
+
+
+COMPILED = ("convs", "convs_1d", "pools_2d", "constants", "attention", "mixed")
+
+
+@pytest.mark.parametrize("name", [
+    *COMPILED,
+    *(pytest.param(name, marks=pytest.mark.slow) for name in SMALL if name not in COMPILED),
+])
+def test_networks_compile_without_a_break(name):
+    quantized, x = case(name, "default").quantized, case(name, "default").inputs(2)
+    with torch.no_grad():
+        assert_same(compiled(quantized, "eager")(x), quantized(x))
+
+
+@pytest.mark.parametrize("rounding", [r.name for r in ROUNDINGS if r is not HALF_UP])
+def test_every_rounding_compiles(rounding):
+    quantized, x = case("convs", rounding).quantized, case("convs", rounding).inputs(2)
+    assert_same(compiled(quantized)(x), quantized(x))
+
+
+@pytest.mark.parametrize("choice", ["auto", "float32"])
+def test_a_compiled_network_takes_any_batch(choice):
+    quantized = chosen(case("separable", "default").quantized, choice)
+    network = compiled(quantized, dynamic=True)
+    for batch in (2, 3, 7):
+        x = case("separable", "default").inputs(batch)
+        assert_same(network(x), quantized(x))
+
+
+@pytest.mark.parametrize("choice", ["auto", "float32"])
+def test_inductor_gives_the_same_integers(choice):
+    spec = chain("conv", "relu", channels=4, head=True)
+    prepared = fxquant.prepare_qat(spec.build(), spec.inputs(2))
+    laws.settle(prepared, spec.inputs(2))
+    quantized = chosen(fxquant.convert(prepared), choice)
+    x = spec.inputs(2, seed=3)
+    with torch.no_grad():
+        assert torch.equal(compiled(quantized, "inductor")(x), prepared(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choice", ["auto", "float32"])
+@pytest.mark.parametrize("name", LARGE)
+def test_inductor_gives_the_same_integers_of_large_networks(name, choice):
+    quantized = chosen(case(name, "default").quantized, choice)
+    x = case(name, "default").inputs(2)
+    with torch.no_grad():
+        assert_same(compiled(quantized, "inductor")(x), case(name, "default").prepared(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "config"), SMALL_CASES)
+def test_float32_kernels_are_the_reference_everywhere(name, config):
+    quantized = chosen(case(name, config).quantized, "float32")
+    assert_equals_reference(quantized, case(name, config).inputs(3))
