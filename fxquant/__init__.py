@@ -7,6 +7,7 @@ from fxquant.api import convert, prepare_ptq, prepare_qat, use_kernels
 from fxquant.audit import Audit, audit
 from fxquant.calibration import calibrate
 from fxquant.config import QuantConfig
+from fxquant.decay import parameter_groups
 from fxquant.errors import FxQuantError
 from fxquant.explain import explain
 from fxquant.export import export_onnx, export_program, verify
@@ -84,6 +85,7 @@ __all__ = [
     "load",
     "load_config",
     "load_statistics",
+    "parameter_groups",
     "prepare_ptq",
     "prepare_qat",
     "preset",

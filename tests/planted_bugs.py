@@ -1078,6 +1078,13 @@ BUGS = (
         "if self.weight_quant is not None:",
         ("tests/test_phases.py::test_observing_rounds_nothing",),
     ),
+    Bug(
+        "a forward that is run again for a backward is observed again",
+        "fxquant/observers/base.py",
+        "return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1",
+        "return False",
+        ("tests/loops/test_loops.py::test_gradient_checkpointing_changes_nothing",),
+    ),
     # ---------------------------------------------------------------- files
     Bug(
         "a file may call any method",

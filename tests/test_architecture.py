@@ -25,7 +25,7 @@ LAYERS = (
     ("config",),
     ("recipes",),
     ("batches",),
-    ("api", "after_training", "calibration", "audit", "explain", "see", "saved", "phases"),
+    ("api", "after_training", "calibration", "audit", "explain", "see", "saved", "phases", "decay"),
     ("export",),
     ("records", "presets"),
     ("config_file", "statistics_file"),

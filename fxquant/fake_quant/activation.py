@@ -35,7 +35,7 @@ class ActivationFakeQuant(Quantizer, ABC):
 
     def observe(self, x: Tensor) -> None:
         """Let the range follow `x`, of any shape, which stays as it is."""
-        self.observer(x)
+        self.observer.watch(x)
         if self.ready:
             self.follow_observer()
 

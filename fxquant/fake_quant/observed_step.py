@@ -65,6 +65,11 @@ class ObservedStep(ActivationFakeQuant):
         self.follow_observer()
         return self.projection.activation(x, self.qparams, (least, most), extremes)
 
+    def observe(self, x: Tensor) -> None:
+        """Also where nothing was seen: to ask would end a compiled graph."""
+        self.observer.watch(x)
+        self.follow_observer()
+
     def follow_observer(self) -> None:
         """Scale and zero point of the range that the observer proposes."""
         low, high = self.observer.range(self.scheme)

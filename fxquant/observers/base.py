@@ -98,13 +98,15 @@ class Observer(nn.Module):
         return x
 
     def watch(self, x: Tensor, least: float = -math.inf, most: float = math.inf) -> Ends:
-        """Watch `x` limited to [least, most]; a batch that holds NaN or infinity says nothing.
+        """Watch `x` limited to [least, most]; a batch that holds NaN or infinity says nothing, and
+        neither does one that is computed again for a backward.
 
         All of `x` lies between the numbers that come back: infinities, unless they cost nothing.
         """
         x = x.detach()
         if isinstance(self.calibrator, Statistical):
-            self._gather(self.calibrator.statistic, x, least, most)
+            if not in_backward():
+                self._gather(self.calibrator.statistic, x, least, most)
             return EVERYWHERE
         return self._watch_extremes(self.calibrator, x, least, most)
 
@@ -140,6 +142,8 @@ class Observer(nn.Module):
         self, calibrator: Extremes, x: Tensor, least: float, most: float
     ) -> Ends:
         if not on_host(x) or _is_distributed():
+            if in_backward():
+                return EVERYWHERE
             a, b = self._over_ranks(x)
             self._follow_without_waiting(calibrator, a.clamp(least, most), b.clamp(least, most))
             return EVERYWHERE
@@ -149,7 +153,8 @@ class Observer(nn.Module):
         low, high = (float(end.item()) for end in _extremes(x))
         if not (math.isfinite(low) and math.isfinite(high)):
             return EVERYWHERE
-        self._follow(calibrator, min(max(low, least), most), min(max(high, least), most))
+        if not in_backward():
+            self._follow(calibrator, min(max(low, least), most), min(max(high, least), most))
         return low, high
 
     def _over_ranks(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,6 +207,13 @@ def _extremes(x: Tensor) -> tuple[Tensor, Tensor]:
     # aminmax copies what does not lie in order
     low, high = torch.aminmax(in_memory_order(x) if x.dim() > 1 else x)
     return low.to(torch.float32), high.to(torch.float32)
+
+
+def in_backward() -> bool:
+    """Whether a backward is running: gradient checkpointing runs the forward once more there, which
+    has to round as it did the first time, and is no new batch.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _is_distributed() -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fxquant.fake_quant import ActivationFakeQuant
 from fxquant.graph.edit import Site
+from fxquant.observers.base import in_backward
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class PhasedSite(Site):
     def in_phase(self, quantizer: ActivationFakeQuant, x: Tensor, *limits: float) -> Tensor:
         """`x`, limited, on the grid of `quantizer`, in train(); where nothing is rounded, `x`."""
         if not self.phase.round:
-            if self.phase.observe:
+            if self.phase.observe and quantizer.training:
                 quantizer.observe(x)
             return x
         take: Tensor = (quantizer if self.phase.observe else quantizer.frozen)(x, *limits)
@@ -68,9 +69,15 @@ class PhasedSite(Site):
     def normalised(self, batch_norm: nn.Module, x: Tensor) -> Tensor:
         """`x`, [N, C, ...], through a BatchNorm module; same shape."""
         if not self.training or self.phase.batch_statistics:
-            live: Tensor = batch_norm(x)
+            live: Tensor = _again(batch_norm, x) if in_backward() else batch_norm(x)
             return live
         bn: Any = batch_norm
         return F.batch_norm(
             x, bn.running_mean, bn.running_var, bn.weight, bn.bias, False, 0.0, bn.eps
         )
+
+
+def _again(batch_norm: nn.Module, x: Tensor) -> Any:
+    """As `batch_norm(x)`, whose statistics have followed this batch already."""
+    kept = {name: buffer.clone() for name, buffer in batch_norm.named_buffers()}
+    return torch.func.functional_call(batch_norm, kept, (x,))

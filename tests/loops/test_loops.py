@@ -1,0 +1,226 @@
+"""The prepared network is an ordinary module: what PyTorch offers for training works with it."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.utils.checkpoint import checkpoint
+
+import fxquant
+from fxquant import LSQ, Phase, PhaseSchedule, QuantConfig
+from fxquant.errors import StageError
+from tests import laws
+from tests.loops.nets import data, net, state_hash
+
+X, Y = data()
+CONFIGS = {"observed": QuantConfig(), "learned": QuantConfig(fake_quant=LSQ())}
+both = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+
+
+def train(prepared, steps=12, seed=0, autocast=None, recompute=False):
+    """The loss of each step, of Adam on batches that `seed` draws."""
+    prepared.train()
+    optimizer = torch.optim.Adam(fxquant.parameter_groups(prepared), lr=1e-2, weight_decay=1e-3)
+    scaler = torch.amp.GradScaler("cpu", enabled=autocast is torch.float16)
+    generator, losses = torch.Generator().manual_seed(seed), []
+    for _ in range(steps):
+        batch = torch.randperm(len(X), generator=generator)[:48]
+        optimizer.zero_grad()
+        with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+            x = X[batch]
+            y = checkpoint(prepared, x, use_reentrant=False) if recompute else prepared(x)
+            loss = F.cross_entropy(y.float(), Y[batch])
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+    return losses
+
+
+# ------------------------------------------------------------------------ optimizers
+
+
+def test_learned_scales_are_a_group_without_weight_decay():
+    prepared = fxquant.prepare_qat(net(), config=CONFIGS["learned"])
+    own, grids = fxquant.parameter_groups(prepared)
+    names = {id(p): name for name, p in prepared.named_parameters()}
+    assert all(names[id(p)].endswith(".step") for p in grids["params"])
+    assert [names[id(p)] for p in own["params"]] == [name for name, _ in net().named_parameters()]
+    assert len(own["params"]) + len(grids["params"]) == len(names)
+    laws.settle(prepared, X)
+    before = [p.detach().clone() for p in grids["params"]]
+    optimizer = torch.optim.SGD([own, grids], lr=1.0, weight_decay=0.5)
+    for p in prepared.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, grids["params"], strict=True))
+    assert not torch.equal(prepared.get_parameter("0.weight"), net()[0].weight)
+
+
+def test_a_network_without_learned_scales_has_an_empty_second_group():
+    own, grids = fxquant.parameter_groups(fxquant.prepare_qat(net()))
+    assert len(own["params"]) == 10
+    assert grids["params"] == []
+    with pytest.raises(StageError, match="parameter_groups takes what prepare_qat returned"):
+        fxquant.parameter_groups(net())
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-2),
+    "lbfgs": lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=2),
+}
+
+
+@both
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_any_optimizer(make, config):
+    prepared = fxquant.prepare_qat(net(), config=config).train()
+    optimizer = make([p for group in fxquant.parameter_groups(prepared) for p in group["params"]])
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(prepared(X), Y)
+        loss.backward()
+        return loss.detach()
+
+    losses = [float(optimizer.step(closure)) for _ in range(8)]
+    assert losses[-1] < losses[0]
+    laws.assert_equal(fxquant.convert(prepared)(X), prepared.eval()(X))
+
+
+def test_schedulers_accumulation_and_clipping():
+    """Two halves of a batch, added up, are the whole, where nothing depends on the batch."""
+    folded = QuantConfig(batch_norm="fold")
+    gradients = []
+    for parts in (1, 2):
+        prepared = fxquant.prepare_qat(net(), config=folded)
+        laws.settle(prepared, X)
+        fxquant.set_phase(prepared, Phase(observe=False))
+        prepared.train()
+        optimizer = torch.optim.SGD(prepared.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=4)
+        for x, y in zip(X.chunk(parts), Y.chunk(parts), strict=True):
+            (F.cross_entropy(prepared(x), y) / parts).backward()
+        nn.utils.clip_grad_norm_(prepared.parameters(), 0.5)
+        gradients.append([p.grad.clone() for p in prepared.parameters()])
+        optimizer.step()
+        schedule.step()
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+# ------------------------------------------------------------------------ copies and averages
+
+
+@both
+def test_a_copy_trains_on_as_the_original(config):
+    prepared = fxquant.prepare_qat(net(), config=config)
+    train(prepared, 3)
+    other = copy.deepcopy(prepared)
+    assert train(prepared, 3, seed=1) == train(other, 3, seed=1)
+    assert state_hash(prepared.state_dict()) == state_hash(other.state_dict())
+
+
+@both
+@pytest.mark.parametrize("use_buffers", [False, True])
+def test_averages_convert(config, use_buffers):
+    prepared = fxquant.prepare_qat(net(), config=config)
+    average = AveragedModel(
+        prepared, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=use_buffers
+    )
+    for seed in range(4):
+        train(prepared, 1, seed)
+        average.update_parameters(prepared)
+    update_bn([X], average)
+    quantized = fxquant.convert(average.module)
+    laws.assert_equal(quantized(X), average.eval()(X))
+    assert not torch.equal(quantized(X), fxquant.convert(prepared)(X))
+
+
+def test_hooks_see_ordinary_tensors():
+    prepared, seen = fxquant.prepare_qat(net()).train(), []
+    site = prepared.get_submodule("fxquant._4")
+    site.register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    site.register_full_backward_hook(lambda module, into, out: seen.append(out[0].shape))
+    prepared(X).sum().backward()
+    assert seen == [(64, 8, 4, 4)] * 2
+
+
+@both
+def test_memory_formats_and_moves(config):
+    prepared = fxquant.prepare_qat(net(), config=config)
+    train(prepared, 2)
+    expected = prepared.eval()(X)
+    prepared = prepared.to("cpu").to(memory_format=torch.channels_last)
+    laws.assert_equal(prepared(X.to(memory_format=torch.channels_last)), expected)
+    assert prepared.get_parameter("4.weight").is_contiguous(memory_format=torch.channels_last)
+    train(prepared, 2)
+    laws.assert_equal(fxquant.convert(prepared)(X), prepared.eval()(X))
+
+
+# ------------------------------------------------------------------------ precision and memory
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_trains_as_float32_does(dtype):
+    """The losses lie as close to those of float32 as other draws of the batches put these."""
+    exact = torch.tensor(train(fxquant.prepare_qat(net()), 25))
+    half = torch.tensor(train(fxquant.prepare_qat(net()), 25, autocast=dtype))
+    others = torch.tensor([train(fxquant.prepare_qat(net()), 25, seed) for seed in (1, 2, 3)])
+    noise = (others - exact).square().mean().sqrt()
+    assert (half - exact).square().mean().sqrt() < noise / 2
+    assert half[-5:].mean() < half[:5].mean()
+
+
+@both
+def test_quantization_stays_in_float32_under_autocast(config):
+    prepared = fxquant.prepare_qat(net(), config=config)
+    train(prepared, 2, autocast=torch.bfloat16)
+    for name, value in prepared.named_buffers():
+        if "observer" in name or name.endswith(".scale"):
+            assert value.dtype is torch.float32
+    expected = prepared.eval()(X)
+    with torch.autocast("cpu", torch.bfloat16):
+        laws.assert_equal(prepared(X), expected)
+        laws.assert_equal(fxquant.convert(prepared)(X), expected)
+
+
+@both
+@pytest.mark.parametrize("schedule", [{}, {"freeze_ranges": 2, "freeze_batch_norm": 3}])
+def test_gradient_checkpointing_changes_nothing(config, schedule):
+    """The forward that a backward runs again sees the same ranges and moves none."""
+    states = []
+    for recompute in (False, True):
+        prepared = fxquant.prepare_qat(net(), config=config)
+        phases = PhaseSchedule(prepared, **schedule)
+        losses = []
+        for seed in range(5):
+            losses += train(prepared, 1, seed, recompute=recompute)
+            phases.step()
+        states.append((losses, state_hash(prepared.state_dict())))
+    assert states[0] == states[1]
+
+
+# ------------------------------------------------------------------------ torch.compile
+
+
+def test_compiled_it_has_no_graph_break_and_follows_its_phases():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU())
+    prepared = fxquant.prepare_qat(model).train()
+    assert torch._dynamo.explain(prepared)(X).graph_break_count == 0
+    torch._dynamo.reset()
+    compiled = torch.compile(prepared, backend="eager", fullgraph=True)  # a break is an error
+    high = prepared.fxquant.quantize_input_1.output.observer.high
+    observing, settled = Phase(round=False), Phase(observe=False, batch_statistics=False)
+    for phase, moves in ((observing, True), (Phase(), True), (settled, False), (Phase(), True)):
+        fxquant.set_phase(prepared, phase)
+        before = high.clone()
+        compiled(X * 9)
+        assert bool(high != before) is moves
+    torch._dynamo.reset()
