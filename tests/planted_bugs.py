@@ -1118,6 +1118,27 @@ BUGS = (
         "tensor = None",
         ("tests/saved/test_files.py::test_what_is_tied_stays_tied",),
     ),
+    Bug(
+        "yaml_that_runs_code",
+        "fxquant/records.py",
+        "node = yaml.compose(text, loader)",
+        "node = yaml.compose(yaml.dump(yaml.unsafe_load(text)), loader)",
+        ("tests/test_safety.py::test_runs_nothing_that_it_reads",),
+    ),
+    Bug(
+        "page_that_promises_too_much",
+        "docs/concepts/flow.md",
+        "layer_1 reads layer.weight",
+        "layer_1 reads layer_1.weight",
+        ("tests/test_snippets.py::test_runs[docs/concepts/flow.md]",),
+    ),
+    Bug(
+        "page_with_a_name_that_is_gone",
+        "docs/guides/keep_float.md",
+        'keep_float=("best",))',
+        'float_leaves=("best",))',
+        ("tests/test_snippets.py::test_runs[docs/guides/keep_float.md]",),
+    ),
 )
 
 
@@ -1130,7 +1151,8 @@ def planted(bug: Bug, source: str) -> str:
             f"What to do: plant the bug where that code is now.\n{bug.old}"
         )
     changed = source.replace(bug.old, bug.new)
-    compile(changed, bug.file, "exec")  # a mistyped bug would be found for the wrong reason
+    if bug.file.endswith(".py"):
+        compile(changed, bug.file, "exec")  # a mistyped bug would be found for the wrong reason
     return changed
 
 
@@ -1146,9 +1168,10 @@ def copied_tree() -> Iterator[Path]:
     """A copy of what tests need, with passes/ where it is imported from."""
     with tempfile.TemporaryDirectory(prefix="planted_bugs_") as name:
         tree = Path(name)
-        for folder in ("fxquant", "passes", "tests"):
+        for folder in ("fxquant", "passes", "tests", "docs"):
             shutil.copytree(ROOT / folder, tree / folder, ignore=_left_out)
-        shutil.copy(ROOT / "pyproject.toml", tree)
+        for file in ("pyproject.toml", "README.md"):
+            shutil.copy(ROOT / file, tree)
         (tree / "fxquant" / "passes").symlink_to(tree / "passes", target_is_directory=True)
         yield tree
 

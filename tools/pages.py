@@ -154,7 +154,7 @@ def page_of(source: str) -> str:
         return path.relative_to("docs").as_posix()
     if path.parent == Path("passes") and path.stem in {step.name for step in PASSES}:
         return f"reference/passes/{path.stem}.md"
-    if path.parent == Path("fxquant/ops") and path.stem in dict(_operator_files()):
+    if path.parent == Path("fxquant/ops") and path.stem in dict(operator_files()):
         return f"reference/operators/{path.stem}.md"
     return f"files/{source}.md"
 
@@ -239,14 +239,14 @@ def operators() -> list[Made]:
     head += "[measured](../../operators.md).\n\n| operator | spelled as |\n| --- | --- |\n"
     rows = "".join(
         f"| [{spec.name}]({stem}.md) | {_spelled(spec)} |\n"
-        for stem, specs in _operator_files()
+        for stem, specs in operator_files()
         for spec in specs
     )
     index = Made("All", "reference/operators/index.md", head + rows)
-    return [index, *(_operator(stem, specs) for stem, specs in _operator_files())]
+    return [index, *(_operator(stem, specs) for stem, specs in operator_files())]
 
 
-def _operator_files() -> list[tuple[str, list[OpSpec]]]:
+def operator_files() -> list[tuple[str, list[OpSpec]]]:
     """Each file of fxquant/ops with an operator's record, and its records."""
     found = []
     for info in pkgutil.iter_modules(fxquant.ops.__path__):
