@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 
 from fxquant.rounding import HALF_UP, Rescale, Rounding
-from fxquant.schemes import SMALLEST_SCALE, Channels, QParams, QuantScheme, round_half_up
+from fxquant.schemes import (
+    SMALLEST_SCALE,
+    Channels,
+    QParams,
+    QuantScheme,
+    next_power_of_two,
+    round_half_up,
+)
 
 ACCUMULATOR_BITS = 32  # of a sum, unless fewer are asked for
 FLOAT32_EXACT = 2**24  # sums of integers below this are exact in float32, in any order
@@ -119,6 +126,7 @@ def layer_numbers(
     b = (torch.zeros_like(scale) if bias is None else bias).double()
     s_w = torch.maximum(scale.double(), b.abs() / (s_x * bias_limit))
     s_w = s_w.clamp(SMALLEST_SCALE, torch.finfo(torch.float32).max).float()
+    s_w = next_power_of_two(s_w) if scheme.power_of_two else s_w  # of a folded batch norm, too
     codes = round_half_up(weight.float() / channels.spread(s_w, weight))
     codes = codes.clamp(scheme.qmin, scheme.qmax)
     s_acc = s_x * s_w.double()

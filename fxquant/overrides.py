@@ -18,9 +18,16 @@ from dataclasses import dataclass, replace
 from torch import Tensor, fx
 
 from fxquant.errors import ConfigError
-from fxquant.fake_quant import BinaryWeight, FakeQuant, WeightFakeQuant
+from fxquant.fake_quant import (
+    TQT,
+    BinaryWeight,
+    FakeQuant,
+    Stochastic,
+    StraightThrough,
+    WeightFakeQuant,
+)
 from fxquant.graph.edit import called_module
-from fxquant.graph.place import place_of
+from fxquant.graph.place import describe, place_of
 from fxquant.observers import Calibrator
 from fxquant.ops.flow import grids, inputs_of, sites
 from fxquant.ops.site import CallSite, InputQuantizer
@@ -164,7 +171,21 @@ class Choices:
         for number, override in enumerate(self.overrides):
             for node in _matches(gm, override, f"overrides[{number}], {override}"):
                 chosen[node] = _overridden(chosen[node], override)
+        for node, choice in chosen.items():
+            _check_steps(node, choice)
         return chosen
+
+
+def _check_steps(node: fx.Node, choice: Choice) -> None:
+    """Refuse scales that are powers of two where training moves them elsewhere."""
+    for scheme, method in (
+        (choice.activation, choice.fake_quant), (choice.weight, choice.weight_fake_quant)
+    ):
+        if scheme.power_of_two and not isinstance(method, (StraightThrough, Stochastic, TQT)):
+            raise ConfigError(
+                f"{method} learns scales that are no powers of two, as {describe(node)} is to have."
+                "\nWhat to do: take TQT(), or leave power_of_two out of the scheme."
+            )
 
 
 def _overridden(choice: Choice, override: Override) -> Choice:

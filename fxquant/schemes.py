@@ -32,8 +32,9 @@ class QuantScheme:
 
     `symmetric` fixes the zero point at the middle of the range; `narrow` leaves the lowest
     code out (-127..127), so that a weight and its negative are both representable;
-    `per_channel` gives every output channel of a weight its own scale. 1 bit is a sign: -1 and 1,
-    for weights alone.
+    `per_channel` gives every output channel of a weight its own scale; `power_of_two` takes the
+    next power of two for a scale, so that nothing is clipped that was not, and results are only
+    shifted. 1 bit is a sign: -1 and 1, for weights alone.
     """
 
     bits: int = 8
@@ -41,6 +42,7 @@ class QuantScheme:
     symmetric: bool = True
     narrow: bool = False
     per_channel: bool = False
+    power_of_two: bool = False
 
     def __post_init__(self) -> None:
         if type(self.bits) is not int or not 1 <= self.bits <= 16:
@@ -139,6 +141,7 @@ def range_to_qparams(low: Tensor, high: Tensor, scheme: QuantScheme) -> QParams:
     low, high = low.double().clamp(max=0.0), high.double().clamp(min=0.0)
     span, steps = _span_and_steps(low, high, torch.maximum(-low, high), scheme)
     scale = torch.where(span == 0.0, 1.0, (span / steps).clamp(min=SMALLEST_SCALE)).float()
+    scale = next_power_of_two(scale) if scheme.power_of_two else scale
     zero_point = torch.zeros_like(scale)
     if not scheme.symmetric:
         zero_point = scheme.qmin + round_half_up(-low / scale.double())
@@ -152,8 +155,18 @@ def range_to_numbers(low: float, high: float, scheme: QuantScheme) -> tuple[floa
     if span == 0.0:
         return 1.0, 0 if scheme.symmetric else scheme.qmin
     scale = to_float32(max(span / steps, SMALLEST_SCALE))
+    if scheme.power_of_two:
+        mantissa, exponent = math.frexp(scale)
+        scale = math.ldexp(1.0, min(exponent - (mantissa == 0.5), 127))
     zero_point = 0 if scheme.symmetric else scheme.qmin + math.floor(-low / scale + 0.5)
     return scale, zero_point
+
+
+def next_power_of_two(scale: Tensor) -> Tensor:
+    """The smallest power of two that is not smaller than each scale, at most 2^127: float32."""
+    mantissa, exponent = torch.frexp(scale)
+    exponent = exponent - (mantissa == 0.5).to(exponent.dtype)
+    return torch.ldexp(torch.ones_like(scale), exponent.clamp(max=127))
 
 
 Number = TypeVar("Number", float, Tensor)
@@ -209,7 +222,8 @@ def weight_scale(weight: Tensor, scheme: QuantScheme, channels: Channels) -> Ten
     largest = channels.largest(weight.detach().to(torch.float32))
     if not scheme.per_channel:
         largest = largest.max().expand_as(largest)
-    return (largest / scheme.qmax).clamp_(min=SMALLEST_SCALE)
+    scale = (largest / scheme.qmax).clamp_(min=SMALLEST_SCALE)
+    return next_power_of_two(scale) if scheme.power_of_two else scale
 
 
 def quantize(x: Tensor, q: QParams) -> Tensor:
