@@ -6,6 +6,7 @@ They are a sixth of what there is to import, and `import fxquant` leaves them ou
 from fxquant.config_file import load_config, save_config
 from fxquant.export import export_onnx, verify
 from fxquant.presets import preset
+from fxquant.reconstruction import learn_rounding
 from fxquant.saved import load, save
 from fxquant.see.as_float import as_float
 from fxquant.see.compare import Comparison, compare
@@ -22,6 +23,7 @@ __all__ = [
     "as_float",
     "compare",
     "export_onnx",
+    "learn_rounding",
     "load",
     "load_config",
     "load_statistics",

@@ -16,6 +16,7 @@ from fxquant.batches import arguments, named, part_of
 from fxquant.errors import UncalibratedError
 from fxquant.fake_quant import ActivationFakeQuant
 from fxquant.graph.edit import called_module
+from fxquant.graph.modes import evaluating
 from fxquant.graph.place import describe
 from fxquant.observers import Observer
 from fxquant.ops.site import CallSite, InputQuantizer
@@ -58,7 +59,7 @@ def calibrate(
             site = called_module(prepared, node)
             assert site is not None
             hooks.enter_context(site.register_forward_hook(_watch(observer)))
-        hooks.enter_context(_evaluating(prepared))
+        hooks.enter_context(evaluating(prepared))
         for number, inputs in enumerate(arguments(prepared, batches, count)):
             with named(inputs, number):
                 prepared(*inputs)
@@ -103,18 +104,6 @@ def forgotten(quantizers: Iterable[ActivationFakeQuant]) -> Iterator[None]:
         for quantizer, state in before:
             quantizer.load_state_dict(state)
         raise
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """eval(), and every module in its own mode again behind it."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _refuse_unseen(observers: dict[fx.Node, Observer]) -> None:

@@ -1,6 +1,7 @@
 """Fake-quants round values to their integer grid while the network trains. One a file."""
 
 from fxquant.fake_quant.activation import ActivationFakeQuant
+from fxquant.fake_quant.adaptive import AdaptiveRounding
 from fxquant.fake_quant.dorefa import DoReFa
 from fxquant.fake_quant.few_levels import TWN, BinaryWeight, TernaryWeight
 from fxquant.fake_quant.lsq import LSQ, LearnedStep, LearnedWeight
@@ -29,6 +30,7 @@ __all__ = [
     "TRANSFORMS",
     "TWN",
     "ActivationFakeQuant",
+    "AdaptiveRounding",
     "BinaryWeight",
     "ByChance",
     "Clipped",

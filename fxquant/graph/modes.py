@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
@@ -18,6 +21,18 @@ DROPOUT_CALLS = (
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout),
     *(F.alpha_dropout, F.feature_alpha_dropout),
 )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """eval(), and every module in its own mode again behind it."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def is_identity_in_eval(module: nn.Module) -> bool:
