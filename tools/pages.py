@@ -12,16 +12,21 @@ shows the file. What is not there stays as it is, and MkDocs warns.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
+import io
 import logging
+import os
 import pkgutil
 import posixpath
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
+from unittest import mock
 
 import latex2mathml.converter
 from mkdocs.config.defaults import MkDocsConfig
@@ -29,6 +34,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import fxquant
+import fxquant.cli
 import fxquant.errors
 import fxquant.ops
 from fxquant.ops.spec import OpSpec
@@ -100,7 +106,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, uri in PROJECT.items():
         if files.get_file_from_path(uri) is None:
             _add(files, config, uri, (ROOT / source).read_text())
-    for page in (api(), *passes(), *operators(), *modules()):
+    for page in (api(), command_line(), *passes(), *operators(), *modules()):
         _add(files, config, page.uri, page.text)
     waiting = list(files.documentation_pages())
     while waiting:  # a linked page may link on
@@ -328,6 +334,31 @@ def _errors() -> list[tuple[str, type]]:
         for name, value in vars(fxquant.errors).items()
         if inspect.isclass(value) and issubclass(value, fxquant.FxQuantError)
     ]
+
+
+def command_line() -> Made:
+    """What each command says of itself."""
+    said = _help()
+    commands = re.findall(r"^│ ([a-z][\w-]*) ", said.partition("─ Commands ─")[2], re.MULTILINE)
+    texts = {"": said, **{f" {command}": _help(command) for command in commands}}
+    parts = [f"## fxquant{name}\n\n```text\n{text}\n```\n" for name, text in texts.items()]
+    return Made(
+        "Command line", "reference/command_line.md", "\n".join(["# Command line\n", *parts])
+    )
+
+
+def _help(*command: str) -> str:
+    """What `fxquant <command> --help` prints."""
+    arguments = ["fxquant", *command, "--help"]
+    with (
+        mock.patch.object(sys, "argv", arguments),
+        mock.patch.dict(os.environ, {"COLUMNS": "96"}),
+        contextlib.redirect_stdout(io.StringIO()) as said,
+        contextlib.suppress(SystemExit),
+    ):
+        fxquant.cli.main()
+    text = said.getvalue().replace("python -m mkdocs.", "")  # click names who runs it
+    return "\n".join(line.rstrip() for line in text.splitlines()).strip()
 
 
 def modules() -> list[Made]:
