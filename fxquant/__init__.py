@@ -10,7 +10,7 @@ from fxquant.config import QuantConfig
 from fxquant.decay import parameter_groups
 from fxquant.errors import FxQuantError
 from fxquant.explain import explain
-from fxquant.export import export_onnx, export_program, verify
+from fxquant.export import export_bundle, export_onnx, export_program, verify
 from fxquant.fake_quant import (
     LSQ,
     PACT,
@@ -81,6 +81,7 @@ __all__ = [
     "convert",
     "correct_bias",
     "explain",
+    "export_bundle",
     "export_onnx",
     "export_program",
     "learn_rounding",

@@ -1,7 +1,18 @@
 """The ways out: what other engines run, equal to the integer network."""
 
+from fxquant.export.bundle import export_bundle
+from fxquant.export.count import Counts, count_operations
 from fxquant.export.onnx import export_onnx
 from fxquant.export.program import export_program
 from fxquant.export.verify import Parting, Verification, verify
 
-__all__ = ["Parting", "Verification", "export_onnx", "export_program", "verify"]
+__all__ = [
+    "Counts",
+    "Parting",
+    "Verification",
+    "count_operations",
+    "export_bundle",
+    "export_onnx",
+    "export_program",
+    "verify",
+]

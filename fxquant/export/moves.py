@@ -65,15 +65,26 @@ def _traced(
     """The move as a graph of aten's operators."""
 
     def apply(*given: Tensor) -> Any:
-        known = dict(zip(tensors, given, strict=True))
-        args, kwargs = map_nodes((node.args, node.kwargs), lambda n: known.get(n, run.get(n)))
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        function: Any = module_at(gm, node) if node.op == "call_module" else node.target
-        return function(*args, **kwargs)
+        return _applied(gm, node, dict(zip(tensors, given, strict=True)), run)
 
     examples = [_example(run[n]) for n in tensors]
     return in_aten(apply, examples, _SIMPLER)
+
+
+def apply_to(walk: Walk, node: fx.Node, values: Mapping[fx.Node, Tensor]) -> Any:
+    """What a move makes of other values than its own, of the same shapes."""
+    return _applied(walk.gm, node, values, walk.runs[0])
+
+
+def _applied(
+    gm: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Tensor],
+    run: Mapping[fx.Node, Any],
+) -> Any:
+    args, kwargs = map_nodes((node.args, node.kwargs), lambda n: values.get(n, run.get(n)))
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    function: Any = module_at(gm, node) if node.op == "call_module" else node.target
+    return function(*args, **kwargs)
 
 
 def _example(value: Any) -> Any:

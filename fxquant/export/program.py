@@ -97,7 +97,10 @@ class _Known(Site):
 
 
 def _zeros(value: Any) -> Any:
-    return torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, Like) else value
+    if not isinstance(value, Like):
+        return value
+    shape: Any = value.shape  # of one run: no batch of any size
+    return torch.zeros(shape, dtype=value.dtype)
 
 
 def _dynamic(first: Any, second: Any, rows: Any) -> Any:

@@ -104,7 +104,7 @@ def verify(
     for name, start in engines:
         runs = start(path, plain), start(path, every)
         for arguments in _batches(data):
-            expected, outputs = _values(quantized, arguments)
+            expected, outputs = values_of(quantized, arguments)
             given = [x for x in leaves(arguments) if isinstance(x, Tensor)]
             tally.outputs(name, outputs, runs[0](given))
             tally.nodes(name, expected, runs[1](given))
@@ -181,7 +181,9 @@ class _Keeper(fx.Interpreter):
         return result
 
 
-def _values(gm: fx.GraphModule, arguments: Sequence[Any]) -> tuple[Values, list[Tensor]]:
+def values_of(
+    gm: fx.GraphModule, arguments: Sequence[Any]
+) -> tuple[dict[str, Tensor], list[Tensor]]:
     """What the nodes of the network give, by name, and what comes out."""
     keeper = _Keeper(gm)
     with torch.no_grad():

@@ -78,8 +78,12 @@ def window_counts(
     return end - start if include_pad else end.clamp(max=length) - start.clamp(min=0)
 
 
-def _divisor(x: Tensor, mean: Tensor, dims: int, s: Mapping[str, Any]) -> Tensor:
-    """The divisor of every window, int64, shaped to broadcast against the output."""
+def window_divisors(
+    before: Sequence[int], after: Sequence[int], dims: int, s: Mapping[str, Any]
+) -> Tensor:
+    """The divisor of every window between those shapes, int64, shaped to broadcast against the
+    output.
+    """
     if s.get("divisor_override"):
         return torch.tensor(s["divisor_override"])
     divisor = torch.ones((1,) * dims, dtype=torch.int64)
@@ -87,7 +91,7 @@ def _divisor(x: Tensor, mean: Tensor, dims: int, s: Mapping[str, Any]) -> Tensor
     settings = s["kernel_size"], stride, s["padding"]
     kernel, step, padding = (per_dimension(setting, dims) for setting in settings)
     for i in range(dims):
-        lengths = x.shape[i - dims], mean.shape[i - dims]
+        lengths = before[i - dims], after[i - dims]
         counts = window_counts(*lengths, kernel[i], step[i], padding[i], s["count_include_pad"])
         divisor = divisor * per_channel(counts, i, dims)
     return divisor
@@ -151,7 +155,7 @@ def _record(
     def kernel(n: AvgPoolNumbers, dtype: torch.dtype, codes: Tensor, **settings: Any) -> Tensor:
         x = centred(codes, n.zero, torch.float64)
         mean = function(x, **settings)
-        divisor = _divisor(x, mean, dims, settings).to(x.device)
+        divisor = window_divisors(x.shape, mean.shape, dims, settings).to(x.device)
         return n.rounding.divide(sum_of_mean(mean, divisor), divisor, n.zero).to(dtype)
 
     def accumulator(call: IntegerCall) -> Accumulator:
@@ -164,14 +168,12 @@ def _record(
 
     def onnx(call: OnnxCall) -> Value:
         (x,), s, zero = call.codes, call.settings, call.numbers.zero
-        like, y = (torch.empty(sizes, device="meta") for sizes in (x.sizes, call.shape))
-        total = add_bytes(
-            _window_sums(*part, y.shape[-dims:], s) for part in bytes_of(x, zero)
-        )
+        after = call.shape
+        total = add_bytes(_window_sums(*part, after[-dims:], s) for part in bytes_of(x, zero))
         divide: Any = call.numbers.rounding.divide
-        mean: Value = divide(total.to(torch.int64), _divisor(like, y, dims, s), zero)
+        mean: Value = divide(total.to(torch.int64), window_divisors(x.sizes, after, dims, s), zero)
         assert x.shape is not None  # as of all that the integer network itself gives
-        return mean.to(call.dtype).reshape([*x.shape[:-dims], *y.shape[-dims:]])
+        return mean.to(call.dtype).reshape([*x.shape[:-dims], *after[-dims:]])
 
     def qdq(call: OnnxCall) -> Value | None:
         """AveragePool of codes, which float32 sums exactly: a mean that is no tie lies further
