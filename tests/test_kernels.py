@@ -143,8 +143,8 @@ def test_codes_that_lie_otherwise_can_still_be_viewed():
 # ------------------------------------------------------------------------ sums
 
 
-def layer_of(weight, bias, zero, codes, geometry):
-    """The numbers of a layer whose output is not of interest."""
+def layer_of(weight, bias, zero, codes, geometry, shift=60):
+    """The numbers of a layer; with that shift not even sums of 2^24 reach the end of a clamp."""
     channels = len(weight)
     whole = torch.zeros(channels, dtype=torch.int64)
     number = torch.tensor(0, dtype=torch.int32)
@@ -153,7 +153,7 @@ def layer_of(weight, bias, zero, codes, geometry):
         bias=bias.to(torch.int32),
         bound=whole,
         multiplier=whole + 2**30,
-        shift=whole + 40,
+        shift=whole + shift,
         x_zero=number + zero,
         y_zero=number,
         low=number,
@@ -249,6 +249,29 @@ def test_parts_add_up(way):
     assert torch.equal(total, expected.to(torch.int64).movedim(1, -1))
 
 
+@needs_int8
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_sums_that_are_clamped_anyway_need_not_be_exact(rounding):
+    """Up to 2^27, which float32 holds in steps of 8; the clamp ends at 255·2^14 < 2^22."""
+    torch.manual_seed(0)
+    weight = torch.randint(-127, 128, (6, 1024, 3, 3))
+    weight[:2] = torch.tensor([127, -127]).reshape(2, 1, 1, 1)
+    geometry = Geometry((1, 1), ((1, 1), (1, 1)), (1, 1), 1)
+    layer = layer_of(weight, torch.tensor([7, -9, 0, 1, 2, 3]), 0, UINT8, geometry, shift=44)
+    factor = layer.numbers.multiplier.double() * 2.0**-44
+    multiplier, shift = rounding.rescale(factor.to(rounding.reals))
+    numbers = layer.numbers._replace(multiplier=multiplier, shift=shift, rounding=rounding)
+    found = int8_convolution(layer._replace(numbers=numbers))
+    assert isinstance(found, Found)
+    q = torch.randint(0, 256, (2, 1024, 4, 4))
+    q[0, :, :2] = 255
+    total = F.conv2d(q.double(), weight.double(), layer.numbers.bias.double(), padding=1)
+    exact = finish(numbers, torch.zeros(6, dtype=torch.int64), torch.uint8)
+    ours = finish(numbers, found.bias, torch.uint8)(found.sums(q.to(torch.uint8)))
+    assert (total.abs() >= FLOAT32_EXACT).any()
+    assert torch.equal(ours, exact(total.movedim(1, -1)))
+
+
 def test_sums_that_cannot_be_split_are_refused():
     """Groups share no inputs; a depthwise sum of 600 products is one part by itself."""
     weight = torch.full((2, 1, 25, 24), 127)
@@ -293,7 +316,7 @@ def test_a_floor_of_floats_is_the_shift_of_integers(shift, multiplier, bias, zer
 
 def test_float64_is_asked_only_where_it_is_exact():
     weight = torch.ones(1, 1)
-    n = layer_of(weight, torch.zeros(1), 0, UINT8, None).numbers
+    n = layer_of(weight, torch.zeros(1), 0, UINT8, None, shift=40).numbers
     nothing, much = torch.zeros(1, dtype=torch.int64), torch.tensor([2**30])
     assert isinstance(finish(n._replace(shift=n.shift + 4), nothing, torch.uint8), FinishByFloor)
     assert isinstance(finish(n._replace(shift=n.shift + 5), nothing, torch.uint8), Finish)

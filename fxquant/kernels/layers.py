@@ -48,7 +48,10 @@ class LayerKernel:
         (codes,) = inputs
         if codes.dim() != (self.dims or codes.dim()):
             return self.otherwise(codes, **settings)
-        return self.finish(self.sums(codes)).movedim(-1, self.axis)
+        y = self.finish(self.sums(codes))
+        if self.axis == -1:
+            return y
+        return y.permute(0, 3, 1, 2) if self.dims == 4 else y.movedim(-1, self.axis)
 
 
 def layer_kernel(

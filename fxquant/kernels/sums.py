@@ -1,7 +1,8 @@
 """The sums of a layer, Σ w·(q - z), by whatever adds them up exactly and quickly.
 
     int8 matmul        Σ w·(q - 128) in int32               1x1 convolutions, linear layers
-    int8 convolution   Σ w·q in int32, given as float32     exact below 2^24
+    int8 convolution   Σ w·q in int32, given as float32     exact below 2^24, or where beyond it
+                                                            the clamp gives its ends anyway
     float32 …          Σ w·(q - z)                          the same, on any processor
     … in n parts       sums over some of the inputs each, where all would pass 2^24
     float64            everything else
@@ -102,7 +103,7 @@ Way = Callable[[Layer], Found | Refused]
 
 def channels_last(x: Tensor) -> Tensor:
     """[N, C, ...] as [N, ..., C]."""
-    return x.movedim(1, -1)
+    return x.permute(0, 2, 3, 1) if x.dim() == 4 else x.movedim(1, -1)
 
 
 def _start(x: QuantScheme) -> int:
@@ -128,11 +129,24 @@ def as_uint8(codes: Tensor) -> Tensor:
     return (codes ^ _SIGN).view(torch.uint8)
 
 
-def _subsampled(codes: Tensor, g: Geometry | None) -> Tensor:
-    """What a 1x1 convolution reads, channels last."""
-    if g is None:
-        return codes
-    return channels_last(codes)[:, *(slice(None, None, step) for step in g.stride)]
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What a product of matrices reads, channels last: of an image, each pixel or each so many."""
+
+    of_image: bool
+    stride: tuple[int, ...] | None
+
+    def __call__(self, codes: Tensor) -> Tensor:
+        """A view."""
+        x = channels_last(codes) if self.of_image else codes
+        if self.stride is None:
+            return x
+        return x[:, *(slice(None, None, step) for step in self.stride)]
+
+
+def _rows(g: Geometry | None) -> Rows:
+    moves = g is not None and any(step > 1 for step in g.stride)
+    return Rows(g is not None, g.stride if g is not None and moves else None)
 
 
 # ------------------------------------------------------------------------ int8
@@ -143,12 +157,12 @@ class Int8Matmul:
     """`weight` int8 [I, O]."""
 
     weight: Tensor
-    geometry: Geometry | None
+    rows: Rows
     name: str = "int8 matmul"
 
     def __call__(self, codes: Tensor) -> Tensor:
         """int32."""
-        x = as_int8(_subsampled(codes, self.geometry))
+        x = as_int8(self.rows(codes))
         total = torch._int_mm(x.reshape(-1, x.shape[-1]), self.weight)
         return total.view(*x.shape[:-1], total.shape[-1])
 
@@ -164,7 +178,7 @@ def int8_matmul(layer: Layer) -> Found | Refused:
     bias = n.bias.long() + (centre - n.x_zero.long()) * rows.sum(1)
     if int((128 * rows.long().abs().sum(1) + bias.abs()).max()) >= _INT32:
         return Refused("its sums may leave 32 bits before the zero point is taken off")
-    return Found(Int8Matmul(rows.t().contiguous(), layer.geometry), bias)
+    return Found(Int8Matmul(rows.t().contiguous(), _rows(layer.geometry)), bias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,9 +221,9 @@ def int8_convolution(layer: Layer) -> Found | Refused:
     rows = n.weight.flatten(1).long()
     bound = highest * torch.maximum(rows.clamp(min=0).sum(1), -rows.clamp(max=0).sum(1))
     bias = n.bias.long() - zero * rows.sum(1)
-    if int(bound.max()) >= FLOAT32_EXACT:
+    inside = int((bound + bias.abs()).max()) < FLOAT32_EXACT or _is_clamped_anyway(n, bias)
+    if int(bound.max()) >= FLOAT32_EXACT and not inside:
         return Refused(f"its sums may reach {int(bound.max())}, beyond 2^24", too_large=True)
-    inside = int((bound + bias.abs()).max()) < FLOAT32_EXACT
     pad, padding = _ways_to_pad(g, native=zero == 0)
     stride, dilation = list(g.stride), list(g.dilation)
     shape = _example_shape(layer, pad)
@@ -224,6 +238,19 @@ def int8_convolution(layer: Layer) -> Found | Refused:
         fill=zero,
     )
     return Found(sums, torch.zeros_like(bias) if inside else bias)
+
+
+def _is_clamped_anyway(n: LayerNumbers, bias: Tensor) -> bool:
+    """Whether every sum from 2^24 on, bias and all, lies beyond the clamp.
+
+    Then it need not be exact: int32 holds it, and float32 rounds it, and its sum with the bias,
+    monotonically, so that neither comes back below 2^24 - |b|. Twice as far as any code lies from
+    the zero point leaves room for every way to round.
+    """
+    distance = int(torch.maximum(n.high.abs(), n.low.abs()).max()) + abs(int(n.y_zero)) + 1
+    factor = torch.ldexp(n.multiplier.double(), -n.shift)
+    room = FLOAT32_EXACT - bias.abs().double()
+    return bool((room > 0).all()) and bool((room * factor >= 2 * distance).all())
 
 
 def _not_8_bits(layer: Layer) -> str | None:
@@ -271,12 +298,12 @@ class FloatMatmul:
     weight: Tensor
     bias: Tensor
     zero: float
-    geometry: Geometry | None
+    rows: Rows
     name: str = "float32 matmul"
 
     def __call__(self, codes: Tensor) -> Tensor:
         """float32."""
-        x = _centred(_subsampled(codes, self.geometry), self.zero)
+        x = _centred(self.rows(codes), self.zero)
         with without_autocast(codes):
             total = torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight)
         return total.view(*x.shape[:-1], total.shape[-1])
@@ -329,7 +356,7 @@ def float32_sums(layer: Layer) -> Found | Refused:
     zero = float(n.x_zero)
     if g is None or layer.is_matmul:
         matrix = n.weight.flatten(1).t().float()
-        return Found(FloatMatmul(matrix, inside.float(), zero, g), left)
+        return Found(FloatMatmul(matrix, inside.float(), zero, _rows(g)), left)
     pad, padding = _ways_to_pad(g, native=True)
     steps = list(g.stride), padding, list(g.dilation), g.groups, pad
     weight = n.weight.float().contiguous(memory_format=_in_memory(n.weight))

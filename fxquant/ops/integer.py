@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from operator import attrgetter
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -15,6 +16,8 @@ from fxquant.ops.accumulator import Accumulator, IntegerCall, Operand
 from fxquant.ops.spec import OpSpec
 from fxquant.rounding import Rounding
 from fxquant.schemes import QParams, QuantScheme, dequantize
+
+_times_written = attrgetter("_version")
 
 
 class Facts(NamedTuple):
@@ -43,7 +46,7 @@ class IntegerOp(Site):
     when they change. (A network that torch.compile has compiled does not look; load, then compile.)
     """
 
-    MADE_ANEW = ("kernel", "_seen")
+    MADE_ANEW = ("kernel", "_seen", "_uncounted")
 
     def __init__(
         self, op: OpSpec, numbers: tuple[Tensor | Rounding, ...], scheme: QuantScheme, text: str,
@@ -73,6 +76,7 @@ class IntegerOp(Site):
     def use_kernels(self, choice: KernelChoice) -> None:
         """Make the kernel anew, from the buffers as they are: `auto`, `float32` or `plain`."""
         self.choice = choice
+        self._uncounted = any(buffer.is_inference() for buffer in self.buffers())
         self._seen = self._state_of_buffers()
         on_cpu = all(buffer.device.type == "cpu" for buffer in self.buffers())
         stands_still = on_cpu and not self.facts.computed
@@ -83,10 +87,12 @@ class IntegerOp(Site):
             else:
                 self.kernel = self.op.fast(self._call, dtype, choice)
 
-    def _state_of_buffers(self) -> tuple[tuple[int, int], ...]:
-        """Which tensors they are, and how often each was written."""
-        buffers = [buffer for buffer in self._buffers.values() if buffer is not None]
-        return tuple((id(b), 0 if b.is_inference() else b._version) for b in buffers)
+    def _state_of_buffers(self) -> list[int]:
+        """Which tensors they are, and how often each was written, where torch counts that."""
+        buffers = self._buffers.values()
+        if self._uncounted:
+            return [*map(id, buffers)]
+        return [*map(id, buffers), *map(_times_written, buffers)]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
