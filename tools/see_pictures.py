@@ -34,9 +34,9 @@ def main() -> None:
     if chromium is None:
         sys.exit("There is no chromium on PATH. What to do: install it, or set FXQUANT_CHROMIUM.")
     torch.manual_seed(0)
-    training, held_out = load_digits(1200)
+    training, held_out = load_digits(600)
     network = NetworkCIFAR(8, 10, 5, DARTS_V2, in_channels=1)
-    train(network, training, 4, 3e-3, told("float"))
+    train(network, training, 3, 3e-3, told("float"))
     x = held_out.images[:64]
     with TemporaryDirectory() as folder, fxquant.watch_passes() as passes:
         pages = Path(folder)

@@ -11,7 +11,6 @@ makes them.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,18 +21,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant.batches import arguments
-from fxquant.errors import ConfigError, UncalibratedError
+from fxquant.errors import ConfigError, StageError, UncalibratedError
 from fxquant.extras import needs_extra
 from fxquant.fake_quant import ActivationFakeQuant
 from fxquant.graph.around import unwrap
 from fxquant.graph.edit import Site, called_module, source_of
+from fxquant.graph.modes import evaluating
 from fxquant.graph.network import Network
 from fxquant.graph.place import place_of
 from fxquant.graph.steps import Steps
 from fxquant.graph.tensors import copy_of
 from fxquant.graph.trace import trace
 from fxquant.ops.integer import Dequantize
-from fxquant.pipeline import Stage, history, stage_of
+from fxquant.pipeline import Stage, history, say_stage, stage_of
 from fxquant.schemes import QParams, dequantize, quantize
 from fxquant.see.as_float import as_float
 from fxquant.see.grid import Grid, grids_of, is_code
@@ -149,9 +149,9 @@ def compare(
     """Run two networks on the same data and find where they part.
 
     Any two of one model: a model and what prepare_qat made of it, a prepared network and what
-    convert made of it, two converted networks. Both run in eval(), on copies. What the captured
-    graph's nodes became is known of every node of ours; nodes that only move elements, or have no
-    counterpart, are left out.
+    convert made of it, two converted networks. Both run in eval(), and nothing of them moves. What
+    the captured graph's nodes became is known of every node of ours; nodes that only move
+    elements, or have no counterpart, are left out.
 
     A node is *bad* where rounding does not explain the difference. Between networks of integers
     that is any difference. Beside a float network it is a node alone below 15 dB, or, of a prepared
@@ -164,6 +164,7 @@ def compare(
             begin with the arguments (labels behind them are left out).
 
     Raises:
+        StageError: the candidate is no network of ours.
         DataError: no batch, or one that is empty or not finite.
         ConfigError: no node in common; or passes rescaled the inside of the candidate on purpose
             (equalize), and the reference is a float network without that.
@@ -179,23 +180,28 @@ def measured(
     watch: Watch = lambda name, expected, value: None,
 ) -> Comparison:
     """As `compare`; `watch` is shown each measured node's values of each batch."""
+    if not isinstance(candidate, Network):
+        raise StageError(
+            f"compare takes a prepared or converted network to look at, got {say_stage(candidate)}."
+            "\nWhat to do: the float model is the reference, and comes first."
+        )
     batches = arguments(candidate, [data] if isinstance(data, Tensor) else data)
     first = next(batches)
     reference = _captured(reference, candidate, first)
-    candidate = copy.deepcopy(candidate).eval()
     _refuse_unready(candidate)
     in_floats = stage_of(reference) is Stage.FLOAT
     if in_floats and not _is_as_float(reference):
         _refuse_rescaled(candidate)
     prepared = in_floats and stage_of(candidate) is Stage.FAKE_QUANT
-    plain = as_float(candidate).eval() if prepared else None
+    plain = as_float(candidate) if prepared else None
     measures = _measures(reference, candidate, plain)
     if not measures:
         raise ConfigError(
             f"{type(reference).__name__} and {type(candidate).__name__} have no node in common.\n"
             "What to do: compare networks that were made from the same model."
         )
-    with torch.no_grad():
+    models = [reference, candidate, *([plain] if plain is not None else [])]
+    with evaluating(*models), torch.no_grad():
         for inputs in chain((first,), batches):
             _run(reference, candidate, plain, measures, inputs, watch)
     return Comparison(tuple(measure.row(in_floats) for measure in measures.values()))
@@ -206,11 +212,11 @@ def _captured(
 ) -> fx.GraphModule:
     """The reference as a graph whose nodes have the names that the candidate's were captured by."""
     if isinstance(reference, Network):
-        return copy.deepcopy(reference).eval()
+        return reference
     model, _ = unwrap(reference)
     called = {str(node.target) for node in candidate.graph.nodes if node.op == "call_module"}
     leaves = {path for path in called if not isinstance(candidate.get_submodule(path), Site)}
-    return trace(copy_of(model), inputs, frozenset(leaves)).eval()
+    return trace(copy_of(model), inputs, frozenset(leaves))
 
 
 def _is_as_float(reference: fx.GraphModule) -> bool:

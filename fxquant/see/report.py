@@ -98,23 +98,28 @@ def report(
             "What to do: prepare it with prepare_qat first."
         )
     prepared = stage is Stage.FAKE_QUANT
+    inside = as_float(model) if prepared else None
     if reference is None:
-        reference = as_float(model) if prepared else model
-    found = _report(model, reference, data, prepared)
+        reference = model if inside is None else inside
+    found = _report(model, inside, reference, data)
     content = page(f"fxquant: {found.network}", "report", _told(model, found, reference is model))
     write_whole(path, content)
     return found
 
 
 def _report(
-    model: fx.GraphModule, reference: nn.Module, data: Tensor | Iterable[Any], prepared: bool
+    model: fx.GraphModule,
+    inside: fx.GraphModule | None,
+    reference: nn.Module,
+    data: Tensor | Iterable[Any],
 ) -> Report:
+    """`inside` is the float network of a prepared one."""
     values = _Values(model)
     errors = measured(reference, model, data, values)
     quantized: fx.GraphModule | None = model
     found: Audit | str
     try:
-        quantized = convert(model) if prepared else model
+        quantized = model if inside is None else convert(model)
         found = audit(quantized)
     except FxQuantError as error:
         quantized, found = None, str(error)
@@ -129,7 +134,7 @@ def _report(
             for row in errors.rows
         ),
         audit=found,
-        float_bytes=state_bytes(as_float(model)) if prepared else None,
+        float_bytes=None if inside is None else state_bytes(inside),
         integer_bytes=None if quantized is None else state_bytes(quantized),
     )
 

@@ -293,6 +293,11 @@ def test_nothing_is_touched(case):
             module.training = mode
 
 
+def test_a_float_model_is_no_candidate(case):
+    with pytest.raises(StageError, match="the float model is the reference, and comes first"):
+        compare(case.prepared, case.model, case.x)
+
+
 def test_no_data_is_refused(case):
     with pytest.raises(DataError, match="no batch"):
         compare(case.prepared, case.converted, [])
