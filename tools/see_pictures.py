@@ -104,7 +104,7 @@ def photograph(chromium: str, pages: Path) -> None:
         shoot(damaged, "see_damage.png")
         graph = page("graph.html")
         graph.click('[data-group="cells.1"]')
-        graph.click("text=Fit")
+        graph.click('[data-id="cells_1_preprocess1_op_1"]')
         shoot(graph, "see_graph.png")
         passes = page("passes.html")
         while "fuse_conv_bn_relu" not in passes.inner_text(".steps strong"):

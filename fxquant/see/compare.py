@@ -197,8 +197,8 @@ def measured(
     measures = _measures(reference, candidate, plain)
     if not measures:
         raise ConfigError(
-            f"{type(reference).__name__} and {type(candidate).__name__} have no node in common.\n"
-            "What to do: compare networks that were made from the same model."
+            f"{type(reference).__name__} and {type(candidate).__name__} have no operator in common."
+            "\nWhat to do: compare networks that were made from the same model."
         )
     models = [reference, candidate, *([plain] if plain is not None else [])]
     with evaluating(*models), torch.no_grad():

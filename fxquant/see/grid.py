@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from fxquant.fake_quant import ActivationFakeQuant
 from fxquant.graph.edit import called_module
-from fxquant.ops.integer import IntegerOp, Quantize
+from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
 from fxquant.ops.move import is_move
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.schemes import QParams, QuantScheme
@@ -25,6 +25,8 @@ class Grid(NamedTuple):
 def grids_of(gm: fx.GraphModule) -> dict[fx.Node, Grid]:
     """Every value on an integer grid: results of sites, of integer operators, and moved ones."""
     found: dict[fx.Node, Grid] = {}
+    ends = (m.scale.dtype for m in gm.modules() if isinstance(m, (Quantize, Dequantize)))
+    real = next(ends, torch.float32)  # a float64 network has float64 numbers around its integers
     for node in gm.graph.nodes:
         module = called_module(gm, node)
         first = node.args[0] if node.args else None
@@ -37,16 +39,16 @@ def grids_of(gm: fx.GraphModule) -> dict[fx.Node, Grid]:
         elif isinstance(module, Quantize):
             found[node] = Grid(module.qparams.scheme, module.qparams)
         elif isinstance(module, IntegerOp):
-            found[node] = Grid(module.scheme, _output(module))
+            found[node] = Grid(module.scheme, _output(module, real))
         elif source is not None and is_move(gm, node):
             found[node] = source
     return found
 
 
-def _output(module: IntegerOp) -> QParams:
-    """What its codes stand for, on the device of its numbers."""
+def _output(module: IntegerOp, real: torch.dtype) -> QParams:
+    """What its codes stand for, in numbers of type `real` on the device of its own."""
     device = next((number.device for number in module.buffers()), None)
-    scale = torch.tensor(module.facts.scale, device=device)
+    scale = torch.tensor(module.facts.scale, dtype=real, device=device)
     zero_point = torch.tensor(module.facts.zero_point, dtype=torch.int32, device=device)
     return QParams(scale, zero_point, module.scheme)
 

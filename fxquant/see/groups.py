@@ -2,8 +2,8 @@
 
     'cells.0._ops.1.op.2'   in   'cells.0._ops.1'   in   'cells.0'
 
-An entry of a list is one step with its list. A group of one is none, and neither is one that holds
-all that its parent holds.
+An entry of a list is one step with its list, unless the list holds operators only: then the list is
+a group. A group of one is none, and neither is one that holds all that its parent holds.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ def groups_of(modules: Mapping[str, str]) -> Groups:
     """The groups of nodes, given the module path of each."""
     outer = {name: _outer(path) for name, path in modules.items()}
     containers = {path for paths in outer.values() for path in paths}
+    of_groups = {list_ for path in containers if (list_ := _list(path))}
+    for name, path in modules.items():
+        list_ = _list(path)
+        if list_ and list_ not in of_groups and path not in containers:
+            outer[name].append(list_)
     inside = {
         name: [*outer[name], *([path] if path in containers else [])]
         for name, path in modules.items()
@@ -39,6 +44,12 @@ def groups_of(modules: Mapping[str, str]) -> Groups:
     for paths in kept.values():
         parents |= dict(zip(paths, ["", *paths], strict=False))
     return Groups({name: paths[-1] if paths else "" for name, paths in kept.items()}, parents)
+
+
+def _list(path: str) -> str:
+    """The path of the list that `path` is an entry of, or ""."""
+    owner, _, entry = path.rpartition(".")
+    return owner if entry.isdigit() else ""
 
 
 def _outer(path: str) -> list[str]:

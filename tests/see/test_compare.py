@@ -193,6 +193,13 @@ def test_converted_beside_the_model(case):
     assert 15 < min(row.alone for row in found.rows) < 60
 
 
+def test_networks_of_float64_are_equal_too():
+    spec = chain("conv", "relu", "conv")
+    prepared = prepare_qat(spec.build().double(), spec.inputs().double())
+    laws.settle(prepared, spec.inputs().double())
+    assert compare(prepared, convert(prepared), spec.inputs(seed=3).double()).equal
+
+
 def test_pickles_are_compared_alike(case):
     """But for moved names: nodes of an unpickled graph are numbered anew."""
     again = pickle.loads(pickle.dumps(case.converted))

@@ -23,6 +23,13 @@ def test_a_group_of_one_or_of_all_that_its_parent_holds_is_none():
     assert inner.parents == {"f": ""}  # 'f.g' holds all that 'f' does
 
 
+def test_a_list_of_operators_is_a_group():
+    groups = groups_of({"a": "net.0", "b": "net.1", "c": "net.2", "x": ""})
+    assert groups.of == {"a": "net", "b": "net", "c": "net", "x": ""}
+    mixed = groups_of({"a": "net.0", "b": "net.1.conv", "c": "net.1.relu", "d": "net.2"})
+    assert mixed.of == {"a": "", "b": "net.1", "c": "net.1", "d": ""}  # 'net' would hold both ends
+
+
 def test_every_parent_is_a_group():
     groups = groups_of({f"n{i}": f"a.{i % 2}.b.{i % 4}.c.{i}" for i in range(16)})
     assert set(groups.of.values()) | set(groups.parents.values()) <= {"", *groups.parents}
