@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +17,7 @@ from fxquant.config import QuantConfig
 from fxquant.errors import CaptureError, ConfigError, StageError
 from fxquant.graph.around import unwrap
 from fxquant.graph.compare import check_capture, random_like
+from fxquant.graph.modes import identities_asked_once
 from fxquant.graph.network import IntegerNetwork
 from fxquant.graph.tensors import copy_of
 from fxquant.graph.trace import trace
@@ -32,6 +35,20 @@ from fxquant.pipeline import (
     stage_of,
 )
 from fxquant.recipes import CONVERT, CONVERT_LAYERS, prepare_recipe
+
+
+@contextmanager
+def _collecting_garbage_later() -> Iterator[None]:
+    """Hardly anything that a rewrite makes is garbage before it ends; looking for it again and
+    again, among all the modules there are, would take a fifth of its time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def prepare_qat(
@@ -86,6 +103,8 @@ def prepare_ptq(
     return _prepare("prepare_ptq", model, example_inputs, config).eval()
 
 
+@_collecting_garbage_later()
+@identities_asked_once()
 def _prepare(
     name: str, model: nn.Module, example_inputs: Sequence[Any] | torch.Tensor | None,
     config: QuantConfig,
@@ -123,6 +142,7 @@ def _prepare(
     return gm
 
 
+@_collecting_garbage_later()
 def convert(prepared: fx.GraphModule) -> fx.GraphModule:
     """The integer network of a prepared model: `convert(p)(x)` equals `p.eval()(x)`, bit for bit.
 

@@ -82,6 +82,9 @@ class PassRecord:
     left_alone: tuple[Entry, ...]
     notes: tuple[str, ...] = ()
 
+    def __deepcopy__(self, memo: object) -> PassRecord:
+        return self  # nothing in it ever changes
+
 
 class Log:
     """What a pass writes while it runs."""
@@ -119,6 +122,12 @@ class Pass(ABC):
 
     def run(self, gm: fx.GraphModule) -> PassRecord:
         """Edit `gm`, check what came out, and add what happened to the graph's log."""
+        record = self.run_uncompiled(gm)
+        gm.recompile()
+        return record
+
+    def run_uncompiled(self, gm: fx.GraphModule) -> PassRecord:
+        """The same for who compiles `gm` anew later, before anybody calls it."""
         if stage_of(gm) is not self.needs:
             raise StageError(
                 f"'{self.name}' needs {self.needs.value}, but this is {stage_of(gm).value}.\n"
@@ -129,7 +138,6 @@ class Pass(ABC):
         erase_unread_attributes(gm)
         delete_unused_sites(gm)
         check(gm)
-        gm.recompile()
         _VERIFY[self.gives](gm)
         record = PassRecord(
             self.name,
@@ -199,10 +207,11 @@ class Recipe:
         _tell(gm)
         for step in self.passes:
             if check_on is None or step.keeps is Keeps.NOTHING:
-                step.run(gm)
+                step.run_uncompiled(gm)
             else:
                 _run_checked(step, gm, check_on)
             _tell(gm)
+        gm.recompile()  # once, since it costs as much as several passes
 
 
 @contextmanager
@@ -216,7 +225,10 @@ def watched(watcher: Callable[[fx.GraphModule], None]) -> Iterator[None]:
 
 
 def _tell(gm: fx.GraphModule) -> None:
-    for watcher in _WATCHERS.get():
+    watchers = _WATCHERS.get()
+    if watchers:
+        gm.recompile()
+    for watcher in watchers:
         watcher(gm)
 
 

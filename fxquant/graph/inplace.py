@@ -16,6 +16,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -223,10 +224,13 @@ def _other_function(node: fx.Node) -> Form | None:
     return None
 
 
+_signature = lru_cache(inspect.signature)  # the functions of a network are few
+
+
 def _without_flag(node: fx.Node) -> Form | None:
     """`relu(x, inplace=True)` as `relu(x)`."""
     try:
-        bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
+        bound = _signature(node.target).bind(*node.args, **node.kwargs)
     except (TypeError, ValueError):  # a builtin without a signature has no such flag
         return None
     if not bound.arguments.get("inplace"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,21 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+_KNOWN: ContextVar[dict[nn.Module, bool] | None] = ContextVar("known identities", default=None)
+
+
+@contextmanager
+def identities_asked_once() -> Iterator[None]:
+    """Inside, no module changes what it does, and none is traced twice to find out whether it does
+    anything.
+    """
+    token = _KNOWN.set({})
+    try:
+        yield
+    finally:
+        _KNOWN.reset(token)
+
+
 def is_identity_in_eval(module: nn.Module) -> bool:
     """Whether `module` does nothing in eval(): dropout, drop path, stochastic depth, noise."""
     kind = type(module)
@@ -49,6 +65,15 @@ def is_identity_in_eval(module: nn.Module) -> bool:
         return False  # of torch's own those above are all there are
     if next(module.children(), None) or next(module.parameters(), None) is not None:
         return False
+    known = _KNOWN.get()
+    if known is None:
+        return _hands_its_input_on(module)
+    if module not in known:
+        known[module] = _hands_its_input_on(module)
+    return known[module]
+
+
+def _hands_its_input_on(module: nn.Module) -> bool:
     mode, module.training = module.training, False
     try:
         with wrapped_functions_opened():

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from torch import Tensor, fx, nn
 
-from fxquant.graph.tensors import tensors_tied
+from fxquant.graph.tensors import copies_of_nothing, tensors_tied
 
 _MODEL_CLASS = "_fxquant_model_class"
 
@@ -42,6 +42,7 @@ class Network(fx.GraphModule):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Network:
+        memo.update(copies_of_nothing(self))
         result = super().__deepcopy__(memo)
         assert isinstance(result, Network)
         # the same copies that torch made, out of the memo
