@@ -89,8 +89,10 @@ class QuantScheme:
 UINT8 = QuantScheme(signed=False, symmetric=False)
 INT16 = QuantScheme(bits=16, symmetric=False)
 INT8_WEIGHT = QuantScheme(narrow=True, per_channel=True)
-TERNARY = INT8_WEIGHT.with_bits(2)  # -1, 0, 1
-BINARY = INT8_WEIGHT.with_bits(1)  # -1, 1
+TERNARY = INT8_WEIGHT.with_bits(2)
+"""Weights of -1, 0 and 1, a scale for each output channel."""
+BINARY = INT8_WEIGHT.with_bits(1)
+"""Weights of -1 and 1, a scale for each output channel."""
 
 
 class QParams(NamedTuple):
