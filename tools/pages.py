@@ -23,6 +23,7 @@ import posixpath
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -252,6 +253,7 @@ def operators() -> list[Made]:
     return [index, *(_operator(stem, specs) for stem, specs in operator_files())]
 
 
+@cache
 def operator_files() -> list[tuple[str, list[OpSpec]]]:
     """Each file of fxquant/ops with an operator's record, and its records."""
     found = []
