@@ -74,6 +74,7 @@ def verify(
     quantized: fx.GraphModule,
     path: str | os.PathLike[str],
     data: Tensor | Iterable[Tensor | Sequence[Any]],
+    engines: Sequence[str] | None = None,
 ) -> Verification:
     """Run an exported file in onnxruntime, and in OpenVINO where that is installed, and compare
     every node with the integer network.
@@ -82,27 +83,30 @@ def verify(
         quantized: the network that was exported.
         path: the ONNX file.
         data: one batch, or several: tensors, or the arguments of one call each.
+        engines: of "onnxruntime" and "OpenVINO" those to run; None for all that are installed.
 
     Raises:
         StageError: `quantized` is no converted network.
-        ConfigError: there is no data, or no such file.
+        ConfigError: there is no data, no such file, or no such engine.
         MissingExtraError: the extra `onnx` is not installed.
     """
     if not isinstance(quantized, fx.GraphModule) or stage_of(quantized) is not Stage.INTEGER:
         raise StageError("what is verified is an integer network: hand it what `convert` gave")
     if not Path(path).is_file():
         raise ConfigError(f"there is no file '{path}'")
+    if engines is None:
+        found = importlib.util.find_spec("openvino")
+        engines = ["onnxruntime"] if found is None else list(_ENGINES)
+    if not engines or not set(engines) <= _ENGINES.keys():
+        raise ConfigError(f"engines are of {', '.join(map(repr, _ENGINES))}; got {engines!r}")
     with needs_extra("onnx"):
         import onnx
         import onnxruntime  # noqa: F401
     plain = onnx.load(path, load_external_data=False)
     every = _with_every_value(plain, {node.name for node in quantized.graph.nodes})
-    engines = [("onnxruntime", _onnxruntime)]
-    if importlib.util.find_spec("openvino") is not None:
-        engines.append(("OpenVINO", _openvino))
     tally = _Tally()
-    for name, start in engines:
-        runs = start(path, plain), start(path, every)
+    for name in engines:
+        runs = _ENGINES[name](path, plain), _ENGINES[name](path, every)
         for arguments in _batches(data):
             expected, outputs = values_of(quantized, arguments)
             given = [x for x in leaves(arguments) if isinstance(x, Tensor)]
@@ -112,7 +116,7 @@ def verify(
         raise ConfigError("there is no data to verify with")
     nodes = len({node for _, node in tally.compared})
     of_outputs, of_nodes = (tuple(found.values()) for found in tally.found)
-    return Verification(tuple(n for n, _ in engines), nodes, tally.elements, of_outputs, of_nodes)
+    return Verification(tuple(engines), nodes, tally.elements, of_outputs, of_nodes)
 
 
 class _Tally:
@@ -250,3 +254,6 @@ def _openvino(path: str | os.PathLike[str], model: onnx.ModelProto) -> Run:
         }
 
     return run
+
+
+_ENGINES = {"onnxruntime": _onnxruntime, "OpenVINO": _openvino}

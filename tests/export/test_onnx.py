@@ -25,10 +25,13 @@ WIDE = QuantConfig(activation=QuantScheme(bits=16, symmetric=False))
 SIGNED = QuantConfig(activation=QuantScheme(symmetric=False))
 
 
+ORT = ("onnxruntime",)
+
+
 def is_equal(quantized, path, inputs, batch=None):
     fxquant.export_onnx(quantized, path, inputs, batch)
     far = [3 * x if x.is_floating_point() else x for x in inputs]
-    found = fxquant.verify(quantized, path, [inputs, far])
+    found = fxquant.verify(quantized, path, [inputs, far], ORT)
     assert found.equal, str(found)
     assert found.nodes >= 3
     return found
@@ -87,7 +90,7 @@ def test_random_networks(spec: NetSpec, batch: int, tmp_path_factory):
     path = tmp_path_factory.mktemp("onnx") / "net.onnx"
     quantized = fxquant.convert(prepared)
     fxquant.export_onnx(quantized, path, spec.inputs(2))
-    found = fxquant.verify(quantized, path, spec.inputs(batch, seed=7) * 2)
+    found = fxquant.verify(quantized, path, spec.inputs(batch, seed=7) * 2, ORT)
     assert found.equal, str(found)
 
 
@@ -152,7 +155,7 @@ def test_names_metadata_and_a_batch_of_any_size(tmp_path):
     quantized, path = fxquant.convert(prepared), tmp_path / "net.onnx"
     fxquant.export_onnx(quantized, path, inputs)
     larger = [torch.randn(5, 3, 4), torch.randint(0, 9, (5, 3))]
-    assert fxquant.verify(quantized, path, [larger]).equal
+    assert fxquant.verify(quantized, path, [larger], ORT).equal
     model = onnx.load(path)
     assert [i.name for i in model.graph.input] == ["x", "i"]
     assert [i.type.tensor_type.shape.dim[0].dim_param for i in model.graph.input] == ["batch"] * 2
@@ -179,7 +182,7 @@ def test_verify_says_where_and_by_how_much(tmp_path):
     fxquant.export_onnx(quantized, path, x)
     first = next(n.name for n in quantized.graph.nodes if "0" in n.name and n.op == "call_module")
     quantized.get_submodule(f"fxquant.{first}").bias += 2000
-    found = fxquant.verify(quantized, path, x)
+    found = fxquant.verify(quantized, path, x, ORT)
     assert not found.equal
     assert found.partings[0].node == first
     assert found.partings[0].largest >= 1
@@ -203,7 +206,7 @@ def test_refusals(tmp_path):
     with pytest.raises(ConfigError, match="batch"):
         fxquant.export_onnx(quantized, path, x, batch=0)
     with pytest.raises(ConfigError, match="no file"):
-        fxquant.verify(quantized, path, x)
+        fxquant.verify(quantized, path, x, ORT)
     config = QuantConfig(keep_float=("1",))
     prepared = fxquant.prepare_qat(nn.Sequential(nn.Conv2d(4, 4, 1), nn.GELU()), config=config)
     laws.settle(prepared, x)
@@ -219,7 +222,7 @@ RNE = QuantConfig(rounding="fp32_rne")
 
 def is_equal_in_qdq(quantized, path, inputs, batch=None):
     fxquant.export_onnx(quantized, path, inputs, batch, form="qdq")
-    found = fxquant.verify(quantized, path, [inputs, [3 * x for x in inputs]])
+    found = fxquant.verify(quantized, path, [inputs, [3 * x for x in inputs]], ORT)
     assert found.equal, str(found)
 
 
