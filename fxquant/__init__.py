@@ -10,7 +10,6 @@ from fxquant.config import QuantConfig
 from fxquant.decay import parameter_groups
 from fxquant.errors import FxQuantError
 from fxquant.explain import explain
-from fxquant.export import export_bundle, export_onnx, export_program, verify
 from fxquant.fake_quant import (
     LSQ,
     PACT,
@@ -34,7 +33,9 @@ if TYPE_CHECKING:
         TrainingLog,
         as_float,
         compare,
+        export_bundle,
         export_onnx,
+        export_program,
         learn_rounding,
         load,
         load_config,

@@ -4,7 +4,7 @@ They are a sixth of what there is to import, and `import fxquant` leaves them ou
 """
 
 from fxquant.config_file import load_config, save_config
-from fxquant.export import export_onnx, verify
+from fxquant.export import export_bundle, export_onnx, export_program, verify
 from fxquant.presets import preset
 from fxquant.reconstruction import learn_rounding
 from fxquant.saved import load, save
@@ -22,7 +22,9 @@ __all__ = [
     "TrainingLog",
     "as_float",
     "compare",
+    "export_bundle",
     "export_onnx",
+    "export_program",
     "learn_rounding",
     "load",
     "load_config",

@@ -207,6 +207,9 @@ TESTS: dict[str, list[str]] = {
     "fxquant/ops/elu.py": [*TABLES, *laws("elu")],
     "fxquant/ops/exp.py": [*TABLES, *laws("exp")],
     "fxquant/ops/phase.py": ["tests/test_phases.py"],
+    "fxquant/ops/mixed.py": ["tests/test_modes.py"],
+    "fxquant/ops/onnx.py": ["tests/export/test_onnx.py"],
+    "fxquant/ops/qdq.py": ["tests/export/test_onnx.py"],
     "fxquant/ops/gelu.py": [*TABLES, *laws("gelu")],
     "fxquant/ops/hardsigmoid.py": [*TABLES, *laws("hardsigmoid")],
     "fxquant/ops/hardswish.py": [*TABLES, *laws("hardswish")],
@@ -278,6 +281,8 @@ TESTS: dict[str, list[str]] = {
     "fxquant/ops/selection.py": [
         "tests/ops/test_copies.py", *networks("copies resized_2d"), *RECORDS,
     ],
+    "passes/quantize_layers.py": ["tests/test_modes.py"],
+    "passes/lower_layers.py": ["tests/test_modes.py"],
     "passes/canonicalize.py": [*SPELLINGS, *WHOLE, *pass_laws("canonicalize")],
     "passes/equalize_cross_layer.py": [
         "tests/passes/test_equalize_cross_layer.py",
