@@ -9,7 +9,8 @@ from fxquant.presets import preset
 from fxquant.reconstruction import learn_rounding
 from fxquant.saved import load, save
 from fxquant.see.as_float import as_float
-from fxquant.see.compare import Comparison, compare
+from fxquant.see.compare import compare
+from fxquant.see.comparison import Comparison
 from fxquant.see.facts import to_networkx
 from fxquant.see.passes import watch_passes
 from fxquant.see.report import report

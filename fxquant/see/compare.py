@@ -11,136 +11,33 @@ makes them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxquant.batches import arguments
 from fxquant.errors import ConfigError, StageError, UncalibratedError
-from fxquant.extras import needs_extra
 from fxquant.fake_quant import ActivationFakeQuant
 from fxquant.graph.around import unwrap
 from fxquant.graph.edit import Site, called_module, source_of
 from fxquant.graph.modes import evaluating
 from fxquant.graph.network import Network
-from fxquant.graph.place import place_of
 from fxquant.graph.steps import Steps
 from fxquant.graph.tensors import copy_of
 from fxquant.graph.trace import trace
 from fxquant.ops.integer import Dequantize
 from fxquant.pipeline import Stage, history, say_stage, stage_of
-from fxquant.schemes import QParams, dequantize, quantize
 from fxquant.see.as_float import as_float
-from fxquant.see.grid import Grid, grids_of, is_code
+from fxquant.see.comparison import Comparison
+from fxquant.see.grid import grids_of
 from fxquant.see.kind import kind_of
-
-if TYPE_CHECKING:
-    import pandas
+from fxquant.see.measure import Measure
 
 # a node's name, what the reference gave in real numbers, and what the candidate did
 Watch = Callable[[str, Any, Any], None]
-
-BAD_BELOW = 15.0  # dB: an error of more than a sixth of the value
-_COARSE = "coarse rounding"
-_SAME = 1e-3  # relative: float networks that differ by less have the same parameters
-
-
-@dataclass(frozen=True)
-class Row:
-    """How one node of the candidate differs from the reference. None: it has no such thing.
-
-    node, operator    its name, and what it computes
-    module            the module path that it comes from, "" at the top
-    sqnr              signal to error, in dB, as the network runs; inf where nothing differs
-    alone             the same of this node alone, reading what the reference computed
-    cosine            of the angle between the two values, as vectors
-    max_lsb           the largest difference, in steps of the node's grid
-    saturated         the share of codes at an end of the range, 0 left aside
-    range_use         the share of the grid between the least and the greatest code
-    parameters        relative difference of the node without any rounding: of what it computes with
-    why               why it is bad: "other values", "other parameters" or "coarse rounding"
-    """
-
-    node: str
-    operator: str
-    module: str
-    sqnr: float
-    alone: float
-    cosine: float
-    max_lsb: float | None
-    saturated: float | None
-    range_use: float | None
-    parameters: float | None
-    why: str | None
-
-    @property
-    def bad(self) -> bool:
-        """Whether it differs by more than rounding explains."""
-        return self.why is not None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What `compare` found: a row a node, in the order in which they run; print it as a table."""
-
-    rows: tuple[Row, ...]
-
-    @property
-    def first(self) -> Row | None:
-        """The first bad node; of coarse rounding only where nothing else is the matter."""
-        bad = [row for row in self.rows if row.bad]
-        damaged = [row for row in bad if row.why != _COARSE]
-        return next(iter((*damaged, *bad)), None)
-
-    @property
-    def worst(self) -> Row | None:
-        """The node that errs the most by itself; None where no node errs."""
-        row = min(self.rows, key=lambda row: row.alone, default=None)
-        return None if row is None or row.alone == math.inf else row
-
-    @property
-    def equal(self) -> bool:
-        """Whether no node differs at all."""
-        return all(row.sqnr == math.inf for row in self.rows)
-
-    def __str__(self) -> str:
-        lines = [_HEAD, *map(_cells, self.rows)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        left = [f"{line[0]:{widths[0]}}  {line[1]:{widths[1]}}" for line in lines]
-        numbers = [map(str.rjust, line[2:], widths[2:]) for line in lines]
-        table = ("  ".join((a, *b)).rstrip() for a, b in zip(left, numbers, strict=True))
-        return "\n".join((*table, "", self._end()))
-
-    def __rich__(self) -> Any:
-        with needs_extra("demo"):
-            from rich.table import Table
-        table = Table(caption=self._end(), caption_justify="left")
-        for i, heading in enumerate(_HEAD):
-            table.add_column(heading, justify="left" if i < 2 else "right")
-        for row in self.rows:
-            table.add_row(*_cells(row), style="bold red" if row.bad else None)
-        return table
-
-    def _end(self) -> str:
-        if self.equal:
-            return f"all {len(self.rows)} nodes are equal"
-        first, worst = self.first, self.worst
-        ends = [f"the first bad node is '{first.node}', {first.why}" if first else "no node is bad"]
-        ends += [f"the worst by itself is '{worst.node}', {worst.alone:.1f} dB"] if worst else []
-        return "; ".join(ends)
-
-    def to_frame(self) -> pandas.DataFrame:
-        """The rows as a pandas DataFrame, a column a field, by node."""
-        with needs_extra("see"):
-            import pandas
-        fields = list(Row.__dataclass_fields__)
-        records = [[getattr(row, field) for field in fields] for row in self.rows]
-        return pandas.DataFrame(records, columns=fields).set_index("node")
 
 
 def compare(
@@ -249,7 +146,7 @@ def _refuse_rescaled(candidate: fx.GraphModule) -> None:
 
 def _measures(
     reference: fx.GraphModule, candidate: fx.GraphModule, plain: fx.GraphModule | None
-) -> dict[fx.Node, _Measure]:
+) -> dict[fx.Node, Measure]:
     """For each site of the candidate, and each layer kept in float, its counterparts."""
     theirs, unrounded = _by_source(reference), {} if plain is None else _by_source(plain)
     their_grids, grids = grids_of(reference), grids_of(candidate)
@@ -259,7 +156,7 @@ def _measures(
         if module is None or isinstance(module, Dequantize) or source not in theirs:
             continue
         other = theirs[source]
-        found[node] = _Measure(
+        found[node] = Measure(
             node, kind_of(candidate, node), other, unrounded.get(source), their_grids.get(other),
             grids.get(node),
         )
@@ -276,7 +173,7 @@ def _run(
     reference: fx.GraphModule,
     candidate: fx.GraphModule,
     plain: fx.GraphModule | None,
-    measures: dict[fx.Node, _Measure],
+    measures: dict[fx.Node, Measure],
     inputs: tuple[Any, ...],
     watch: Watch,
 ) -> None:
@@ -299,152 +196,5 @@ def _run(
         watch(node.name, expected, value)
 
 
-def _plain_nodes(measures: dict[fx.Node, _Measure]) -> list[fx.Node]:
+def _plain_nodes(measures: dict[fx.Node, Measure]) -> list[fx.Node]:
     return [measure.plain for measure in measures.values() if measure.plain is not None]
-
-
-# What is measured
-
-
-class _Measure:
-    """A node of the candidate, its counterparts, and what was summed up over the batches."""
-
-    def __init__(
-        self, node: fx.Node, operator: str, other: fx.Node, plain: fx.Node | None,
-        their_grid: Grid | None, grid: Grid | None,
-    ) -> None:
-        self.node, self.operator, self.other, self.plain = node, operator, other, plain
-        self._theirs = None if their_grid is None else their_grid.qparams
-        self._ours = None if grid is None else grid.qparams
-        self._signal = self._power = self._product = 0.0
-        self._error = self._error_alone = self._error_exact = self._largest = 0.0
-        self._codes = _Codes()
-
-    def expected(self, value: Any) -> Any:
-        """What the reference's node gave, in real numbers."""
-        return _real(value, self._theirs)
-
-    def as_candidate(self, expected: Any, value: Any) -> Any:
-        """The same as the candidate would write it."""
-        if isinstance(value, Tensor) and self._ours is not None and is_code(value):
-            return quantize(expected, self._ours)
-        return expected
-
-    def add(self, expected: Any, value: Any, alone: Any, exact: Any) -> None:
-        """One batch: of the reference, of the candidate as it runs, alone, and unrounded."""
-        if not isinstance(expected, Tensor) or not isinstance(value, Tensor):
-            return
-        a = expected.double()
-        b, by_itself = (_real(y, self._ours).double() for y in (value, alone))
-        self._signal += _energy(a)
-        self._power += _energy(b)
-        self._product += float((a * b).sum())
-        self._error += _energy(a - b)
-        self._error_alone += _energy(a - by_itself)
-        self._error_exact += 0.0 if exact is None else _energy(a - exact.double())
-        if a.numel():
-            self._largest = max(self._largest, float((a - b).abs().max()))
-        if self._ours is not None:
-            self._codes.add(value if is_code(value) else quantize(value, self._ours), self._ours)
-
-    def row(self, in_floats: bool) -> Row:
-        """What that makes; beside a float network rounding is expected."""
-        grid = self._ours or self._theirs
-        sqnr, alone = (_decibel(self._signal, e) for e in (self._error, self._error_alone))
-        moved = None if self.plain is None else _root(self._error_exact, self._signal)
-        return Row(
-            node=self.node.name,
-            operator=self.operator,
-            module=place_of(self.node).module,
-            sqnr=sqnr,
-            alone=alone,
-            cosine=self._cosine(),
-            max_lsb=None if grid is None else self._largest / float(grid.scale),
-            saturated=self._codes.saturated,
-            range_use=self._codes.range_use,
-            parameters=moved,
-            why=_why_beside_floats(alone, moved) if in_floats else _why_beside_integers(sqnr),
-        )
-
-    def _cosine(self) -> float:
-        length = math.sqrt(self._signal) * math.sqrt(self._power)
-        return self._product / length if length else float(self._signal == self._power)
-
-
-class _Codes:
-    """Which codes of a grid came by."""
-
-    def __init__(self) -> None:
-        self._count = self._at_ends = 0
-        self._low, self._high, self._steps = math.inf, -math.inf, 1
-
-    def add(self, codes: Tensor, q: QParams) -> None:
-        """Codes of one batch."""
-        if not codes.numel():
-            return
-        ends = [end for end in (q.scheme.qmin, q.scheme.qmax) if end != int(q.zero_point)]
-        self._count += codes.numel()
-        self._at_ends += sum(int((codes == end).sum()) for end in ends)
-        self._low = min(self._low, int(codes.min()))
-        self._high = max(self._high, int(codes.max()))
-        self._steps = q.scheme.qmax - q.scheme.qmin
-
-    @property
-    def saturated(self) -> float | None:
-        return self._at_ends / self._count if self._count else None
-
-    @property
-    def range_use(self) -> float | None:
-        return (self._high - self._low) / self._steps if self._count else None
-
-
-def _why_beside_integers(sqnr: float) -> str | None:
-    return None if sqnr == math.inf else "other values"
-
-
-def _why_beside_floats(alone: float, moved: float | None) -> str | None:
-    if moved is not None and moved > _SAME:
-        return "other parameters"
-    return _COARSE if alone < BAD_BELOW else None
-
-
-def _real(value: Any, q: QParams | None) -> Any:
-    return dequantize(value, q) if q is not None and is_code(value) else value
-
-
-def _energy(x: Tensor) -> float:
-    return float(x.square().sum())
-
-
-def _decibel(signal: float, error: float) -> float:
-    if error == 0.0:
-        return math.inf
-    return 10 * math.log10(signal / error) if signal > 0.0 and error < math.inf else -math.inf
-
-
-def _root(error: float, signal: float) -> float:
-    if error == 0.0:
-        return 0.0
-    return math.sqrt(error / signal) if signal > 0.0 else math.inf
-
-
-# As a table
-
-_HEAD = (
-    *("node", "operator", "SQNR dB", "alone dB", "cosine", "max LSB"),
-    *("saturated", "range use", ""),
-)
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    return (
-        row.node,
-        row.operator,
-        "equal" if row.sqnr == math.inf else f"{row.sqnr:.1f}",
-        "equal" if row.alone == math.inf else f"{row.alone:.1f}",
-        f"{row.cosine:.5f}",
-        "-" if row.max_lsb is None else f"{row.max_lsb:.3g}",
-        "-" if row.saturated is None else f"{100 * row.saturated:.2f} %",
-        "-" if row.range_use is None else f"{100 * row.range_use:.0f} %",
-        row.why or "",
-    )

@@ -21,7 +21,8 @@ from fxquant.ops.site import CallSite
 from fxquant.pipeline import Stage, history, say_stage, stage_of
 from fxquant.schemes import QParams
 from fxquant.see.as_float import as_float
-from fxquant.see.compare import Comparison, Row, measured
+from fxquant.see.compare import measured
+from fxquant.see.comparison import Comparison, Row
 from fxquant.see.facts import to_networkx
 from fxquant.see.grid import grids_of
 from fxquant.see.histogram import Distribution, Histogram

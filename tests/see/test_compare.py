@@ -77,6 +77,11 @@ def case(request):
     return Case(request.param)
 
 
+@pytest.fixture(scope="module")
+def one():
+    return Case("residual")
+
+
 def parameter(gm, node, name):
     return gm.get_parameter(node.kwargs[name].target)
 
@@ -200,10 +205,10 @@ def test_networks_of_float64_are_equal_too():
     assert compare(prepared, convert(prepared), spec.inputs(seed=3).double()).equal
 
 
-def test_pickles_are_compared_alike(case):
+def test_pickles_are_compared_alike(one):
     """But for moved names: nodes of an unpickled graph are numbered anew."""
-    again = pickle.loads(pickle.dumps(case.converted))
-    found, before = (compare(case.prepared, gm, case.x).rows for gm in (again, case.converted))
+    again = pickle.loads(pickle.dumps(one.converted))
+    found, before = (compare(one.prepared, gm, one.x).rows for gm in (again, one.converted))
     assert [row.sqnr for row in found] == [row.sqnr for row in before]
 
 
@@ -245,83 +250,83 @@ def test_errors_add_up_as_it_runs_but_not_alone(case):
     )
 
 
-def test_batches_are_added_up(case):
-    halves = [(half, torch.tensor(0)) for half in case.x.split(2)]
-    once, twice = (compare(case.model, case.converted, data) for data in (case.x, halves))
+def test_batches_are_added_up(one):
+    halves = [(half, torch.tensor(0)) for half in one.x.split(2)]
+    once, twice = (compare(one.model, one.converted, data) for data in (one.x, halves))
     for a, b in zip(once.rows, twice.rows, strict=True):
         assert a.sqnr == pytest.approx(b.sqnr, abs=1e-3)
         assert (a.saturated, a.range_use) == (b.saturated, b.range_use)
 
 
-def test_it_prints_as_a_table(case):
-    found = compare(case.model, case.prepared, case.x)
+def test_it_prints_as_a_table(one):
+    found = compare(one.model, one.prepared, one.x)
     head, *rows = str(found).split("\n")
     assert re.split("  +", head)[:4] == ["node", "operator", "SQNR dB", "alone dB"]
     assert [row.split()[0] for row in rows[:-2]] == [row.node for row in found.rows]
     assert "no node is bad; the worst by itself is" in rows[-1]
 
 
-def test_rich_prints_it_as_a_table(case):
+def test_rich_prints_it_as_a_table(one):
     rich = pytest.importorskip("rich.console", reason="rich is in the extra `demo`")
     console = rich.Console(width=200, record=True, file=io.StringIO())
-    console.print(compare(case.model, case.prepared, case.x))
+    console.print(compare(one.model, one.prepared, one.x))
     assert "the worst by itself is" in console.export_text()
 
 
-def test_as_a_frame(case):
+def test_as_a_frame(one):
     pytest.importorskip("pandas", reason="pandas is in the extra `see`")
-    found = compare(case.model, case.prepared, case.x)
+    found = compare(one.model, one.prepared, one.x)
     frame = found.to_frame()
     assert list(frame.index) == [row.node for row in found.rows]
-    assert frame.loc[case.biased, "alone"] == next(
-        row.alone for row in found.rows if row.node == case.biased
+    assert frame.loc[one.biased, "alone"] == next(
+        row.alone for row in found.rows if row.node == one.biased
     )
 
 
-def test_without_pandas_the_extra_is_named(case, monkeypatch):
+def test_without_pandas_the_extra_is_named(one, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'fxquant\[see\]'"):
-        compare(case.prepared, case.converted, case.x).to_frame()
+        compare(one.prepared, one.converted, one.x).to_frame()
 
 
 # What is left alone, and refused
 
 
-def test_nothing_is_touched(case):
-    for gm in (case.prepared, case.converted, case.model):
+def test_nothing_is_touched(one):
+    for gm in (one.prepared, one.converted, one.model):
         modes = [m.training for m in gm.modules()]
         state = {k: v.clone() for k, v in gm.state_dict().items()}
         gm.train()
-        compare(case.prepared, case.converted, case.x)
-        compare(case.model, case.prepared, case.x)
+        compare(one.prepared, one.converted, one.x)
+        compare(one.model, one.prepared, one.x)
         assert all(torch.equal(v, state[k]) for k, v in gm.state_dict().items())
-        assert gm.training or gm is case.converted
+        assert gm.training or gm is one.converted
         for module, mode in zip(gm.modules(), modes, strict=True):
             module.training = mode
 
 
-def test_a_float_model_is_no_candidate(case):
+def test_a_float_model_is_no_candidate(one):
     with pytest.raises(StageError, match="the float model is the reference, and comes first"):
-        compare(case.prepared, case.model, case.x)
+        compare(one.prepared, one.model, one.x)
 
 
-def test_no_data_is_refused(case):
+def test_no_data_is_refused(one):
     with pytest.raises(DataError, match="no batch"):
-        compare(case.prepared, case.converted, [])
+        compare(one.prepared, one.converted, [])
 
 
-def test_networks_of_other_models_are_refused(case):
+def test_networks_of_other_models_are_refused(one):
     other = prepare_qat(nn.Sequential(nn.Identity(), nn.Identity(), nn.Hardswish()))
     with pytest.raises((ConfigError, UncalibratedError)):
-        compare(case.prepared, other, case.x)
+        compare(one.prepared, other, one.x)
 
 
-def test_a_network_without_ranges_is_refused(case):
-    fresh = prepare_qat(case.model, case.x)
+def test_a_network_without_ranges_is_refused(one):
+    fresh = prepare_qat(one.model, one.x)
     with pytest.raises(UncalibratedError, match="train\\(\\) mode first"):
-        compare(case.model, fresh, case.x)
+        compare(one.model, fresh, one.x)
 
 
-def test_only_prepared_networks_hold_a_float_one(case):
+def test_only_prepared_networks_hold_a_float_one(one):
     with pytest.raises(StageError, match="as_float takes what prepare_qat returned"):
-        as_float(case.converted)
+        as_float(one.converted)
