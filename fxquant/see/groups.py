@@ -2,14 +2,16 @@
 
     'cells.0._ops.1.op.2'   in   'cells.0._ops.1'   in   'cells.0'
 
-An entry of a list is one step with its list, unless the list holds operators only: then the list is
-a group. A group of one is none, and neither is one that holds all that its parent holds.
+An entry of a list is one step with its list. A list that holds only operators, which run one after
+the other, is a group itself. A group of one is none, and neither is one that holds all that its
+parent holds.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from itertools import groupby
 from typing import NamedTuple
 
 
@@ -24,11 +26,10 @@ def groups_of(modules: Mapping[str, str]) -> Groups:
     """The groups of nodes, given the module path of each."""
     outer = {name: _outer(path) for name, path in modules.items()}
     containers = {path for paths in outer.values() for path in paths}
-    of_groups = {list_ for path in containers if (list_ := _list(path))}
+    sequences = _sequences(list(modules.values())) - {_list(path) for path in containers}
     for name, path in modules.items():
-        list_ = _list(path)
-        if list_ and list_ not in of_groups and path not in containers:
-            outer[name].append(list_)
+        if _list(path) in sequences:
+            outer[name].append(_list(path))
     inside = {
         name: [*outer[name], *([path] if path in containers else [])]
         for name, path in modules.items()
@@ -44,6 +45,12 @@ def groups_of(modules: Mapping[str, str]) -> Groups:
     for paths in kept.values():
         parents |= dict(zip(paths, ["", *paths], strict=False))
     return Groups({name: paths[-1] if paths else "" for name, paths in kept.items()}, parents)
+
+
+def _sequences(paths: list[str]) -> set[str]:
+    """The lists whose operators stand next to each other: others would make loops of groups."""
+    runs = [path for path, _ in groupby(map(_list, paths)) if path]
+    return {path for path, count in Counter(runs).items() if count == 1}
 
 
 def _list(path: str) -> str:

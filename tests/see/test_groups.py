@@ -30,6 +30,12 @@ def test_a_list_of_operators_is_a_group():
     assert mixed.of == {"a": "", "b": "net.1", "c": "net.1", "d": ""}  # 'net' would hold both ends
 
 
+def test_a_list_whose_operators_stand_apart_is_none():
+    """As the pools of a DARTS cell do, between which sums stand: arrows would run in circles."""
+    groups = groups_of({"a": "ops.0", "b": "ops.1", "c": "", "d": "ops.2"})
+    assert groups.parents == {}
+
+
 def test_every_parent_is_a_group():
     groups = groups_of({f"n{i}": f"a.{i % 2}.b.{i % 4}.c.{i}" for i in range(16)})
     assert set(groups.of.values()) | set(groups.parents.values()) <= {"", *groups.parents}
