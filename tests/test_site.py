@@ -90,5 +90,12 @@ def test_every_operator_has_a_page():
     )
 
 
+def test_an_unlisted_page_is_found():
+    found = pages.unlisted([{"Start": "index.md"}, {"Reference": [{"The zoo": "zoo.md"}]}])
+    assert "peers.md" in found
+    assert "concepts/flow.md" in found
+    assert not {"index.md", "zoo.md"} & set(found)
+
+
 def test_equations_are_mathml():
     assert pages.equation(r"\frac{a}{b}").startswith("<math")

@@ -43,6 +43,7 @@ from fxquant.passes import PASSES
 from fxquant.pipeline import Pass
 
 ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
 log = logging.getLogger("mkdocs.hooks.pages")  # a warning of it ends a strict build
 
 # A file of the repository -> its page on the site.
@@ -80,7 +81,9 @@ class Made(NamedTuple):
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put the pages that are made into the navigation; ```math becomes MathML."""
+    """Put the pages that are made into the navigation, and what mkdocs.yml has not listed yet to
+    its end; ```math becomes MathML.
+    """
     fence = {"name": "math", "class": "math", "format": equation}
     config.mdx_configs.setdefault("pymdownx.superfences", {})["custom_fences"] = [fence]
     for section in config.nav or ():
@@ -90,7 +93,23 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
                 {"Operators": _entries(operators())},
                 {"Modules": _entries(modules())},
             ]
+    if config.nav and unlisted(config.nav):
+        config.nav.append({"More": unlisted(config.nav)})
     return config
+
+
+def unlisted(nav: list[Any]) -> list[str]:
+    """The pages of docs/ that a navigation does not name."""
+    there = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
+    return sorted(there - set(_listed(nav)))
+
+
+def _listed(nav: list[Any]) -> Iterator[str]:
+    """The pages that a navigation names, at any depth."""
+    for entry in nav:
+        values = entry.values() if isinstance(entry, dict) else [entry]
+        for value in values:
+            yield from _listed(value) if isinstance(value, list) else [value]
 
 
 def equation(source: str, *options: object, **more: object) -> str:
