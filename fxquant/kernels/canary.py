@@ -65,11 +65,12 @@ def convolve_float32(
     values: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int],
     dilation: list[int], groups: int,
 ) -> Tensor:
-    """oneDNN's convolution by name: never NNPACK's, and untouched by autocast.
+    """A plain sum of products: torch's own choice while oneDNN is on, oneDNN's kernel by name while
+    it is off, since torch would choose NNPACK then, which rounds on the way.
 
-    torch.compile knows it by its general name only, under which oneDNN's is found while that is on.
+    What torch.compile compiles with oneDNN on is to run with it on.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._get_mkldnn_enabled():
         with without_autocast(values):
             return torch.convolution(
                 values, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups

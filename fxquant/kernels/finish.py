@@ -19,7 +19,7 @@ from fxquant.intmath import LayerNumbers
 from fxquant.rounding import MAX_SHIFT, Rescale, Rounding
 
 FLOAT64_EXACT = 2**53
-FEW = 1 << 16  # elements, up to which one call that converts as it goes beats several
+FEW = 1 << 16  # float64 numbers that a processor's own cache holds from one call to the next
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,11 +65,15 @@ class FinishByFloor:
         """Sums in any exact type to codes, same shape."""
         if torch.compiler.is_compiling():
             y = (total.to(torch.int64) * self.multiplier + self.addend) >> self.shift
-        elif total.numel() <= FEW:
-            y = torch.addcmul(self.offset, total, self.factor)
-        else:
-            y = total.double().mul_(self.factor).add_(self.offset)
-        if y.is_floating_point() and self.dtype.is_signed:
+            return _clamped(y, self.low, self.high).to(self.dtype)
+        if total.numel() <= FEW:
+            return self._floored(torch.addcmul(self.offset, total, self.factor))
+        rows = total.flatten(0, -2).split(FEW // total.shape[-1] + 1)
+        done = (self._floored(part.double().mul_(self.factor).add_(self.offset)) for part in rows)
+        return torch.cat([*done]).view(total.shape)
+
+    def _floored(self, y: Tensor) -> Tensor:
+        if self.dtype.is_signed:
             y.floor_()  # for unsigned codes the conversion does
         return _clamped(y, self.low, self.high).to(self.dtype)
 

@@ -213,7 +213,7 @@ def int8_convolution(layer: Layer) -> Found | Refused:
     """Sums of the codes as uint8, or why not."""
     n, g = layer.numbers, layer.geometry
     assert g is not None  # a linear layer is a product of matrices
-    why = _not_8_bits(layer) or why_no_int8_convolution()
+    why = _not_8_bits(layer) or why_no_int8_convolution() or _strided_and_dilated(g)
     if why is not None:
         return Refused(why)
     zero = int(n.x_zero) - _start(layer.codes)
@@ -238,6 +238,12 @@ def int8_convolution(layer: Layer) -> Found | Refused:
         fill=zero,
     )
     return Found(sums, torch.zeros_like(bias) if inside else bias)
+
+
+def _strided_and_dilated(g: Geometry) -> str | None:
+    # oneDNN 3.13 with AMX: stride and dilation 3, a kernel of 3, one output a row, and it is wrong
+    both = max(g.stride) > 1 and max(g.dilation) > 1
+    return "oneDNN's is not exact for some sizes where stride and dilation meet" if both else None
 
 
 def _is_clamped_anyway(n: LayerNumbers, bias: Tensor) -> bool:
