@@ -195,13 +195,20 @@ class Int8Convolution:
     groups: int
     pad: list[int]
     fill: int
+    two_columns: int
     name: str = "int8 convolution"
 
     def __call__(self, codes: Tensor) -> Tensor:
         """float32."""
-        x = _padded(as_uint8(codes), self.pad, self.fill).contiguous(
-            memory_format=_in_memory(codes)
-        )
+        x = _padded(as_uint8(codes), self.pad, self.fill)
+        missing = self.two_columns - x.shape[-1]
+        if self.stride[-1] == 1 or missing <= 0:
+            return self._convolved(x)
+        # with AMX oneDNN 3.13 reads the wrong rows where it strides to one column: give it two
+        return self._convolved(F.pad(x, [0, missing]))[..., :1, :]
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=_in_memory(x))
         return channels_last(
             convolve_int8(
                 x, self.packed, self.bias, self.stride, self.padding, self.dilation, self.groups
@@ -213,7 +220,7 @@ def int8_convolution(layer: Layer) -> Found | Refused:
     """Sums of the codes as uint8, or why not."""
     n, g = layer.numbers, layer.geometry
     assert g is not None  # a linear layer is a product of matrices
-    why = _not_8_bits(layer) or why_no_int8_convolution() or _strided_and_dilated(g)
+    why = _not_8_bits(layer) or why_no_int8_convolution()
     if why is not None:
         return Refused(why)
     zero = int(n.x_zero) - _start(layer.codes)
@@ -236,14 +243,9 @@ def int8_convolution(layer: Layer) -> Found | Refused:
         groups=g.groups,
         pad=pad,
         fill=zero,
+        two_columns=g.dilation[-1] * (n.weight.shape[-1] - 1) + 1 + g.stride[-1] - 2 * padding[-1],
     )
     return Found(sums, torch.zeros_like(bias) if inside else bias)
-
-
-def _strided_and_dilated(g: Geometry) -> str | None:
-    # oneDNN 3.13 with AMX: stride and dilation 3, a kernel of 3, one output a row, and it is wrong
-    both = max(g.stride) > 1 and max(g.dilation) > 1
-    return "oneDNN's is not exact for some sizes where stride and dilation meet" if both else None
 
 
 def _is_clamped_anyway(n: LayerNumbers, bias: Tensor) -> bool:
