@@ -5,6 +5,7 @@ They are a sixth of what there is to import, and `import fxquant` leaves them ou
 
 from fxquant.config_file import load_config, save_config
 from fxquant.export import export_bundle, export_onnx, export_program, verify
+from fxquant.mixed_precision import Chosen, Sensitivity, choose_bits, sensitivity
 from fxquant.presets import preset
 from fxquant.reconstruction import learn_rounding
 from fxquant.saved import load, save
@@ -19,9 +20,12 @@ from fxquant.see.visualize import visualize
 from fxquant.statistics_file import load_statistics, save_statistics
 
 __all__ = [
+    "Chosen",
     "Comparison",
+    "Sensitivity",
     "TrainingLog",
     "as_float",
+    "choose_bits",
     "compare",
     "export_bundle",
     "export_onnx",
@@ -35,6 +39,7 @@ __all__ = [
     "save",
     "save_config",
     "save_statistics",
+    "sensitivity",
     "to_networkx",
     "verify",
     "visualize",

@@ -26,7 +26,7 @@ LAYERS = (
     ("recipes",),
     ("batches",),
     ("api", "after_training", "calibration", "audit", "explain", "see", "saved", "phases", "decay"),
-    ("reconstruction",),
+    ("reconstruction", "mixed_precision"),
     ("export",),
     ("records", "presets"),
     ("config_file", "statistics_file"),

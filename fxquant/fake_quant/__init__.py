@@ -3,7 +3,7 @@
 from fxquant.fake_quant.activation import ActivationFakeQuant
 from fxquant.fake_quant.adaptive import AdaptiveRounding
 from fxquant.fake_quant.dorefa import DoReFa
-from fxquant.fake_quant.few_levels import TWN, BinaryWeight, TernaryWeight
+from fxquant.fake_quant.few_levels import TWN, BinaryWeight, TernaryWeight, weight_quantizer
 from fxquant.fake_quant.lsq import LSQ, LearnedStep, LearnedWeight
 from fxquant.fake_quant.lsq_plus import LearnedOffset, LSQPlus
 from fxquant.fake_quant.method import FakeQuant
@@ -57,4 +57,5 @@ __all__ = [
     "WeightFakeQuant",
     "fake_quantize",
     "round_to_grid",
+    "weight_quantizer",
 ]

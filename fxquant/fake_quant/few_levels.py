@@ -41,6 +41,15 @@ class TWN(FakeQuant):
         return (TernaryWeight if ternary else ObservedWeight)(scheme, channels)
 
 
+def weight_quantizer(
+    method: FakeQuant, scheme: QuantScheme, channels: Channels, weight: Tensor
+) -> WeightFakeQuant:
+    """What rounds `weight`: of `method`, but there is one way to take a sign."""
+    if scheme.bits == 1:
+        return BinaryWeight(scheme, channels)
+    return method.weight(scheme, channels, weight)
+
+
 class BinaryWeight(WeightFakeQuant):
     """Fake-quantizes a weight to its sign, whatever else is chosen. It has no state."""
 

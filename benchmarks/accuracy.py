@@ -1,0 +1,344 @@
+"""How well quantized networks read: handwriting, three networks, every calibrator and fake-quant.
+
+    python benchmarks/accuracy.py                        all that is missing, then docs/accuracy.md
+    python benchmarks/accuracy.py --networks ResNet      one network
+    python benchmarks/accuracy.py --ways "QAT, LSQ"      ways whose name begins with this
+    python benchmarks/accuracy.py --page                 the page alone, from what is there
+
+Each row stands in benchmarks/results/accuracy/ as soon as it is measured, so that a run which was
+stopped goes on where it was. Float networks are kept there beside it, ignored by git.
+
+Every network is trained in float from three seeds. Post-training rows calibrate on 8 batches of 64
+training images. Training rows go on from the float network for 6 epochs, and beside them a row of
+float does, too. Weights and activations have the bits given; below 8, the first and the last layers
+have 8. What is evaluated is the converted network, in integers, on the 719 held-out digits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import fnmatch
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import fx, nn
+from torch.ao.quantization import (
+    FakeQuantize,
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+    QConfig,
+    QConfigMapping,
+)
+from torch.ao.quantization.quantize_fx import prepare_qat_fx
+
+import fxquant
+from digits import BATCH, NETWORKS, Digits, accuracy, digits, train
+from fxquant import BINARY, LSQ, TERNARY, TWN, QuantConfig, Stages, StraightThrough
+from fxquant.fake_quant import FAKE_QUANTS, FakeQuant, Tanh
+from fxquant.observers import CALIBRATORS, Fixed, MinMax
+from fxquant.schemes import UINT8
+from measures import read, write
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results/accuracy"
+PAGE = ROOT / "docs/accuracy.md"
+
+SEEDS = (0, 1, 2)
+FLOAT_EPOCHS, FLOAT_RATE = 24, 5e-3
+EPOCHS, RATE = 6, 5e-3  # with fake-quants, from the float network on
+CALIBRATION_BATCHES = 8
+ROUNDING_STEPS = 200
+WORST_FIRST = (8, 4, 3, 2)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row to measure: a way to make a network of a float one, at so many bits.
+
+    `bits` are those of weights and activations, 0 for float; `run` takes the float network and what
+    to train on, and gives what is evaluated.
+    """
+
+    way: str
+    weight: int
+    activation: int
+    run: Callable[[nn.Module, Digits, int], nn.Module]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came out: the share of held-out digits that are read correctly."""
+
+    network: str
+    seed: int
+    way: str
+    weight: int
+    activation: int
+    accuracy: float
+    seconds: float
+
+
+# --- ways to make a network of a float one --------------------------------------------------------
+
+
+def config(weight: int, activation: int, **settings: object) -> QuantConfig:
+    """So many bits, 8 in the first and the last layers."""
+    return QuantConfig(
+        weight=BINARY.with_bits(weight),
+        activation=UINT8.with_bits(activation),
+        first_last_bits=None if weight == activation == 8 else 8,
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+def as_it_is(model: nn.Module, data: Digits, seed: int) -> nn.Module:
+    """The float network."""
+    return model
+
+
+def trained_on(model: nn.Module, data: Digits, seed: int) -> nn.Module:
+    """The float network after as much more training as the others have."""
+    train(model, data, EPOCHS, RATE, seed)
+    return model
+
+
+def calibrated(model: nn.Module, data: Digits, settings: QuantConfig) -> fx.GraphModule:
+    """After training: with ranges from a few batches."""
+    batches = data.images[: BATCH * CALIBRATION_BATCHES].split(BATCH)
+    prepared = fxquant.prepare_ptq(model, batches[0], settings)
+    fxquant.calibrate(prepared, batches)
+    return prepared
+
+
+def after_training(settings: QuantConfig) -> Callable[[nn.Module, Digits, int], nn.Module]:
+    """Calibrated and converted."""
+    return lambda model, data, seed: fxquant.convert(calibrated(model, data, settings))
+
+
+def with_fake_quants(settings: QuantConfig) -> Callable[[nn.Module, Digits, int], nn.Module]:
+    """Trained with fake-quants and converted."""
+
+    def run(model: nn.Module, data: Digits, seed: int) -> nn.Module:
+        prepared = fxquant.prepare_qat(model, data.images[:2], settings)
+        train(prepared, data, EPOCHS, RATE, seed)
+        return fxquant.convert(prepared)
+
+    return run
+
+
+# the modules whose layers are learned together: cells, and what stands in sequence
+BLOCKS = ("cells.*", "3", "4", "5")
+
+
+def rounded(bits: int, learn: bool, blocks: tuple[str, ...]) -> Callable[..., nn.Module]:
+    """Weights of so many bits, activations of 8; rounded to the nearest, or as is learned."""
+
+    def run(model: nn.Module, data: Digits, seed: int) -> nn.Module:
+        prepared = calibrated(model, data, config(bits, 8, calibrator=MinMax()))
+        if learn:
+            batches = data.images[: BATCH * CALIBRATION_BATCHES].split(BATCH)
+            known = {name for name, _ in model.named_modules()}
+            fitting = tuple(b for b in blocks if fnmatch.filter(known, b))
+            fxquant.learn_rounding(prepared, batches, fitting, ROUNDING_STEPS)
+        return fxquant.convert(prepared)
+
+    return run
+
+
+def torch_ao(bits: int) -> Callable[[nn.Module, Digits, int], nn.Module]:
+    """Trained with torch.ao's fake-quants in FX graph mode, on ranges that follow the training, as
+    its tutorial has it; the first and the last layer with 8 bits. What is evaluated is the
+    fake-quantized network: its integers have 8 bits alone.
+    """
+
+    def qconfig(bits: int) -> QConfig:
+        top = 2 ** (bits - 1) - 1
+        return QConfig(
+            activation=FakeQuantize.with_args(
+                observer=MovingAverageMinMaxObserver, quant_min=0, quant_max=2**bits - 1
+            ),
+            weight=FakeQuantize.with_args(
+                observer=MovingAveragePerChannelMinMaxObserver, quant_min=-top, quant_max=top,
+                dtype=torch.qint8, qscheme=torch.per_channel_symmetric,
+            ),
+        )
+
+    def run(model: nn.Module, data: Digits, seed: int) -> nn.Module:
+        layers = [n for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+        mapping = QConfigMapping().set_global(qconfig(bits))
+        for name in (layers[0], layers[-1]):
+            mapping.set_module_name(name, qconfig(8))
+        prepared = prepare_qat_fx(model.train(), mapping, (data.images[:2],))
+        train(prepared, data, EPOCHS, RATE, seed)
+        return prepared
+
+    return run
+
+
+def _method(method: FakeQuant) -> str:
+    return type(method).__name__
+
+
+def tasks() -> list[Task]:
+    """All of them, in the order of the page."""
+    found = [Task("float", 0, 0, as_it_is), Task("float, trained on", 0, 0, trained_on)]
+    for kind in CALIBRATORS:
+        if kind is Fixed:
+            continue
+        for bits in (8, 6, 4):
+            settings = config(bits, bits, calibrator=kind())
+            found.append(Task(f"PTQ, {kind.__name__}", bits, bits, after_training(settings)))
+    first = (LSQ(), StraightThrough())
+    rest = tuple(
+        Stages(Tanh(), learned=True) if kind is Stages else kind()
+        for kind in FAKE_QUANTS
+        if kind not in (LSQ, StraightThrough, TWN)
+    )
+    for method in (*first, *rest):
+        for bits in WORST_FIRST:
+            settings = config(bits, bits, fake_quant=method)
+            found.append(Task(f"QAT, {_method(method)}", bits, bits, with_fake_quants(settings)))
+    for name, learn, blocks in (
+        ("to the nearest", False, ()),
+        ("learned, layer by layer (AdaRound)", True, ()),
+        ("learned, block by block (BRECQ)", True, BLOCKS),
+    ):
+        for bits in (4, 3, 2):
+            found.append(Task(f"rounding, {name}", bits, 8, rounded(bits, learn, blocks)))
+    found += [Task("peer, torch.ao", bits, bits, torch_ao(bits)) for bits in (8, 4)]
+    for name, scheme in (("ternary weights (TWN)", TERNARY), ("binary weights", BINARY)):
+        settings = QuantConfig(
+            weight=scheme, first_last_bits=8, fake_quant=LSQ(), weight_fake_quant=TWN()
+        )
+        found.append(Task(f"QAT, {name}", scheme.bits, 8, with_fake_quants(settings)))
+    return found
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def results_of(network: str) -> Path:
+    """Where the rows of a network stand."""
+    return RESULTS / f"{network}.json"
+
+
+def rows_of(network: str) -> list[Row]:
+    """The rows that were measured so far."""
+    path = results_of(network)
+    return [Row(**row) for row in read(path)] if path.exists() else []
+
+
+def float_network(network: str, seed: int, data: Digits) -> nn.Module:
+    """Trained in float; kept in a file, since all rows of a seed begin with it."""
+    make, _ = NETWORKS[network]
+    torch.manual_seed(seed)
+    model = make()
+    path = RESULTS / f".{network}-{seed}.pt"
+    if path.exists():
+        model.load_state_dict(torch.load(path))
+        return model.eval()
+    train(model, data, FLOAT_EPOCHS, FLOAT_RATE, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), path)
+    return model
+
+
+def measure(
+    networks: Iterable[str], seeds: Iterable[int], ways: str, console: Console
+) -> None:
+    """Every row that is missing, seed by seed."""
+    wanted = [task for task in tasks() if task.way.startswith(ways)]
+    columns = (TextColumn("{task.description:44}"), BarColumn(), MofNCompleteColumn(),
+               TimeElapsedColumn())
+    for network in networks:
+        with Progress(*columns, console=console) as progress:
+            bar = progress.add_task(network, total=len(wanted) * len(tuple(seeds)))
+            for seed in seeds:
+                done = {(r.seed, r.way, r.weight, r.activation) for r in rows_of(network)}
+                training, held_out = digits(seed, NETWORKS[network][1])
+                for task in wanted:
+                    name = f"{network}, seed {seed}, {task.way} {task.weight or ''}"
+                    progress.update(bar, description=name)
+                    if (seed, task.way, task.weight, task.activation) not in done:
+                        row = _measured(network, seed, task, training, held_out)
+                        write(results_of(network), [asdict(r) for r in (*rows_of(network), row)])
+                    progress.advance(bar)
+
+
+def _measured(network: str, seed: int, task: Task, training: Digits, held_out: Digits) -> Row:
+    model = float_network(network, seed, training)
+    torch.manual_seed(seed + 1)
+    start = time.process_time()
+    made = task.run(copy.deepcopy(model), training, seed + 1)
+    seconds = round(time.process_time() - start, 1)
+    share = accuracy(made, held_out)
+    return Row(network, seed, task.way, task.weight, task.activation, share, seconds)
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def cell(rows: list[Row], way: str, weight: int, activation: int) -> str:
+    """Mean and deviation over seeds, in percent; the number of seeds where some are missing."""
+    key = (way, weight, activation)
+    found = [100 * r.accuracy for r in rows if (r.way, r.weight, r.activation) == key]
+    if not found:
+        return ""
+    spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+    missing = f" ({len(found)} of {len(SEEDS)} seeds)" if len(found) < len(SEEDS) else ""
+    return f"{statistics.mean(found):.1f}{spread}{missing}"
+
+
+def table(prefix: str, columns: tuple[tuple[int, int], ...]) -> str:
+    """All ways whose name begins with `prefix`, network by network."""
+    names = [f"W{w}A{a}" if w != a else f"{w} bits" if w else "float" for w, a in columns]
+    lines = [f"| network | way | {' | '.join(names)} |", "|---|---|" + "--:|" * len(columns)]
+    for network in NETWORKS:
+        rows = rows_of(network)
+        for way in dict.fromkeys(row.way for row in rows if row.way.startswith(prefix)):
+            cells = [cell(rows, way, *column) for column in columns]
+            if any(cells):
+                lines.append(f"| {network} | {way.removeprefix(prefix)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_page() -> None:
+    """docs/accuracy.md, from what is there."""
+    parts = {
+        "FLOAT": table("float", ((0, 0),)),
+        "PTQ": table("PTQ, ", ((8, 8), (6, 6), (4, 4))),
+        "QAT": table("QAT, ", ((8, 8), (4, 4), (3, 3), (2, 2), (2, 8), (1, 8))),
+        "ROUNDING": table("rounding, ", ((4, 8), (3, 8), (2, 8))),
+        "PEERS": table("peer, ", ((8, 8), (4, 4))),
+    }
+    text = PAGE.read_text()
+    for name, lines in parts.items():
+        before, rest = text.split(f"<!-- {name} -->\n")
+        _, behind = rest.split(f"<!-- end of {name} -->")
+        text = f"{before}<!-- {name} -->\n{lines}\n<!-- end of {name} -->{behind}"
+    PAGE.write_text(text)
+
+
+def main() -> None:
+    """Measure what is missing, then write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--ways", default="", help="only those whose name begins with this")
+    parser.add_argument("--page", action="store_true", help="measure nothing, write the page")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if not arguments.page:
+        measure(arguments.networks, arguments.seeds, arguments.ways, Console())
+    write_page()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,392 @@
+"""How many bits each layer needs, and the best bits of all layers under a budget.
+
+    sensitivity    one layer at a time has rounded weights, all else is real: what does it cost?
+    choose_bits    the bits of each layer that cost least together, within a size or so many bit
+                   operations; exactly, by dynamic programming
+
+Costs are taken to add up. Noise powers do where errors are small and of different layers: for a
+share of 1e-2, that is 20 dB, they are some percent off.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxquant.api import prepare_ptq
+from fxquant.batches import arguments, named
+from fxquant.config import QuantConfig
+from fxquant.errors import ConfigError, DataError
+from fxquant.extras import needs_extra
+from fxquant.fake_quant import WeightFakeQuant, weight_quantizer
+from fxquant.files import write_whole
+from fxquant.graph.modes import evaluating
+from fxquant.graph.place import place_of
+from fxquant.ops.flow import layer_channels, sites
+from fxquant.ops.parameters import parameters_of
+from fxquant.ops.site import CallSite
+from fxquant.overrides import Override
+from fxquant.schemes import QuantScheme
+from fxquant.see.as_float import as_float
+
+_PICTURES = ("png", "svg", "pdf")
+Loss = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What the weights of one layer cost, and what it costs to round them.
+
+    sites       the calls that read the weight, as in the graph: one, or several that share it
+    module      the path of the module that makes the first of them
+    weights     how many there are
+    products    how many multiplications one example takes
+    activation  the bits of what the first call reads is multiplied with: those of the config
+    cost        for each number of bits, the share of noise in the output or the rise of the loss
+    """
+
+    sites: tuple[str, ...]
+    module: str
+    weights: int
+    products: int
+    activation: int
+    cost: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What rounding costs, layer by layer; `measure` is "noise" or "loss"."""
+
+    layers: tuple[Layer, ...]
+    bits: tuple[int, ...]
+    measure: str
+
+    def decibels(self, layer: Layer, bits: int) -> float:
+        """How far the noise of a layer lies below the output."""
+        noise = layer.cost[bits]
+        return -10 * math.log10(noise) if noise > 0 else math.inf
+
+    def __str__(self) -> str:
+        """A table: layers by bits, in dB or in loss."""
+        unit = "dB" if self.measure == "noise" else "loss"
+        width = max(len("layer"), *(len(layer.sites[0]) for layer in self.layers))
+        heading = "".join(f"{bits:>8} b" for bits in self.bits)
+        lines = [f"{'layer':{width}} {'weights':>9}{heading}    ({unit})"]
+        for layer in self.layers:
+            cells = "".join(f"{self._shown(layer, bits):>10}" for bits in self.bits)
+            lines.append(f"{layer.sites[0]:{width}} {layer.weights:>9}{cells}")
+        return "\n".join(lines)
+
+    def _shown(self, layer: Layer, bits: int) -> str:
+        if self.measure == "noise":
+            return f"{self.decibels(layer, bits):.1f}"
+        return f"{layer.cost[bits]:+.4f}"
+
+    def plot(self, path: str | os.PathLike[str], chosen: Mapping[str, int] | None = None) -> None:
+        """A picture: for each layer what each number of bits costs; `chosen` bits are marked.
+
+        Raises ConfigError for an ending but .png, .svg, .pdf; MissingExtraError without matplotlib.
+        """
+        ending = os.fspath(path).rpartition(".")[2]
+        if ending not in _PICTURES:
+            raise ConfigError(f"a plot's file ends in .png, .svg or .pdf, got '{os.fspath(path)}'")
+        write_whole(path, _picture(self, chosen or {}, ending))
+
+
+def sensitivity(
+    model: nn.Module,
+    batches: Iterable[Any],
+    bits: Sequence[int] = (2, 3, 4, 6, 8),
+    config: QuantConfig | None = None,
+    example_inputs: Sequence[Any] | Tensor | None = None,
+    loss: Loss | None = None,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> Sensitivity:
+    """Round the weights of one layer at a time, all else in float, and measure what it costs.
+
+    Args:
+        model: a trained float network; it is not touched. Batch norms are folded.
+        batches: inputs, such as a DataLoader gives, perhaps with labels behind them; a few hundred
+            examples are enough.
+        bits: of weights, those to try.
+        config: how else weights are rounded, and what activations have; None for 8 bits.
+        example_inputs: as prepare_ptq takes them; None for the first batch, if it is a tensor.
+        loss: `loss(output, batch)`, 0-dim; the cost is by how much it rises on average. None for
+            the noise in the outputs: Σ (y - ŷ)² / Σ y².
+        tell: called with the layers done and the layers in all, after each.
+
+    Raises:
+        ConfigError: bits that no weight can have.
+        DataError: a batch is empty, holds NaN or infinity, or does not fit; or there is none.
+        … and whatever prepare_ptq raises.
+    """
+    config = QuantConfig() if config is None else config
+    schemes = {number: config.weight.with_bits(number) for number in sorted(set(bits))}
+    if not schemes:
+        raise ConfigError("sensitivity tries some numbers of bits, got none")
+    batches = list(batches)
+    if not batches:
+        raise DataError("there is no batch to measure on.\nWhat to do: hand in a list of batches.")
+    if example_inputs is None and isinstance(batches[0], Tensor):
+        example_inputs = batches[0]
+    config = replace(config, first_last_bits=None, overrides=())
+    network = as_float(prepare_ptq(model, example_inputs, config))
+    inputs = list(arguments(network, batches))
+    with evaluating(network), torch.no_grad():
+        runs = _Runs(network, inputs, batches, loss)
+        groups = _by_weight(network)
+        products = _products(network, inputs[0], groups)
+        layers = []
+        for number, nodes in enumerate(groups):
+            weight, _ = parameters_of(network, nodes[0])
+            channels = layer_channels(network, nodes[0])
+            quantizers = {
+                b: _quantizer(config, scheme, channels, weight) for b, scheme in schemes.items()
+            }
+            cost = {b: runs.cost(nodes, quantizer) for b, quantizer in quantizers.items()}
+            path, names = place_of(nodes[0]).module, tuple(node.name for node in nodes)
+            size, count = weight.numel(), sum(products[node] for node in nodes)
+            layers.append(Layer(names, path, size, count, config.activation.bits, cost))
+            tell(number + 1, len(groups))
+    return Sensitivity(tuple(layers), tuple(schemes), "noise" if loss is None else "loss")
+
+
+def _quantizer(
+    config: QuantConfig, scheme: QuantScheme, channels: Any, weight: Tensor
+) -> WeightFakeQuant:
+    method = config.weight_fake_quant or config.fake_quant
+    return weight_quantizer(method, scheme, channels, weight).eval()
+
+
+class _Runs:
+    """The network on data, in float and with some layers rounded."""
+
+    def __init__(
+        self, network: fx.GraphModule, inputs: Sequence[tuple[Any, ...]], batches: Sequence[Any],
+        loss: Loss | None,
+    ) -> None:
+        self.network, self.inputs, self.batches, self.loss = network, inputs, batches, loss
+        self.sites = dict(sites(network))
+        self.outputs = [self._run(number) for number in range(len(inputs))]
+        self.in_float = [] if loss is None else self._losses(self.outputs, loss)
+
+    def cost(self, nodes: Sequence[fx.Node], quantizer: WeightFakeQuant) -> float:
+        """What it costs to round the weight of the calls at `nodes`."""
+        called = [self.sites[node] for node in nodes]
+        for site in called:
+            site.training, site.weight_quant = True, quantizer  # rounds its weight, no more
+        try:
+            found = [self._run(number) for number in range(len(self.inputs))]
+        finally:
+            for site in called:
+                site.training, site.weight_quant = False, None
+        if self.loss is not None:
+            rises = [b - a for a, b in zip(self.in_float, self._losses(found, self.loss),
+                                           strict=True)]
+            return sum(rises) / len(rises)
+        noise = signal = 0.0
+        for real, rounded in zip(self.outputs, found, strict=True):
+            for y, other in zip(_tensors(real), _tensors(rounded), strict=True):
+                signal += float(y.double().square().sum())
+                noise += float((y.double() - other.double()).square().sum())
+        return noise / signal if signal else 0.0
+
+    def _run(self, number: int) -> Any:
+        with named(self.inputs[number], number):
+            return self.network(*self.inputs[number])
+
+    def _losses(self, outputs: Sequence[Any], loss: Loss) -> list[float]:
+        return [float(loss(y, batch)) for y, batch in zip(outputs, self.batches, strict=True)]
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    if isinstance(outputs, Tensor):
+        return [outputs] if outputs.is_floating_point() else []
+    if isinstance(outputs, Mapping):
+        outputs = tuple(outputs.values())
+    parts = outputs if isinstance(outputs, (tuple, list)) else ()
+    return [x for part in parts for x in _tensors(part)]
+
+
+def _by_weight(network: fx.GraphModule) -> list[list[fx.Node]]:
+    """The layers, those that read one weight together."""
+    found: dict[int, list[fx.Node]] = {}
+    for node, site in sites(network):
+        if site.op.weight_axis is not None:
+            found.setdefault(id(parameters_of(network, node)[0]), []).append(node)
+    return list(found.values())
+
+
+def _products(
+    network: fx.GraphModule, inputs: tuple[Any, ...], groups: Sequence[Sequence[fx.Node]]
+) -> dict[fx.Node, int]:
+    """How many multiplications each layer takes for one example."""
+    found: dict[fx.Node, int] = {}
+
+    def count(node: fx.Node) -> Callable[[nn.Module, Any, Tensor], None]:
+        weight = parameters_of(network, node)[0]
+        channels = layer_channels(network, node)
+
+        def hook(site: nn.Module, args: Any, output: Tensor) -> None:
+            # a transposed convolution spreads each input, the others gather for each output
+            read, rows = (args[0], weight.shape[0]) if channels.axis else (output, len(weight))
+            found[node] = read.numel() // max(len(read), 1) * (weight.numel() // rows)
+
+        return hook
+
+    called: Mapping[fx.Node, CallSite] = dict(sites(network))
+    hooks = [called[n].register_forward_hook(count(n)) for nodes in groups for n in nodes]
+    try:
+        network(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+# ------------------------------------------------------------------------ choosing
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The bits of each layer that cost least within a budget.
+
+    bits       of the weight at each call
+    cost       of all layers together: noise in the output or rise of the loss, as they add up
+    spent      of the budget: bytes, or bit operations for one example
+    """
+
+    bits: Mapping[str, int]
+    cost: float
+    spent: float
+
+    @property
+    def overrides(self) -> tuple[Override, ...]:
+        """For QuantConfig(overrides=…)."""
+        return tuple(Override(site=site, weight=bits) for site, bits in self.bits.items())
+
+
+def choose_bits(
+    found: Sensitivity, *, size: float | None = None, bit_operations: float | None = None
+) -> Chosen:
+    """The bits of each layer that cost least together, within a budget: no others cost less.
+
+    Args:
+        found: what sensitivity measured.
+        size: of all weights, in bytes.
+        bit_operations: for one example: products, times the bits of both factors. One of the two.
+
+    Raises ConfigError where there is not one budget, or where the least bits are beyond it.
+    """
+    if (size is None) == (bit_operations is None):
+        raise ConfigError("choose_bits takes one budget: size= in bytes, or bit_operations=")
+    budget = size * 8 if size is not None else bit_operations
+    assert budget is not None
+    name = "size" if size is not None else "bit_operations"
+    if not 0 < budget < math.inf:
+        raise ConfigError(f"{name} is a positive number, got {budget!r}")
+    prices = [
+        [b * (layer.weights if size is not None else layer.products * layer.activation)
+         for b in found.bits]
+        for layer in found.layers
+    ]
+    unit = 8 if size is not None else 1
+    least = sum(map(min, prices))
+    if least > budget:
+        raise ConfigError(
+            f"{name}={budget / unit:g} is below {least / unit:g}, which {found.bits[0]} bits take "
+            "everywhere.\nWhat to do: raise it, or let sensitivity try fewer bits."
+        )
+    costs = [[layer.cost[b] for b in found.bits] for layer in found.layers]
+    picks = cheapest(prices, costs, math.floor(budget))
+    bits = {
+        site: found.bits[pick]
+        for layer, pick in zip(found.layers, picks, strict=True)
+        for site in layer.sites
+    }
+    cost = sum(row[pick] for row, pick in zip(costs, picks, strict=True))
+    spent = sum(row[pick] for row, pick in zip(prices, picks, strict=True))
+    return Chosen(bits, cost, spent / unit)
+
+
+class _Front(NamedTuple):
+    """Ways to choose for the layers so far of which none is dearer and worse than another: what
+    they take and cost, rising and falling; which way before them they go on from, with what.
+    """
+
+    price: Tensor
+    cost: Tensor
+    before: Tensor
+    pick: Tensor
+
+
+def cheapest(
+    prices: Sequence[Sequence[int]], costs: Sequence[Sequence[float]], budget: int
+) -> list[int]:
+    """Which option of each layer to take: the least sum of costs whose prices, whole numbers, add
+    up to no more than the budget. Exact, since only what cannot be best is left out.
+    """
+    zero = torch.zeros(1, dtype=torch.int64)
+    fronts = [_Front(zero, zero.double(), zero, zero)]
+    rest = sum(map(min, prices))
+    for price, cost in zip(prices, costs, strict=True):
+        rest -= min(price)
+        fronts.append(_extended(fronts[-1], price, cost, budget - rest))
+    picks, at = [], int(fronts[-1].cost.argmin())
+    for front in reversed(fronts[1:]):
+        picks.append(int(front.pick[at]))
+        at = int(front.before[at])
+    return picks[::-1]
+
+
+def _extended(
+    front: _Front, prices: Sequence[int], costs: Sequence[float], most: int
+) -> _Front:
+    count, options = len(front.price), len(prices)
+    price = (front.price[None] + torch.tensor(prices)[:, None]).flatten()
+    cost = (front.cost[None] + torch.tensor(costs, dtype=torch.float64)[:, None]).flatten()
+    before = torch.arange(count).repeat(options)
+    pick = torch.arange(options).repeat_interleave(count)
+    order = cost.argsort(stable=True)
+    order = order[price[order].argsort(stable=True)]
+    order = order[price[order] <= most]
+    best = cost[order].cummin(0).values
+    better = torch.ones_like(order, dtype=torch.bool)
+    better[1:] = best[1:] < best[:-1]
+    kept = order[better]
+    return _Front(price[kept], cost[kept], before[kept], pick[kept])
+
+
+def _picture(found: Sensitivity, chosen: Mapping[str, int], ending: str) -> bytes:
+    import io
+
+    with needs_extra("see"):
+        from matplotlib.figure import Figure
+    figure = Figure(figsize=(max(5.0, 0.3 * len(found.layers) + 2), 4.5), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(found.layers))
+    noise = found.measure == "noise"
+
+    def height(layer: Layer, bits: int) -> float:
+        return min(found.decibels(layer, bits), 150.0) if noise else layer.cost[bits]
+
+    for bits in found.bits:
+        heights = [height(layer, bits) for layer in found.layers]
+        axes.plot(places, heights, marker=".", label=f"{bits} bits")
+    marks = [(i, chosen.get(layer.sites[0])) for i, layer in enumerate(found.layers)]
+    marked = [(i, height(found.layers[i], bits)) for i, bits in marks if bits is not None]
+    if marked:
+        axes.plot(*zip(*marked, strict=True), "ko", fillstyle="none", markersize=9, label="chosen")
+    axes.set_xticks(list(places), [layer.sites[0] for layer in found.layers], rotation=90,
+                    fontsize=7)
+    axes.set_ylabel("noise below the output, dB" if noise else "rise of the loss")
+    axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=ending)
+    return buffer.getvalue()
