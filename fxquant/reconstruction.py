@@ -110,11 +110,13 @@ class _Unit:
 
     @property
     def outputs(self) -> list[fx.Node]:
-        """Values of sites that are read outside."""
+        """Values that are read outside: of sites, or of these moved."""
+        fixed = scalars(self.nodes[0].graph)
         return [
             node
             for node in self.nodes
-            if node.op == "call_module" and any(user not in self.nodes for user in node.users)
+            if node.op.startswith("call") and node not in fixed
+            and any(user not in self.nodes for user in node.users)
         ]
 
 
@@ -149,18 +151,26 @@ def _units(gm: fx.GraphModule, blocks: Sequence[str]) -> list[_Unit]:
     for node, block in block_of.items():
         units.setdefault(block, set()).add(node)
     found = [_unit(gm, nodes, layers) for nodes in units.values()]
-    return sorted((u for u in found if u.layers), key=lambda u: order(gm)[u.layers[0]])
+    read = [unit for unit in found if unit.layers and unit.outputs]
+    return sorted(read, key=lambda unit: order(gm)[unit.layers[0]])
 
 
 def _unit(gm: fx.GraphModule, nodes: set[fx.Node], layers: list[fx.Node]) -> _Unit:
-    """With the numbers and the parameters that `nodes` read, which are the same for any data."""
+    """With the numbers and the parameters that `nodes` read, which are the same for any data, and
+    without what the network's outputs do not depend on.
+    """
     given = scalars(gm.graph) | held(gm)
     todo = list(nodes)
     while todo:
-        more = [x for x in todo.pop().all_input_nodes if x in given and x not in nodes]
+        read = todo.pop().all_input_nodes
+        more = [x for x in read if (x in given or x.op == "get_attr") and x not in nodes]
         nodes.update(more)
         todo += more
-    chosen = sorted(nodes, key=order(gm).__getitem__)
+    used: set[fx.Node] = set()
+    for node in reversed(gm.graph.nodes):
+        if node.op == "output" or not used.isdisjoint(node.users):
+            used.add(node)
+    chosen = [node for node in gm.graph.nodes if node in nodes and node in used]
     return _Unit(tuple(chosen), tuple(node for node in chosen if node in layers))
 
 
@@ -248,7 +258,7 @@ class _Part(fx.Interpreter):
         super().__init__(gm)
         self.nodes = unit.nodes
         self.given = {node: given[node.name] for node in unit.inputs}
-        self.wanted = {node: wanted[node.name] for node in unit.outputs}
+        self.wanted = {node: wanted[node.name] for node in unit.outputs if node.name in wanted}
 
     def error(self, chosen: Tensor) -> Tensor:
         """The mean squared error of what leaves the unit, on the `chosen` examples."""
@@ -277,15 +287,18 @@ class _Watcher(fx.Interpreter):
 def _watched(
     gm: fx.GraphModule, batches: Sequence[tuple[Any, ...]], names: Sequence[str]
 ) -> dict[str, Tensor]:
-    """The values of the nodes of those names, of all batches, one behind the other."""
+    """The values of the nodes of those names, of all batches, one behind the other; but of those
+    that give no tensor in eval().
+    """
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
     for number, inputs in enumerate(batches):
         watcher = _Watcher(gm, names)
         with named(inputs, number), torch.no_grad():
             watcher.run(*inputs)
         for name in names:
-            parts[name].append(watcher.kept[name])
-    return {name: torch.cat(values) for name, values in parts.items()}
+            if isinstance(watcher.kept[name], Tensor):
+                parts[name].append(watcher.kept[name])
+    return {name: torch.cat(values) for name, values in parts.items() if values}
 
 
 def _need_ranges(gm: fx.GraphModule) -> None:
