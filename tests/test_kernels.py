@@ -206,7 +206,7 @@ def test_every_way_to_sum_a_convolution_is_exact(drawn):
     layer, codes, expected = drawn
     assert_adds_up(int8_convolution(layer), codes, expected)
     assert_adds_up(float32_sums(layer), codes, expected)
-    if layer.is_matmul:
+    if layer.is_matmul and layer.weight.shape[1] > 1:
         assert_adds_up(int8_matmul(layer), codes, expected)
 
 
@@ -518,7 +518,8 @@ def test_a_compiled_network_takes_any_batch(choice):
         assert_same(network(x), quantized(x))
 
 
-@pytest.mark.parametrize("choice", ["auto", "float32"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler, in torch 2.13
+@pytest.mark.parametrize("choice", ["auto", pytest.param("float32", marks=pytest.mark.slow)])
 def test_inductor_gives_the_same_integers(choice):
     spec = chain("conv", "relu", channels=4, head=True)
     prepared = fxquant.prepare_qat(spec.build(), spec.inputs(2))
