@@ -208,6 +208,8 @@ class Tracer(fx.Tracer):
         if args[1] in UNKNOWN_FACTORIES:
             raise TraceError(f"torch.{args[1].__name__} of a size that is traced")
         node = super().create_node(*args, **kwargs)
+        if isinstance(node.type, str):  # an annotation by name, which no pickle would find
+            node.type = None
         set_place(node, caller_place(self.scope.module_path, Tracer.trace.__code__))
         if node.op == "get_attr" or (
             node.all_input_nodes and self.held.issuperset(node.all_input_nodes)
