@@ -1,6 +1,6 @@
 """What got worse between two files of a benchmark's results.
 
-    python benchmarks/compare.py before.json after.json [--worse 1.05] [--only ratio]
+    python benchmarks/worse.py before.json after.json [--worse 1.05] [--only ratio]
 
 Rows belong together where their texts, whole numbers and truths are the same. Every other number
 is a cost, of which less is better, but decibels and accuracies. Prints each as a ratio, what it is

@@ -1,11 +1,11 @@
-"""benchmarks/compare.py: what it calls worse, and how it ends."""
+"""benchmarks/worse.py: what it calls worse, and how it ends."""
 
 import sys
 
 import pytest
 
-from compare import Change, changes, main, missing
 from measures import write
+from worse import Change, changes, main, missing
 
 
 def row(network="resnet18", nodes=7, **figures):
@@ -42,7 +42,7 @@ def test_it_ends_with_1_where_something_is_worse_or_gone(
     one, two = tmp_path / "before.json", tmp_path / "after.json"
     write(one, [row(time_ratio=1.0, ms=1.0)])
     write(two, [after])
-    monkeypatch.setattr(sys, "argv", ["compare.py", str(one), str(two), *options])
+    monkeypatch.setattr(sys, "argv", ["worse.py", str(one), str(two), *options])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == code

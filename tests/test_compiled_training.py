@@ -25,6 +25,7 @@ def transformer():
     return nn.Sequential(layer, nn.Linear(16, 4))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler, in torch 2.13
 @pytest.mark.parametrize(
     ("make", "shape"),
     [

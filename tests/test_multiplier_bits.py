@@ -40,6 +40,7 @@ def test_by_hand():
 @settings(max_examples=20, deadline=None)
 @given(net_specs(4), st.integers(2, 31))
 def test_eval_is_convert(spec, bits):
+    laws.capture(spec.build())  # or it is refused honestly
     config = QuantConfig(multiplier_bits=bits)
     prepared = fxquant.prepare_qat(spec.build(), config=config)
     laws.settle(prepared, spec.inputs(seed=0))

@@ -48,6 +48,7 @@ def test_ranges_are_not_clipped(low, high, bits, symmetric):
 @settings(max_examples=20, deadline=None)
 @given(net_specs(4), st.sampled_from(["train", "fold"]))
 def test_eval_is_convert(spec, batch_norm):
+    laws.capture(spec.build())  # or it is refused honestly
     config = QuantConfig(activation=ACTIVATION, weight=WEIGHT, batch_norm=batch_norm)
     prepared = fxquant.prepare_qat(spec.build(), config=config)
     laws.settle(prepared, spec.inputs(seed=0))

@@ -210,6 +210,7 @@ def test_gradient_checkpointing_changes_nothing(config, schedule):
 # ------------------------------------------------------------------------ torch.compile
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler, in torch 2.13
 def test_compiled_it_has_no_graph_break_and_follows_its_phases():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU())
     prepared = fxquant.prepare_qat(model).train()
