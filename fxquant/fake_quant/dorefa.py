@@ -8,7 +8,7 @@ would divide that out. The paper's clamp of activations to [0, 1] is an activati
 `nn.Hardtanh(0, 1)`, whose range is known and which is fused. Gradients follow the tanh.
 
 Source: Zhou et al. 2016, "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with
-Low Bitwidth Gradients", section 2.3; for 1 bit see binary.py.
+Low Bitwidth Gradients", section 2.3; for 1 bit see few_levels.py.
 """
 
 from __future__ import annotations
