@@ -40,9 +40,11 @@ class Net(nn.Module):
 
     def __init__(self, function: Callable[..., Any] | None = None) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, padding=1)
-        self.bn = nn.BatchNorm2d(4)
-        self.fc = nn.Linear(4, 2)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+            self.bn = nn.BatchNorm2d(4)
+            self.fc = nn.Linear(4, 2)
         self.function = function
         self.register_buffer("table", torch.zeros(3))
 
