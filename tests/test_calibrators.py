@@ -212,6 +212,15 @@ def test_the_worked_example_of_kl():
     assert spread(p, 2).tolist() == [2, 0, 2, 2, 4, 4, 4, 4]
 
 
+@pytest.mark.parametrize("levels", [8, 32, 128])
+def test_kl_clips_nothing_of_few_values(levels):
+    """Pixels of eight shades, most of them the darkest, which lie far apart: each keeps its code."""
+    counts = torch.zeros(2048, dtype=torch.float64)
+    counts[255::256] = 1.0
+    counts[-1] = 8.0
+    assert best_threshold(counts, levels) == 2048
+
+
 def test_divergence_by_hand():
     """¼·log(¼/½) + ¾·log(¾/½), and infinite where Q is 0 and P is not."""
     p, q = torch.tensor([1.0, 3.0, 0.0]).double(), torch.tensor([2.0, 2.0, 0.0]).double()
@@ -226,6 +235,8 @@ def slow_threshold(counts: list[float], levels: int) -> int:
     best, chosen = math.inf, len(counts)
     for kept in range(levels, len(counts) + 1):
         p = counts[:kept]
+        if kept < len(counts) and len([x for x in p if x]) < 2:
+            continue
         q = [0.0] * kept
         for level in range(levels):
             group = [k for k in range(kept) if k * levels // kept == level]

@@ -47,10 +47,13 @@ def best_threshold(counts: Tensor, levels: int) -> int:
     counts[0] = counts[min(1, len(counts) - 1)]
     step = max(1, (len(counts) - levels) // _CANDIDATES)
     kept: list[int] = [*range(levels, len(counts), step), len(counts)]
-    return min(kept, key=lambda n: _divergence_at(counts, n, levels))
+    # of equals the widest, which clips least
+    return min(reversed(kept), key=lambda n: _divergence_at(counts, n, levels))
 
 
 def _divergence_at(counts: Tensor, kept: int, levels: int) -> float:
+    if kept < len(counts) and int(counts[:kept].count_nonzero()) < 2:
+        return math.inf  # all in one bin: no divergence, because nothing is told any more
     q = spread(counts[:kept], levels)
     p = counts[:kept].clone()
     p[-1] += counts[kept:].sum()
