@@ -214,7 +214,7 @@ def test_the_worked_example_of_kl():
 
 @pytest.mark.parametrize("levels", [8, 32, 128])
 def test_kl_clips_nothing_of_few_values(levels):
-    """Pixels of eight shades, most of them the darkest, which lie far apart: each keeps its code."""
+    """Pixels of eight shades that lie far apart, most of them the darkest: each keeps its code."""
     counts = torch.zeros(2048, dtype=torch.float64)
     counts[255::256] = 1.0
     counts[-1] = 8.0
