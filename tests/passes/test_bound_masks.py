@@ -156,6 +156,7 @@ def test_scores_with_a_mask_have_16_bits(low):
     net = Net(lambda m, x: torch.softmax(x + low_mask(m, low), -1))
     prepared = fxquant.prepare_qat(net, X)
     assert prepared.fxquant.add.quantizer.scheme == INT16
+    assert all(source.scheme == INT16 for source in prepared.fxquant.add.sources)
     laws.settle(prepared, X)
     quantized = fxquant.convert(prepared)
     with torch.no_grad():
