@@ -178,12 +178,15 @@ def accumulator_bound(codes: Tensor, channels: Channels, x: QParams) -> Tensor:
     return torch.maximum(top, bottom).to(torch.int64)
 
 
-def carrier(bound: Tensor) -> torch.dtype:
-    """The float type whose kernels sum this layer exactly, whatever their order.
+def carrier(bound: Tensor, *codes: torch.dtype) -> torch.dtype:
+    """The float type whose kernels sum products of such codes exactly, whatever their order.
 
     float32 below 2^24. float64 beyond it, and wherever float32 kernels may not be plain sums
-    of products: Winograd and FFT (NNPACK without oneDNN, cuDNN) round on the way.
+    of products: Winograd and FFT (NNPACK without oneDNN, cuDNN) round on the way; and where asked
+    to be quick (torch.set_float32_matmul_precision) they cut operands of more than 8 bits off.
     """
+    if any(dtype.itemsize > 1 for dtype in codes):
+        return torch.float64
     onednn = torch.backends.mkldnn
     plain = bound.device.type == "cpu" and onednn.enabled and onednn.is_available()  # type: ignore[no-untyped-call]
     return torch.float32 if plain and int(bound.max()) < FLOAT32_EXACT else torch.float64

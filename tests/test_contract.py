@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxquant
-from fxquant import darts
+from fxquant import QuantConfig, QuantScheme, darts
 from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
 from tests import laws
 from tests.strategies import NetSpec, chain, net_specs
@@ -286,3 +286,33 @@ def test_torchvision_networks_for_segmentation_and_video(name, options, shape):
     assert shape is CLIP or list(ours) == list(theirs) == list(net(x))
     kinds = {type(m) for m in quantized.modules() if not list(m.children())}
     assert kinds <= {Quantize, IntegerOp, Dequantize}
+
+
+def test_a_quicker_float32_does_not_reach_the_integers():
+    """Asked to be quick, matrix products cut operands of more than 8 bits off."""
+    attention = nn.MultiheadAttention(32, 2, batch_first=True)
+    net = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32), OnItself(attention))
+    config = QuantConfig(
+        activation=QuantScheme(bits=12, symmetric=False),
+        weight=QuantScheme(bits=2, narrow=True, per_channel=True),
+    )
+    x = torch.randn(64, 16, 32)
+    prepared = fxquant.prepare_qat(net, x, config)
+    prepared.train()(x)
+    quantized = fxquant.convert(prepared.eval())
+    before, expected = torch.get_float32_matmul_precision(), quantized(x)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert torch.equal(prepared(x), expected)
+        assert torch.equal(quantized(x), expected)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+class OnItself(nn.Module):
+    def __init__(self, attention):
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0]

@@ -73,7 +73,7 @@ def layer_accumulator(axis: int) -> Callable[[IntegerCall], Accumulator]:
             worst=tuple((bound + n.bias.abs()).tolist()),
             terms=channels.rows(n.weight).shape[1],
             bits=call.bits,
-            carrier=carrier(n.bound),
+            carrier=carrier(n.bound, n.weight.dtype, x.scheme.dtype),
             exact=bool((bound <= n.bound).all()),
         )
 
@@ -86,7 +86,8 @@ def layer_kernel(function: Callable[..., Tensor], spatial: int) -> Callable[...,
     """
 
     def kernel(n: LayerNumbers, dtype: torch.dtype, codes: Tensor, **settings: Any) -> Tensor:
-        return _in_carrier(function, spatial, carrier(n.bound), n, dtype, codes, **settings)
+        kind = carrier(n.bound, n.weight.dtype, codes.dtype)
+        return _in_carrier(function, spatial, kind, n, dtype, codes, **settings)
 
     return kernel
 
@@ -130,8 +131,9 @@ def fast_in_carrier(function: Callable[..., Tensor], spatial: int) -> FastKernel
     """The float operator itself, in a type that is chosen once."""
 
     def fast(call: IntegerCall, dtype: torch.dtype, choice: KernelChoice) -> Kernel:
-        kind = carrier(call.numbers.bound)
-        kernel = partial(_in_carrier, function, spatial, kind, call.numbers, dtype)
+        n: LayerNumbers = call.numbers
+        kind = carrier(n.bound, n.weight.dtype, call.inputs[0].scheme.dtype)
+        kernel = partial(_in_carrier, function, spatial, kind, n, dtype)
         return Plain(kernel, str(kind).removeprefix("torch."))
 
     return fast

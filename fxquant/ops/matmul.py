@@ -68,9 +68,10 @@ class Limits(NamedTuple):
         if worst >= accumulator_limit(self.bits):
             raise overflow(which, terms, worst, self.bits)
 
-    def carrier(self, terms: int) -> torch.dtype:
-        """The type that sums so many products exactly."""
-        return self.carriers[self.bound * terms >= FLOAT32_EXACT]
+    def carrier(self, terms: int, *codes: torch.dtype) -> torch.dtype:
+        """The type that sums so many products of such codes exactly."""
+        wide = any(dtype.itemsize > 1 for dtype in codes)
+        return self.carriers[wide or self.bound * terms >= FLOAT32_EXACT]
 
 
 def limits_of(n: MatmulNumbers) -> Limits:
@@ -106,7 +107,8 @@ def _accumulator(call: IntegerCall) -> Accumulator:
         return Accumulator(None, None, call.bits)
     terms = a.shape[-1]
     product = reach(a.scheme, n.a_zero) * reach(b.scheme, n.b_zero)
-    kind, exact = carrier(n.bound * terms), product <= int(n.bound)
+    kind = carrier(n.bound * terms, a.scheme.dtype, b.scheme.dtype)
+    exact = product <= int(n.bound)
     return Accumulator((product * terms,), terms, call.bits, kind, exact)
 
 
@@ -123,7 +125,7 @@ def _within(
 ) -> Tensor:
     terms = a.shape[-1]
     limits.prove_fits(terms, "a matrix product")
-    kind = limits.carrier(terms)
+    kind = limits.carrier(terms, a.dtype, b.dtype)
     with without_autocast(a):
         total = matmul(centred(a, n.a_zero, kind), centred(b, n.b_zero, kind))
     rescale = Rescale(n.multiplier, n.shift)

@@ -76,7 +76,8 @@ def dynamic(
     q = range_of(x, scheme)
     if q is None:
         return weight_only(op, x, weight, bias, settings)
-    kind = carrier(accumulator_bound(weight.codes, weight.channels, q))
+    bound = accumulator_bound(weight.codes, weight.channels, q)
+    kind = carrier(bound, weight.codes.dtype, scheme.dtype)
     with without_autocast(x):
         reals, integers = centred(quantize(x, q), q.zero_point, kind), weight.codes.to(kind)
         total = op.function(reals, weight=integers, bias=None, **settings)
