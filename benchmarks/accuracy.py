@@ -40,7 +40,7 @@ from torch.ao.quantization.quantize_fx import prepare_qat_fx
 
 import fxquant
 from digits import BATCH, NETWORKS, Digits, accuracy, digits, train
-from fxquant import BINARY, LSQ, TERNARY, TWN, QuantConfig, Stages, StraightThrough
+from fxquant import BINARY, INQ, LSQ, TERNARY, TWN, QuantConfig, Stages, StraightThrough
 from fxquant.fake_quant import FAKE_QUANTS, FakeQuant, Tanh
 from fxquant.observers import CALIBRATORS, Fixed, MinMax
 from fxquant.schemes import UINT8
@@ -199,7 +199,7 @@ def tasks() -> list[Task]:
     rest = tuple(
         Stages(Tanh(), learned=True) if kind is Stages else kind()
         for kind in FAKE_QUANTS
-        if kind not in (LSQ, StraightThrough, TWN)
+        if kind not in (LSQ, StraightThrough, TWN, INQ)  # INQ takes steps of its own
     )
     for method in (*first, *rest):
         for bits in WORST_FIRST:

@@ -11,6 +11,7 @@ from fxquant.decay import parameter_groups
 from fxquant.errors import FxQuantError
 from fxquant.explain import explain
 from fxquant.fake_quant import (
+    INQ,
     LSQ,
     PACT,
     TQT,
@@ -22,6 +23,7 @@ from fxquant.fake_quant import (
     Stochastic,
     StraightThrough,
 )
+from fxquant.incremental import fix_weights
 from fxquant.ops.phase import Phase
 from fxquant.overrides import Override
 from fxquant.phases import PhaseSchedule, set_phase
@@ -59,6 +61,7 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "BINARY",
+    "INQ",
     "LSQ",
     "PACT",
     "TERNARY",
@@ -92,6 +95,7 @@ __all__ = [
     "export_bundle",
     "export_onnx",
     "export_program",
+    "fix_weights",
     "learn_rounding",
     "load",
     "load_config",

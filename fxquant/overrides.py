@@ -19,12 +19,13 @@ from torch import Tensor, fx
 
 from fxquant.errors import ConfigError
 from fxquant.fake_quant import (
+    INQ,
     TQT,
-    BinaryWeight,
     FakeQuant,
     Stochastic,
     StraightThrough,
     WeightFakeQuant,
+    weight_quantizer,
 )
 from fxquant.graph.edit import called_module
 from fxquant.graph.place import describe, place_of
@@ -144,9 +145,7 @@ class Choice:
 
     def weight_quantizer(self, channels: Channels, weight: Tensor) -> WeightFakeQuant:
         """What rounds `weight`, as it is now."""
-        if self.weight.bits == 1:  # there is one way to take a sign
-            return BinaryWeight(self.weight, channels)
-        return self.weight_fake_quant.weight(self.weight, channels, weight)
+        return weight_quantizer(self.weight_fake_quant, self.weight, channels, weight)
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ def _check_steps(node: fx.Node, choice: Choice) -> None:
     for scheme, method in (
         (choice.activation, choice.fake_quant), (choice.weight, choice.weight_fake_quant)
     ):
-        if scheme.power_of_two and not isinstance(method, (StraightThrough, Stochastic, TQT)):
+        if scheme.power_of_two and not isinstance(method, (StraightThrough, Stochastic, TQT, INQ)):
             raise ConfigError(
                 f"{method} learns scales that are no powers of two, as {describe(node)} is to have."
                 "\nWhat to do: take TQT(), or leave power_of_two out of the scheme."

@@ -4,6 +4,7 @@ from fxquant.fake_quant.activation import ActivationFakeQuant
 from fxquant.fake_quant.adaptive import AdaptiveRounding
 from fxquant.fake_quant.dorefa import DoReFa
 from fxquant.fake_quant.few_levels import TWN, BinaryWeight, TernaryWeight, weight_quantizer
+from fxquant.fake_quant.inq import INQ, IncrementalWeight
 from fxquant.fake_quant.lsq import LSQ, LearnedStep, LearnedWeight
 from fxquant.fake_quant.lsq_plus import LearnedOffset, LSQPlus
 from fxquant.fake_quant.method import FakeQuant
@@ -17,12 +18,13 @@ from fxquant.fake_quant.tqt import TQT, TrainedThreshold
 from fxquant.fake_quant.weight import WeightFakeQuant
 
 # what a configuration may name
-FAKE_QUANTS = (StraightThrough, LSQ, LSQPlus, PACT, DoReFa, TQT, Stochastic, Stages, TWN)
+FAKE_QUANTS = (StraightThrough, LSQ, LSQPlus, PACT, DoReFa, TQT, Stochastic, Stages, TWN, INQ)
 TRANSFORMS = (Plain, Tanh, Clipped)  # of Stages
 PROJECTIONS = (Nearest, ByChance)
 
 __all__ = [
     "FAKE_QUANTS",
+    "INQ",
     "LSQ",
     "PACT",
     "PROJECTIONS",
@@ -36,6 +38,7 @@ __all__ = [
     "Clipped",
     "DoReFa",
     "FakeQuant",
+    "IncrementalWeight",
     "LSQPlus",
     "LearnedClip",
     "LearnedOffset",

@@ -21,6 +21,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from fxquant.errors import FileError
 from fxquant.fake_quant import (
     BinaryWeight,
+    IncrementalWeight,
     LearnedClip,
     LearnedOffset,
     LearnedStep,
@@ -46,7 +47,7 @@ OWN: tuple[type[nn.Module], ...] = (
     *(CallSite, InputQuantizer, Switch, Choice, TrainOnly, OnlyIf),
     *(Observer, ObservedStep, LearnedStep, LearnedOffset, LearnedClip, TrainedThreshold),
     *(ObservedWeight, LearnedWeight, BinaryWeight, TernaryWeight, StagedWeight),
-    TrainedWeightThreshold,
+    *(TrainedWeightThreshold, IncrementalWeight),
     *(Quantize, IntegerOp, Dequantize, QuantizedLayer, IntegerLayer),
 )
 _HIDDEN: tuple[type[nn.Module], ...] = (NonDynamicallyQuantizableLinear,)  # not in torch.nn
