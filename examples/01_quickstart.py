@@ -1,6 +1,6 @@
 """Quantize a small network: train in float, fine-tune with fake-quants, convert to integers.
 
-    python examples/01_quickstart.py
+    python examples/01_quickstart.py     # reads scikit-learn's digits: pip install scikit-learn
 """
 
 import torch

@@ -18,7 +18,7 @@ import sys
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
+from handwriting import accuracy, digits
 from torch import nn
 
 import fxquant
@@ -26,12 +26,6 @@ from fxquant.darts import Genotype, NetworkCIFAR, SearchNetwork
 
 PRIMITIVES = ("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
 BATCH = 64
-
-
-def digits() -> tuple[torch.Tensor, torch.Tensor]:
-    """Handwritten digits: images [1797, 1, 8, 8] in [0, 1], and what they show."""
-    data = load_digits()
-    return torch.tensor(data.images[:, None] / 16, dtype=torch.float32), torch.tensor(data.target)
 
 
 def search(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: int) -> Genotype:
@@ -73,12 +67,6 @@ def train(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: 
         schedule.step()
 
 
-def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """The share of images that the model reads right."""
-    with torch.no_grad():
-        return float((model.eval()(images).argmax(1) == labels).float().mean())
-
-
 def compare(left: Genotype, right: Genotype) -> None:
     """Two genotypes side by side: what each state reads, and through which operation."""
     print(f"\n{'cell':6} state   {'float':22}quantized")
@@ -93,8 +81,7 @@ def compare(left: Genotype, right: Genotype) -> None:
 
 def main(epochs: int = 6) -> None:
     """Search twice from the same start, then train what each search found."""
-    images, labels = digits()
-    known, held_out = (images[:1400], labels[:1400]), (images[1400:], labels[1400:])
+    known, held_out = digits()
 
     torch.manual_seed(0)
     model = SearchNetwork(4, 10, 3, nodes=2, primitives=PRIMITIVES, in_channels=1)
