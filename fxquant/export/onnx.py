@@ -272,7 +272,9 @@ def model_of(written: Written, name: str) -> onnx.ModelProto:
     nodes = [_node_proto(node, modules[node.place]) for node in graph.nodes]
     used = {name for node in graph.nodes for name in node.inputs}
     used |= {value.name for value in written.outputs}
-    constants = [_tensor_proto(t, n) for n, t in graph.constants.items() if n in used]
+    constants = [
+        _tensor_proto(t, n, n in graph.nibbles) for n, t in graph.constants.items() if n in used
+    ]
     inputs = [_info(value) for value in written.inputs]
     outputs = [_info(value) for value in written.outputs]
     ends = {info.name for info in (*inputs, *outputs)} | set(graph.constants)
@@ -312,10 +314,15 @@ def _node_proto(node: Node, module: str) -> onnx.NodeProto:
     return proto
 
 
-def _tensor_proto(tensor: Tensor, name: str) -> onnx.TensorProto:
-    from onnx import numpy_helper
+def _tensor_proto(tensor: Tensor, name: str, nibbles: bool) -> onnx.TensorProto:
+    """`nibbles`: whether it is stored in 4 bits."""
+    from onnx import TensorProto, helper, numpy_helper
 
-    return numpy_helper.from_array(tensor.numpy(), name)
+    array = tensor.numpy()
+    if nibbles:
+        short = TensorProto.INT4 if tensor.dtype.is_signed else TensorProto.UINT4
+        array = array.astype(helper.tensor_dtype_to_np_dtype(short))
+    return numpy_helper.from_array(array, name)
 
 
 def _info(value: Value) -> onnx.ValueInfoProto:

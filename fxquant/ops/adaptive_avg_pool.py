@@ -26,8 +26,7 @@ from fxquant.ops.average import (
     average_numbers,
     finish_cells,
 )
-from fxquant.ops.onnx import OnnxCall, Value, sum_of
-from fxquant.ops.onnx import centred as centred_value
+from fxquant.ops.onnx import OnnxCall, Value, centred_value, sum_of
 from fxquant.ops.spec import OpSpec, Output, module_options, per_dimension, signature_reader
 
 

@@ -19,8 +19,7 @@ from torch import Tensor, fx
 
 from fxquant.intmath import centred
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
-from fxquant.ops.onnx import OnnxCall, Value, finish
-from fxquant.ops.onnx import centred as centred_value
+from fxquant.ops.onnx import OnnxCall, Value, centred_value, finish_value
 from fxquant.ops.spec import Call, OpSpec, Output, Reader, RealCall
 from fxquant.rounding import Rounding, rescale_of
 
@@ -130,7 +129,7 @@ def _accumulator(call: IntegerCall) -> Accumulator:
 def _onnx(call: OnnxCall) -> Value:
     n: AffineNumbers = call.numbers
     total = centred_value(call.codes[0], n.x_zero) * n.multiplier + n.offset
-    return finish(total, n.rounding, n.shift, n, call.dtype)
+    return finish_value(total, n.rounding, n.shift, n, call.dtype)
 
 
 def _record(

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from fxquant.intmath import centred, per_channel
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
-from fxquant.ops.onnx import OnnxCall, Value, finish
-from fxquant.ops.onnx import centred as centred_value
+from fxquant.ops.onnx import OnnxCall, Value, centred_value, finish_value
 from fxquant.ops.site import batch_norm_affine
 from fxquant.ops.spec import (
     Call,
@@ -120,7 +119,7 @@ def _onnx(call: OnnxCall) -> Value:
         per_channel(values, 1, dims) for values in (n.multiplier, n.offset, n.shift)
     )
     total = centred_value(call.codes[0], n.x_zero) * multiplier + offset
-    return finish(total, n.rounding, shift, n, call.dtype)
+    return finish_value(total, n.rounding, shift, n, call.dtype)
 
 
 BATCH_NORM = OpSpec(

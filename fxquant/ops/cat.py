@@ -19,8 +19,7 @@ from fxquant.intmath import centred
 from fxquant.kernels.bytes import ByteTable, byte_table
 from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
 from fxquant.ops.accumulator import IntegerCall, adds_nothing
-from fxquant.ops.onnx import OnnxCall, Value, requantize
-from fxquant.ops.onnx import centred as centred_value
+from fxquant.ops.onnx import OnnxCall, Value, centred_value, requantize
 from fxquant.ops.operands import OperandNumbers, operand_numbers, scales_of
 from fxquant.ops.qdq import grids_of, to_codes, to_real
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall

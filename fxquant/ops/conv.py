@@ -188,7 +188,7 @@ def _sum_up(dims: int) -> Callable[..., Value]:
         if mode != "zeros":
             codes = padded_with_copies(codes, widths, mode)
             widths = [(0, 0)] * dims
-        stored, weight_zero = unsigned(call.numbers.weight)
+        stored, weight_zero = unsigned(call.graph, call.numbers.weight)
         found: Value = call.graph.node(
             "ConvInteger", codes, stored, zero, weight_zero,
             dtype=torch.int32, pads=_pads(widths), **attributes,

@@ -89,7 +89,7 @@ def _sum_up(dims: int) -> Callable[..., Value]:
         ]
         groups = s["groups"]
         turned = weight.flip(*range(2, 2 + dims)).unflatten(0, (groups, -1)).transpose(1, 2)
-        stored, weight_zero = unsigned(turned.flatten(0, 1))
+        stored, weight_zero = unsigned(codes.graph, turned.flatten(0, 1))
         found: Value = call.graph.node(
             "ConvInteger", pad_codes(picture, around, zero), stored, zero, weight_zero,
             dtype=torch.int32, kernel_shape=list(weight.shape[2:]), group=groups,

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from fxquant.intmath import centred
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
-from fxquant.ops.onnx import OnnxCall, Value
-from fxquant.ops.onnx import centred as centred_value
+from fxquant.ops.onnx import OnnxCall, Value, centred_value
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall, signature_reader
 from fxquant.rounding import Rounding, rescale_of
 

@@ -28,7 +28,16 @@ from fxquant.kernels import layers as kernels
 from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
 from fxquant.kernels.sums import Geometry, Layer
 from fxquant.ops.accumulator import Accumulator, IntegerCall
-from fxquant.ops.onnx import OnnxCall, OnnxForm, Value, add_bytes, bytes_of, requantize
+from fxquant.ops.onnx import (
+    OnnxCall,
+    OnnxForm,
+    OnnxGraph,
+    Value,
+    add_bytes,
+    bytes_of,
+    fits_nibbles,
+    requantize,
+)
 from fxquant.ops.spec import Call, FastKernel, Reader, RealCall, signature_reader
 from fxquant.rounding import Rescale
 from fxquant.schemes import Channels, QParams
@@ -110,12 +119,13 @@ def layer_onnx(sum_up: Callable[[OnnxCall, Value, Tensor], Value], spatial: int)
     return form
 
 
-def unsigned(weight: Tensor) -> tuple[Tensor, Tensor]:
+def unsigned(graph: OnnxGraph, weight: Tensor) -> tuple[Value, Tensor]:
     """A weight and its zero point as engines sum them everywhere: of two bytes of which one is
     signed the sums of pairs saturate on x86 without VNNI.
     """
-    zero = torch.tensor(128, dtype=torch.uint8)
-    return (weight.to(torch.int16) + 128).to(torch.uint8), zero
+    zero = 8 if fits_nibbles(weight) else 128
+    stored = graph.weight((weight.to(torch.int16) + zero).to(torch.uint8))
+    return stored, torch.tensor(zero, dtype=torch.uint8)
 
 
 def _in_carrier(

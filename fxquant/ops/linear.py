@@ -38,7 +38,7 @@ def _options(module: nn.Linear) -> dict[str, Any]:
 
 def _sum_up(call: OnnxCall, codes: Value, zero: Tensor) -> Value:
     """MatMulInteger of one byte of the codes, int32."""
-    stored, weight_zero = unsigned(call.numbers.weight.t())
+    stored, weight_zero = unsigned(call.graph, call.numbers.weight.t())
     found: Value = call.graph.node(
         "MatMulInteger", codes, stored, zero, weight_zero, dtype=torch.int32
     )

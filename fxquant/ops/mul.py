@@ -16,8 +16,7 @@ from torch import Tensor
 
 from fxquant.intmath import centred
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
-from fxquant.ops.onnx import OnnxCall, Value, requantize
-from fxquant.ops.onnx import centred as centred_value
+from fxquant.ops.onnx import OnnxCall, Value, centred_value, requantize
 from fxquant.ops.spec import OpSpec, Output, RealCall, signature_reader
 from fxquant.rounding import Rescale, Rounding
 

@@ -36,11 +36,14 @@ class Node(NamedTuple):
 
 
 class OnnxGraph:
-    """What has been written down so far: nodes in order, and constants by name."""
+    """What has been written down so far: nodes in order, and constants by name, of which `nibbles`
+    are those that a file stores in 4 bits.
+    """
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.constants: dict[str, Tensor] = {}
+        self.nibbles: set[str] = set()
         self.place = ""
         self._known: dict[Any, str] = {}
         self._count = 0
@@ -71,6 +74,22 @@ class OnnxGraph:
             if key is not None:
                 self._known[key] = name
         return Value(self, name, tensor.dtype, tuple(tensor.shape))
+
+    def weight(self, codes: Tensor) -> Value:
+        """Codes of one byte as a constant, which a file stores in 4 bits where all fit into them.
+
+        An engine makes bytes of it when it loads the file. Where it is given 4 bits to
+        dequantize, onnxruntime computes in float.
+        """
+        if not fits_nibbles(codes):
+            return self.value(codes)
+        name = self._fresh("weight")
+        self.constants[name] = codes.detach().cpu().contiguous()
+        self.nibbles.add(name)
+        found: Value = self.node(
+            "Cast", Value(self, name, codes.dtype), dtype=codes.dtype, to=codes.dtype
+        )
+        return found
 
     def rename(self, value: Value, name: str, since: int) -> None:
         """Call what one of the nodes from `since` on gives `name`; add an Identity if none does."""
@@ -355,7 +374,13 @@ class OnnxCall(NamedTuple):
 OnnxForm = Callable[[OnnxCall], Value]
 
 
-def centred(codes: Value, zero: Tensor) -> Value:
+def fits_nibbles(codes: Tensor) -> bool:
+    """Whether 4 bits hold every code: -8 to 7, or 0 to 15."""
+    low = -8 if codes.dtype.is_signed else 0
+    return bool(((codes >= low) & (codes < low + 16)).all())
+
+
+def centred_value(codes: Value, zero: Tensor) -> Value:
     """`q - z`, int64, in the shape of the codes."""
     d = codes.to(torch.int64) - zero.to(torch.int64)
     d.shape = codes.shape
@@ -393,7 +418,9 @@ def requantize(
     return y.clamp(n.low, n.high).to(dtype)
 
 
-def finish(total: Value, rounding: Rounding, shift: Tensor, n: Any, dtype: torch.dtype) -> Value:
+def finish_value(
+    total: Value, rounding: Rounding, shift: Tensor, n: Any, dtype: torch.dtype
+) -> Value:
     """What was multiplied already to codes: one shift, the zero point, the clamp."""
     shifted: Any = rounding.shift(cast(Any, total), shift)
     y: Value = shifted + n.y_zero

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from fxquant.intmath import centred
 from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
 from fxquant.ops.accumulator import IntegerCall, adds_nothing
-from fxquant.ops.onnx import OnnxCall, Value, pad_codes, requantize
-from fxquant.ops.onnx import centred as centred_value
+from fxquant.ops.onnx import OnnxCall, Value, centred_value, pad_codes, requantize
 from fxquant.ops.spec import (
     Call,
     OpSpec,

@@ -106,7 +106,7 @@ def weight_and_bias(call: OnnxCall, x: QParams, weight: Tensor, axis: int) -> tu
     n, graph = call.numbers, call.graph
     scale = weight_scale(n.multiplier, x.scale, call.output.scale)
     zero = torch.zeros_like(scale, dtype=torch.int8)
-    w = to_real(graph.value(weight), scale, zero, axis)
+    w = to_real(graph.weight(weight), scale, zero, axis)
     b = to_real(graph.value(n.bias), x.scale * scale, torch.zeros_like(n.bias), 0)
     return w, b
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
-from fxquant.ops.onnx import OnnxCall, Value, finish
-from fxquant.ops.onnx import centred as centred_value
+from fxquant.ops.onnx import OnnxCall, Value, centred_value, finish_value
 from fxquant.ops.operands import (
     OperandNumbers,
     centred_operands,
@@ -68,7 +67,7 @@ def _onnx(call: OnnxCall) -> Value:
     total = products[0]
     for product in products[1:]:
         total = total + product
-    return finish(total, n.rounding, n.shift, n, call.dtype)
+    return finish_value(total, n.rounding, n.shift, n, call.dtype)
 
 
 SUM_OF_PRODUCTS = OpSpec(
