@@ -12,6 +12,7 @@ network should get used to the numbers that it will ship with. Source: Krishnamo
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
@@ -52,6 +53,36 @@ def set_phase(prepared: fx.GraphModule, phase: Phase) -> None:
             site.phase = phase
 
 
+@dataclass(frozen=True)
+class PhasePlan:
+    """After how many steps, or epochs, each phase begins; None for never."""
+
+    round: int = 0
+    freeze_ranges: int | None = None
+    freeze_batch_norm: int | None = None
+
+    def __post_init__(self) -> None:
+        starts = (self.round, self.freeze_ranges, self.freeze_batch_norm)
+        given = [n for n in starts if n is not None]
+        if any(type(n) is not int or n < 0 for n in given) or given != sorted(given):
+            raise ConfigError(
+                "round, freeze_ranges and freeze_batch_norm are numbers of steps, in this order, "
+                f"got {self.round!r}, {self.freeze_ranges!r} and {self.freeze_batch_norm!r}"
+            )
+
+    def after(self, steps: int) -> Phase:
+        """The phase once so many steps are done."""
+
+        def begun(start: int | None) -> bool:
+            return start is not None and steps >= start
+
+        return Phase(
+            observe=not begun(self.freeze_ranges),
+            round=begun(self.round),
+            batch_statistics=not begun(self.freeze_batch_norm),
+        )
+
+
 class PhaseSchedule:
     """Sets the phase of a prepared network by the number of steps, or epochs, done.
 
@@ -78,27 +109,15 @@ class PhaseSchedule:
             StageError: `prepared` did not come from prepare_qat.
             UncalibratedError: ranges are to stand still from the start and have seen no data.
         """
-        given = [n for n in (round, freeze_ranges, freeze_batch_norm) if n is not None]
-        if any(type(n) is not int or n < 0 for n in given) or given != sorted(given):
-            raise ConfigError(
-                "round, freeze_ranges and freeze_batch_norm are numbers of steps, in this order, "
-                f"got {round!r}, {freeze_ranges!r} and {freeze_batch_norm!r}"
-            )
+        self.plan = PhasePlan(round, freeze_ranges, freeze_batch_norm)
         self.prepared = prepared
-        self.round, self.freeze_ranges, self.freeze_batch_norm = (
-            round, freeze_ranges, freeze_batch_norm
-        )
         self.steps = 0
         set_phase(prepared, self.phase)
 
     @property
     def phase(self) -> Phase:
         """The phase after the steps done so far."""
-        return Phase(
-            observe=not self._reached(self.freeze_ranges),
-            round=self._reached(self.round),
-            batch_statistics=not self._reached(self.freeze_batch_norm),
-        )
+        return self.plan.after(self.steps)
 
     def step(self) -> None:
         """One more step, or epoch, is done. Raises UncalibratedError as set_phase does."""
@@ -113,6 +132,3 @@ class PhaseSchedule:
         """Go on behind those steps; load the network's own state first."""
         self.steps = state["steps"]
         set_phase(self.prepared, self.phase)
-
-    def _reached(self, start: int | None) -> bool:
-        return start is not None and self.steps >= start

@@ -32,6 +32,7 @@ LAYERS = (
     ("records", "presets"),
     ("config_file", "statistics_file"),
     ("at_first_use",),
+    ("integrations",),
     ("darts",),
     ("demo",),
     ("command",),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxquant.errors import CaptureError
+from fxquant.graph.modes import evaluating
 from fxquant.graph.place import raised_at
 from fxquant.graph.spell_out import spelled_out
 from fxquant.graph.tensors import copy_of
@@ -36,6 +37,23 @@ def largest_differences(
             yield float("inf")
         else:
             yield max((_difference(a, b) for a, b in zip(*results, strict=True)), default=0.0)
+
+
+def arguments_apart(arguments: Any) -> Any:
+    """A copy of what a module is called with, on its own memory and without gradients."""
+    return pytree.tree_map(_copy, arguments)
+
+
+def equal_in_eval(ours: nn.Module, theirs: nn.Module, args: Any, kwargs: Any) -> bool:
+    """Whether both give the same in eval(), bit for bit, on the device of `ours`."""
+    device = next(ours.buffers()).device
+    args, kwargs = pytree.tree_map_only(Tensor, lambda x: x.to(device), (args, kwargs))
+    with torch.no_grad(), evaluating(ours, theirs):
+        results = [pytree.tree_leaves(module(*args, **kwargs)) for module in (ours, theirs)]
+    return all(
+        torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
+        for a, b in zip(*results, strict=True)
+    )
 
 
 def check_capture(gm: nn.Module, model: nn.Module, example_inputs: Sequence[Any]) -> str | None:
