@@ -1,14 +1,14 @@
 """Real handwriting and small networks that read it: what benchmarks train, whatever the tool.
 
 A DARTS_V2 network, a ResNet and a MobileNet, of 8 to 22 thousand parameters, read scikit-learn's
-1797 digits of 8 × 8; three in five are trained on.
+1797 digits of 8 × 8.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,15 +27,25 @@ class Digits(NamedTuple):
     labels: Tensor
 
 
-def digits(seed: int, channels: int = 1) -> tuple[Digits, Digits]:
-    """To train on, and held out, in an order that `seed` decides."""
+def seeded(seed: int) -> torch.Generator:
+    """Numbers by chance that `seed` decides."""
+    return torch.Generator().manual_seed(seed)
+
+
+def digits(generator: torch.Generator, channels: int = 1) -> tuple[Digits, Digits]:
+    """To train on, three in five, and held out."""
     found = load_digits()
     images = torch.tensor(found.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
-    images, labels = images.expand(-1, channels, -1, -1), torch.tensor(found.target)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    cut = 3 * len(order) // 5
-    chosen, others = order[:cut], order[cut:]
-    return Digits(images[chosen], labels[chosen]), Digits(images[others], labels[others])
+    images = images.expand(-1, channels, -1, -1)
+    return divided(Digits(images, torch.tensor(found.target)), 3 / 5, generator)
+
+
+def divided(data: Digits, share: float, generator: torch.Generator) -> tuple[Digits, Digits]:
+    """A share of the digits, chosen by chance, and the others."""
+    order = torch.randperm(len(data.labels), generator=generator)
+    cut = int(share * len(order))
+    chosen, others = (Digits(data.images[i], data.labels[i]) for i in (order[:cut], order[cut:]))
+    return chosen, others
 
 
 class Residual(nn.Module):
@@ -107,18 +117,13 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
-def train(model: nn.Module, data: Digits, epochs: int, rate: float, seed: int) -> None:
-    """Cross entropy, Adam, a learning rate that falls to 0; the model is in eval() afterwards.
-
-    Adam moves a parameter by about its rate, however small its gradient. The numbers of learned
-    grids differ by thousands, so each has a rate of its own: one percent of what it is.
-    """
-    generator = torch.Generator().manual_seed(seed)
+def train(
+    model: nn.Module, data: Digits, epochs: int, optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> None:
+    """Cross entropy, learning rates that fall to 0; the model is in eval() afterwards."""
     model.train()
     steps = epochs * math.ceil(len(data.labels) / BATCH)
-    with torch.no_grad():
-        model(data.images[:BATCH])  # learned grids start from a batch
-    optimizer = torch.optim.Adam(_groups(model), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(epochs):
         for i in torch.randperm(len(data.labels), generator=generator).split(BATCH):
@@ -127,19 +132,6 @@ def train(model: nn.Module, data: Digits, epochs: int, rate: float, seed: int) -
             optimizer.step()
             schedule.step()
     model.eval()
-
-
-def _groups(model: nn.Module) -> list[dict[str, Any]]:
-    """The parameters of the network, and each number of a learned grid by itself."""
-    grids = {
-        name: p for name, p in model.named_parameters() if name.startswith("fxquant.")
-    }
-    plain = [p for name, p in model.named_parameters() if name not in grids]
-    rates = {
-        name: 0.01 if name.endswith("log_threshold") else 0.01 * float(p.detach().abs().mean())
-        for name, p in grids.items()
-    }
-    return [{"params": plain}, *({"params": p, "lr": rates[n]} for n, p in grids.items())]
 
 
 @torch.no_grad()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,18 +18,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import fxquant
+from digits import BATCH, digits, train
 from fxquant import QuantConfig, QuantScheme
 from measures import decibels, write
 
-BATCH = 64
 RANGE_BATCHES = 8  # of training images, from which ranges are taken
 SPREADS = (0, 2, 6)  # channels are multiplied by 2^-spread to 2^spread
 
@@ -186,45 +183,14 @@ class Row:
     accuracy: float
 
 
-class Digits(NamedTuple):
-    """Images, float [N, 1, 8, 8] in -1..1, and labels, int64 [N]."""
-
-    images: Tensor
-    labels: Tensor
-
-
-def digits(generator: torch.Generator) -> tuple[Digits, Digits]:
-    """To train on, and held out: three in five of scikit-learn's 1797, and the rest."""
-    found = load_digits()
-    images = torch.tensor(found.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
-    labels = torch.tensor(found.target)
-    order = torch.randperm(len(labels), generator=generator)
-    cut = 3 * len(order) // 5
-    return tuple(Digits(images[i], labels[i]) for i in (order[:cut], order[cut:]))  # type: ignore
-
-
-def train(model: nn.Module, data: Digits, epochs: int, generator: torch.Generator) -> None:
-    """Cross entropy, Adam, a learning rate that falls to 0; the model is in eval() afterwards."""
-    model.train()
-    steps = epochs * math.ceil(len(data.labels) / BATCH)
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(epochs):
-        for i in torch.randperm(len(data.labels), generator=generator).split(BATCH):
-            optimizer.zero_grad()
-            F.cross_entropy(model(data.images[i]), data.labels[i]).backward()
-            optimizer.step()
-            schedule.step()
-    model.eval()
-
-
 def measure(seed: int, act: type[nn.Module], epochs: int, tell: Callable[[], None]) -> list[Row]:
     """Every row of one seed and activation; `tell` is called after each step on the way."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     training, held_out = digits(generator)
     model = MobileNet(act)
-    train(model, training, epochs, generator)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    train(model, training, epochs, optimizer, generator)
     tell()
     with torch.no_grad():
         logits = model(held_out.images)

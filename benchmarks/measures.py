@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from fxquant.files import write_whole
+
 T = TypeVar("T")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
 
@@ -120,13 +122,14 @@ def processor() -> str:
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The rows as JSON, with what they were measured on; the file is written whole or not at all.
-    """
-    whole = {"torch": torch.__version__, "processor": processor(), "rows": list(rows)}
+    """The rows as JSON, with what they were measured on."""
+    write_json(path, {"torch": torch.__version__, "processor": processor(), "rows": list(rows)})
+
+
+def write_json(path: Path, content: object) -> None:
+    """A file of JSON, written whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(whole, indent=1) + "\n")
-    os.replace(beside, path)
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -45,7 +45,7 @@ from fxquant.fake_quant import ActivationFakeQuant
 from fxquant.graph.edit import Site, called_module
 from fxquant.observers import MinMax, MovingAverage, Observer
 from fxquant.ops.integer import Dequantize
-from measures import decibels, timed
+from measures import decibels, timed, write_json
 
 RESULTS = Path(__file__).parent / "results" / "zoo.json"
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
@@ -261,9 +261,7 @@ def keep(script: Path, results: Path, wanted: list[str], *, anew: bool, jobs: in
     for row in measured(script, missing, jobs):
         rows[row["network"]] = row
         print(json.dumps(row), flush=True)
-        kept = [rows[name] for name in names() if name in rows]
-        results.parent.mkdir(exist_ok=True)
-        results.write_text(json.dumps(kept, indent=1) + "\n")
+        write_json(results, [rows[name] for name in names() if name in rows])
 
 
 def page(rows: list[dict[str, Any]]) -> str:
