@@ -105,10 +105,13 @@ def audit(quantized: fx.GraphModule) -> Audit:
     """
     stage = stage_of(quantized) if isinstance(quantized, fx.GraphModule) else Stage.FLOAT
     if stage is not Stage.INTEGER:
-        first = "convert it" if stage is Stage.FAKE_QUANT else "prepare_qat, train and convert it"
+        way = "prepare_qat, train and convert it first"
+        if stage is Stage.FAKE_QUANT:
+            way = "convert it first"
+        if stage in (Stage.MIXED, Stage.INTEGER_LAYERS):
+            way = "prepare the model with mode='static', so that all between the layers is integers"
         raise StageError(
-            f"audit takes what convert returned, got {say_stage(quantized)}.\n"
-            f"What to do: {first} first."
+            f"audit takes what convert returned, got {say_stage(quantized)}.\nWhat to do: {way}."
         )
     rows = (_row(quantized, node) for node in quantized.graph.nodes)
     return Audit(tuple(row for row in rows if row is not None))

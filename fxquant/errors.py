@@ -59,5 +59,9 @@ class FileError(FxQuantError):
     """A file that is damaged, foreign or too new, or a network that no file can hold."""
 
 
+class WriteError(FxQuantError, OSError):
+    """A file that could not be written; what was there before is as it was."""
+
+
 class MissingExtraError(FxQuantError, ImportError):
     """A feature needs a package that is an optional extra of fxquant."""

@@ -1,17 +1,51 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, and where they cannot be, that is said before any work."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+
+from fxquant.errors import ConfigError, WriteError
+
+
+def ending_of(path: str | os.PathLike[str], endings: Sequence[str], what: str) -> str:
+    """The ending of a file that is going to be written, in lower case: one of `endings`.
+
+    Raises ConfigError for another, in the name of `what` it is; WriteError without its folder.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigError(f"{what}'s path is a string or a Path, got {path!r}")
+    ending = Path(path).suffix.lower().removeprefix(".")
+    if ending not in endings:
+        *others, last = (f".{known}" for known in endings)
+        listed = f"{', '.join(others)} or {last}" if others else last
+        raise ConfigError(f"{what}'s file ends in {listed}, got '{os.fspath(path)}'")
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise WriteError(
+            f"{os.fspath(path)} cannot be written: there is no folder '{folder}'.\n"
+            "What to do: make it, or give another path."
+        )
+    return ending
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file whole or not at all: beside its place first, then moved there."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Write a file whole or not at all: beside its place first, then moved there.
+
+    Raises WriteError; what was there before stays.
+    """
+    place = Path(path)
     try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        part = place.with_name(f".{place.name}.{os.getpid()}.part")
+        try:
+            part.write_bytes(content)
+            os.replace(part, place)
+        finally:
+            part.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a path without a name
+        reason = getattr(error, "strerror", None) or error
+        raise WriteError(
+            f"{os.fspath(path)} cannot be written: {reason}.\n"
+            "What to do: give a path in a folder that may be written to; what was there stays."
+        ) from error

@@ -25,9 +25,10 @@ from fxquant.config import QuantConfig
 from fxquant.errors import ConfigError, DataError
 from fxquant.extras import needs_extra
 from fxquant.fake_quant import WeightFakeQuant, weight_quantizer
-from fxquant.files import write_whole
+from fxquant.files import ending_of, write_whole
 from fxquant.graph.modes import evaluating
 from fxquant.graph.place import place_of
+from fxquant.graph.tensors import tensors_in
 from fxquant.ops.flow import layer_channels, sites
 from fxquant.ops.parameters import parameters_of
 from fxquant.ops.site import CallSite
@@ -91,11 +92,10 @@ class Sensitivity:
     def plot(self, path: str | os.PathLike[str], chosen: Mapping[str, int] | None = None) -> None:
         """A picture: for each layer what each number of bits costs; `chosen` bits are marked.
 
-        Raises ConfigError for an ending but .png, .svg, .pdf; MissingExtraError without matplotlib.
+        Raises ConfigError for an ending but .png, .svg, .pdf; MissingExtraError without matplotlib;
+        WriteError.
         """
-        ending = os.fspath(path).rpartition(".")[2]
-        if ending not in _PICTURES:
-            raise ConfigError(f"a plot's file ends in .png, .svg or .pdf, got '{os.fspath(path)}'")
+        ending = ending_of(path, _PICTURES, "a plot")
         write_whole(path, _picture(self, chosen or {}, ending))
 
 
@@ -192,7 +192,7 @@ class _Runs:
             return sum(rises) / len(rises)
         noise = signal = 0.0
         for real, rounded in zip(self.outputs, found, strict=True):
-            for y, other in zip(_tensors(real), _tensors(rounded), strict=True):
+            for y, other in zip(_floats(real), _floats(rounded), strict=True):
                 signal += float(y.double().square().sum())
                 noise += float((y.double() - other.double()).square().sum())
         return noise / signal if signal else 0.0
@@ -205,13 +205,8 @@ class _Runs:
         return [float(loss(y, batch)) for y, batch in zip(outputs, self.batches, strict=True)]
 
 
-def _tensors(outputs: Any) -> list[Tensor]:
-    if isinstance(outputs, Tensor):
-        return [outputs] if outputs.is_floating_point() else []
-    if isinstance(outputs, Mapping):
-        outputs = tuple(outputs.values())
-    parts = outputs if isinstance(outputs, (tuple, list)) else ()
-    return [x for part in parts for x in _tensors(part)]
+def _floats(outputs: Any) -> list[Tensor]:
+    return [x for x in tensors_in(outputs) if x.is_floating_point()]
 
 
 def _by_weight(network: fx.GraphModule) -> list[list[fx.Node]]:

@@ -267,10 +267,13 @@ def set_stage(gm: fx.GraphModule, stage: Stage) -> None:
 
 def need_prepared(gm: object, name: str) -> None:
     """Refuse what prepare_qat did not return, in the name of the function that was called."""
-    if not isinstance(gm, fx.GraphModule) or stage_of(gm) is not Stage.FAKE_QUANT:
+    stage = stage_of(gm) if isinstance(gm, fx.GraphModule) else Stage.FLOAT
+    if stage is not Stage.FAKE_QUANT:
+        way = "prepare it with prepare_qat, and train it, first"
+        if stage is Stage.MIXED:
+            way = "prepare it with mode='static': other modes have no ranges of activations"
         raise StageError(
-            f"{name} takes what prepare_qat returned, got {say_stage(gm)}.\n"
-            "What to do: prepare it with prepare_qat, and train it, first."
+            f"{name} takes what prepare_qat returned, got {say_stage(gm)}.\nWhat to do: {way}."
         )
 
 

@@ -269,7 +269,4 @@ def write_file(path: str | os.PathLike[str], **parts: Any) -> None:
     text = yaml.safe_dump(
         {"fxquant": VERSION, **parts}, sort_keys=False, allow_unicode=True, width=100
     )
-    try:
-        write_whole(path, text.encode())
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+    write_whole(path, text.encode())

@@ -1106,6 +1106,20 @@ BUGS = (
         ("tests/see/test_compare.py::test_errors_add_up_as_it_runs_but_not_alone",),
     ),
     Bug(
+        "what gives several tensors is not measured",
+        "fxquant/see/measure.py",
+        "        for part in zip(*every, unrounded, strict=True):\n",
+        "        for part in zip(*every, unrounded, strict=True) if len(every[0]) == 1 else ():\n",
+        ("tests/see/test_compare.py::test_what_gives_several_tensors_is_measured_too",),
+    ),
+    Bug(
+        "a report measures first and says then that it cannot be written",
+        "fxquant/see/report.py",
+        '    ending_of(path, ("html",), "a report")\n',
+        "",
+        ("tests/see/test_report.py::test_where_it_cannot_be_written_is_said_before_any_work",),
+    ),
+    Bug(
         "a name ends the script of a page",
         "fxquant/see/page.py",
         'return text.replace("<", "\\\\u003c")',

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import fxquant
 from fxquant import Override, QuantConfig, QuantScheme
-from fxquant.errors import ConfigError, FxQuantError
+from fxquant.errors import ConfigError, FxQuantError, WriteError
 from fxquant.fake_quant import FAKE_QUANTS, ByChance, Clipped, Stages, Tanh
 from fxquant.observers import CALIBRATORS, KL, Fixed, MeanStd, Percentile
 from fxquant.presets import PRESETS
@@ -162,7 +162,7 @@ def test_files_that_cannot_be_read_or_written(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot be read"):
         fxquant.load_config(tmp_path / "binary.yaml")
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(WriteError, match="cannot be written"):
         fxquant.save_config(QuantConfig(), tmp_path / "no" / "folder.yaml")
     with pytest.raises(ConfigError, match="there is no preset 'int9'.*did you mean 'int8'"):
         fxquant.preset("int9")

@@ -31,7 +31,7 @@ def copy_of(model: nn.Module) -> nn.Module:
 
     for module in model.modules():
         for value in (*_plain(module).values(), *module._buffers.values()):
-            for tensor in _tensors(value):
+            for tensor in tensors_in(value):
                 note(tensor)
     return copy.deepcopy(model, memo)
 
@@ -59,7 +59,7 @@ def register_tensors(model: nn.Module) -> None:
                 registered.add(id(value))
     for module in model.modules():
         for name, value in _plain(module).items():
-            for i, tensor in enumerate(_tensors(value)):
+            for i, tensor in enumerate(tensors_in(value)):
                 if id(tensor) not in registered:
                     free = _free_name(module, f"{name}_{i}")
                     module.register_buffer(free, tensor, persistent=tensor.requires_grad)
@@ -108,7 +108,7 @@ def tensors_tied(model: nn.Module) -> Iterator[None]:
             module._buffers[name] = moved[id(old)] = moved.get(id(old), leaf)
     for module in model.modules():
         for name, value in _plain(module).items():
-            if any(id(tensor) in moved for tensor in _tensors(value)):
+            if any(id(tensor) in moved for tensor in tensors_in(value)):
                 setattr(module, name, _map_tensors(value, lambda t: moved.get(id(t), t)))
 
 
@@ -120,7 +120,7 @@ def lists_replaced(model: nn.Module, function: Callable[[Tensor], Any]) -> Itera
         if is_torchs_module(module):
             continue  # a graph calls it, or reads nothing of its lists
         for name, value in _plain(module).items():
-            if next(_tensors(value), None) is not None:
+            if next(tensors_in(value), None) is not None:
                 before.append((vars(module), name, value))
                 vars(module)[name] = _map_tensors(value, function)
     try:
@@ -136,23 +136,23 @@ def _plain(module: nn.Module) -> dict[str, Any]:
     return {k: v for k, v in attributes_of(module).items() if isinstance(v, kinds)}
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
     """The tensors in nested lists, tuples and dicts."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
         for part in value:
-            yield from _tensors(part)
+            yield from tensors_in(part)
     elif isinstance(value, dict):
         for part in value.values():
-            yield from _tensors(part)
+            yield from tensors_in(part)
 
 
 def _map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
     """`value` with `function` of each tensor; what holds none comes back as it is."""
     if isinstance(value, Tensor):
         return function(value)
-    if next(_tensors(value), None) is None:
+    if next(tensors_in(value), None) is None:
         return value
     if isinstance(value, dict):
         return type(value)((k, _map_tensors(v, function)) for k, v in value.items())

@@ -11,6 +11,7 @@ import copy
 import torch
 from torch import fx
 
+from fxquant.fake_quant import WeightFakeQuant
 from fxquant.graph.edit import (
     called_module,
     constant_site,
@@ -18,9 +19,11 @@ from fxquant.graph.edit import (
     erase,
     erase_unread_attributes,
     get_attribute,
+    replace_site,
 )
+from fxquant.ops.mixed import QuantizedLayer
 from fxquant.ops.site import CallSite, InputQuantizer
-from fxquant.pipeline import Stage, need_prepared, set_stage
+from fxquant.pipeline import Stage, need_prepared, set_stage, stage_of
 
 
 def as_float(prepared: fx.GraphModule) -> fx.GraphModule:
@@ -32,13 +35,17 @@ def as_float(prepared: fx.GraphModule) -> fx.GraphModule:
 
     Raises StageError for anything but what prepare_qat returned.
     """
-    need_prepared(prepared, "as_float")
+    if not isinstance(prepared, fx.GraphModule) or stage_of(prepared) is not Stage.MIXED:
+        need_prepared(prepared, "as_float")
     gm = copy.deepcopy(prepared)
     for node in list(gm.graph.nodes):
         module = called_module(gm, node)
         if isinstance(module, CallSite):
-            _shape_weight(gm, node, module)
+            _shape_weight(gm, node, module.weight_quant)
             module.output, module.weight_quant, module.sources = None, None, ()
+        elif isinstance(module, QuantizedLayer):
+            _shape_weight(gm, node, module.weight_quant, module.group)
+            replace_site(gm, node, CallSite(module.op))
         elif isinstance(module, InputQuantizer):
             erase(node, node.args[0])
     set_stage(gm, Stage.FLOAT)
@@ -48,13 +55,16 @@ def as_float(prepared: fx.GraphModule) -> fx.GraphModule:
     return gm
 
 
-def _shape_weight(gm: fx.GraphModule, node: fx.Node, site: CallSite) -> None:
+def _shape_weight(
+    gm: fx.GraphModule, node: fx.Node, quant: WeightFakeQuant | None, group: int | None = None
+) -> None:
     """Let a call read the weight that its quantizer would round, where that is another."""
     weight = node.kwargs.get("weight")
-    if site.weight_quant is None or not isinstance(weight, fx.Node) or weight.op != "get_attr":
+    if quant is None or not isinstance(weight, fx.Node) or weight.op != "get_attr":
         return
     value = get_attribute(gm, str(weight.target)).detach()
-    shaped = site.weight_quant.transform(value)
+    rows = value if group is None else value.reshape(-1, group)
+    shaped = quant.transform(rows).reshape(value.shape)
     if not torch.equal(shaped, value):
         with gm.graph.inserting_before(node):
             constant = constant_site(gm, f"{node.name}_weight", shaped.clone())

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.batches import arguments
+from fxquant.batches import arguments, named
 from fxquant.errors import ConfigError, StageError, UncalibratedError
 from fxquant.fake_quant import ActivationFakeQuant
 from fxquant.graph.around import unwrap
@@ -65,7 +65,7 @@ def compare(
         DataError: no batch, or one that is empty or not finite.
         ConfigError: no node in common; or passes rescaled the inside of the candidate on purpose
             (equalize), and the reference is a float network without that.
-        UncalibratedError: the candidate has not seen data yet.
+        UncalibratedError: one of them has not seen data yet.
     """
     return measured(reference, candidate, data)
 
@@ -77,31 +77,38 @@ def measured(
     watch: Watch = lambda name, expected, value: None,
 ) -> Comparison:
     """As `compare`; `watch` is shown each measured node's values of each batch."""
+    _refuse_others(reference, candidate)
+    batches = arguments(candidate, [data] if isinstance(data, Tensor) else data)
+    first = next(batches)
+    reference = _captured(reference, candidate, first)
+    _refuse_unready(reference, "reference")
+    _refuse_unready(candidate, "candidate")
+    in_floats = stage_of(reference) is Stage.FLOAT
+    if in_floats and not _is_as_float(reference):
+        _refuse_rescaled(candidate)
+    prepared = in_floats and stage_of(candidate) in (Stage.FAKE_QUANT, Stage.MIXED)
+    plain = as_float(candidate) if prepared else None
+    measures = _measures(reference, candidate, plain)
+    models = [reference, candidate, *([plain] if plain is not None else [])]
+    with evaluating(*models), torch.no_grad():
+        for number, inputs in enumerate(chain((first,), batches)):
+            with named(inputs, number):
+                _run(reference, candidate, plain, measures, inputs, watch)
+    seen = (measure for measure in measures.values() if measure.seen)
+    return Comparison(tuple(measure.row(in_floats) for measure in seen))
+
+
+def _refuse_others(reference: object, candidate: object) -> None:
     if not isinstance(candidate, Network):
         raise StageError(
             f"compare takes a prepared or converted network to look at, got {say_stage(candidate)}."
             "\nWhat to do: the float model is the reference, and comes first."
         )
-    batches = arguments(candidate, [data] if isinstance(data, Tensor) else data)
-    first = next(batches)
-    reference = _captured(reference, candidate, first)
-    _refuse_unready(candidate)
-    in_floats = stage_of(reference) is Stage.FLOAT
-    if in_floats and not _is_as_float(reference):
-        _refuse_rescaled(candidate)
-    prepared = in_floats and stage_of(candidate) is Stage.FAKE_QUANT
-    plain = as_float(candidate) if prepared else None
-    measures = _measures(reference, candidate, plain)
-    if not measures:
-        raise ConfigError(
-            f"{type(reference).__name__} and {type(candidate).__name__} have no operator in common."
-            "\nWhat to do: compare networks that were made from the same model."
+    if not isinstance(reference, nn.Module):
+        raise StageError(
+            f"compare takes a model as the reference, got {say_stage(reference)}.\n"
+            "What to do: hand in the model, or a prepared or converted network of it."
         )
-    models = [reference, candidate, *([plain] if plain is not None else [])]
-    with evaluating(*models), torch.no_grad():
-        for inputs in chain((first,), batches):
-            _run(reference, candidate, plain, measures, inputs, watch)
-    return Comparison(tuple(measure.row(in_floats) for measure in measures.values()))
 
 
 def _captured(
@@ -113,7 +120,8 @@ def _captured(
     model, _ = unwrap(reference)
     called = {str(node.target) for node in candidate.graph.nodes if node.op == "call_module"}
     leaves = {path for path in called if not isinstance(candidate.get_submodule(path), Site)}
-    return trace(copy_of(model), inputs, frozenset(leaves))
+    its_own = {path for path, _ in model.named_modules()}
+    return trace(copy_of(model), inputs, frozenset(leaves & its_own))
 
 
 def _is_as_float(reference: fx.GraphModule) -> bool:
@@ -121,11 +129,11 @@ def _is_as_float(reference: fx.GraphModule) -> bool:
     return any(record.name == "canonicalize" for record in history(reference))
 
 
-def _refuse_unready(candidate: fx.GraphModule) -> None:
-    for module in candidate.modules():
+def _refuse_unready(gm: fx.GraphModule, which: str) -> None:
+    for module in gm.modules():
         if isinstance(module, ActivationFakeQuant) and not module.ready:
             raise UncalibratedError(
-                "compare needs ranges, but the candidate has values that saw no finite data.\n"
+                f"compare needs ranges, but the {which} has values that saw no finite data.\n"
                 "What to do: run some batches through it in train() mode first."
             )
 
@@ -150,17 +158,29 @@ def _measures(
     """For each site of the candidate, and each layer kept in float, its counterparts."""
     theirs, unrounded = _by_source(reference), {} if plain is None else _by_source(plain)
     their_grids, grids = grids_of(reference), grids_of(candidate)
+    operators = [node for node in candidate.graph.nodes if _is_measured(candidate, node)]
     found = {}
-    for node in candidate.graph.nodes:
-        module, source = called_module(candidate, node), source_of(candidate, node)
-        if module is None or isinstance(module, Dequantize) or source not in theirs:
+    for node in operators:
+        source = source_of(candidate, node)
+        if source not in theirs:
             continue
         other = theirs[source]
         found[node] = Measure(
             node, kind_of(candidate, node), other, unrounded.get(source), their_grids.get(other),
             grids.get(node),
         )
+    if operators and not found:
+        raise ConfigError(
+            f"{type(reference).__name__} and {type(candidate).__name__} have no operator in common."
+            "\nWhat to do: compare networks that were made from the same model."
+        )
     return found
+
+
+def _is_measured(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether it computes something: what dequantizes gives what stands before it."""
+    module = called_module(gm, node)
+    return module is not None and not isinstance(module, Dequantize)
 
 
 def _by_source(gm: fx.GraphModule) -> dict[str, fx.Node]:

@@ -91,6 +91,8 @@ class Comparison:
         return table
 
     def _end(self) -> str:
+        if not self.rows:
+            return "there is no operator to compare"
         if self.equal:
             return f"all {len(self.rows)} nodes are equal"
         first, worst = self.first, self.worst

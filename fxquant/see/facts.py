@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from torch import Tensor, fx
 
+from fxquant.errors import StageError
 from fxquant.graph.edit import SITES, get_attribute, module_at
 from fxquant.graph.place import example_of, place_of
 from fxquant.graph.values import scalars
+from fxquant.ops.mixed import QuantizedLayer
 from fxquant.ops.site import CallSite
-from fxquant.pipeline import Stage, stage_of
+from fxquant.pipeline import Stage, say_stage, stage_of
 from fxquant.see.grid import Grid, grids_of
 from fxquant.see.kind import kind_of, name_of
 
@@ -71,31 +73,39 @@ def to_networkx(gm: fx.GraphModule) -> networkx.DiGraph:
 
     Nodes have the attributes of `NodeFacts`, edges those of `EdgeFacts`. Parameters are nodes too,
     as they are in fx; a picture leaves out those that an operator reads by name.
+
+    Raises StageError for what is no graph.
     """
     import networkx
 
+    if not isinstance(gm, fx.GraphModule):
+        raise StageError(
+            f"to_networkx takes a graph, got {say_stage(gm)}.\n"
+            "What to do: hand in what prepare_qat, convert or torch.fx.symbolic_trace returned."
+        )
     values, numbers = grids_of(gm), scalars(gm.graph)
     graph = networkx.DiGraph(name=type(gm).__name__, stage=stage_of(gm).value)
     for node in gm.graph.nodes:
         value = ValueFacts() if node in numbers else _value(gm, node, values.get(node))
-        facts = NodeFacts(
-            kind=kind_of(gm, node),
-            op=node.op,
-            target=node.target if isinstance(node.target, str) else name_of(node.target),
-            module=_module_path(node),
-        )
-        facts.update(value)  # type: ignore[typeddict-item]
-        module = module_at(gm, node)
-        if isinstance(module, CallSite) and module.weight_quant is not None:
-            facts["weight"] = str(module.weight_quant.scheme)
-        graph.add_node(node.name, **facts)
-        reads: dict[str, tuple[str, ...]] = {}
-        for source, argument in _arguments(node):
-            reads[source.name] = (*reads.get(source.name, ()), argument)
-        for source_name, arguments in reads.items():
-            carried = {k: v for k, v in graph.nodes[source_name].items() if k in _OF_VALUES}
-            graph.add_edge(source_name, node.name, arguments=arguments, **carried)
+        graph.add_node(node.name, **_facts(gm, node, value))
+        for source, arguments in _reads(node).items():
+            carried = {k: v for k, v in graph.nodes[source].items() if k in _OF_VALUES}
+            graph.add_edge(source, node.name, arguments=arguments, **carried)
     return graph
+
+
+def _facts(gm: fx.GraphModule, node: fx.Node, value: ValueFacts) -> NodeFacts:
+    facts = NodeFacts(
+        kind=kind_of(gm, node),
+        op=node.op,
+        target=node.target if isinstance(node.target, str) else name_of(node.target),
+        module=_module_path(node),
+    )
+    facts.update(value)  # type: ignore[typeddict-item]
+    module = module_at(gm, node)
+    if isinstance(module, (CallSite, QuantizedLayer)) and module.weight_quant is not None:
+        facts["weight"] = str(module.weight_quant.scheme)
+    return facts
 
 
 _OF_VALUES = ValueFacts.__annotations__
@@ -133,6 +143,14 @@ def _module_path(node: fx.Node) -> str:
         return str(next(reversed(stack)))
     own = str(node.target).startswith(f"{SITES}.")
     return str(node.target) if node.op == "call_module" and not own else ""
+
+
+def _reads(node: fx.Node) -> dict[str, tuple[str, ...]]:
+    """What `node` reads, by name, and at which places of its arguments."""
+    reads: dict[str, tuple[str, ...]] = {}
+    for source, argument in _arguments(node):
+        reads[source.name] = (*reads.get(source.name, ()), argument)
+    return reads
 
 
 def _arguments(node: fx.Node) -> Iterator[tuple[fx.Node, str]]:

@@ -11,6 +11,7 @@ from fxquant.graph.edit import get_attribute, module_at
 from fxquant.graph.merge import Switch, TrainOnly
 from fxquant.ops import spelled_as
 from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
+from fxquant.ops.mixed import IntegerLayer, QuantizedLayer
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.spec import Call
 
@@ -41,6 +42,8 @@ def _of_module(module: nn.Module, has_norm: bool) -> str:
     if isinstance(module, CallSite):
         norm = "batch_norm" if module.op.folds and has_norm else None
         return " → ".join(str(part) for part in (module.op.name, norm, module.activation) if part)
+    if isinstance(module, (QuantizedLayer, IntegerLayer)):
+        return module.op.name
     if isinstance(module, InputQuantizer) and not isinstance(module.output, ActivationFakeQuant):
         return "observer"
     if isinstance(module, IntegerOp):

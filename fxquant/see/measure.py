@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from fxquant.errors import ConfigError
 from fxquant.graph.place import place_of
+from fxquant.graph.tensors import tensors_in
 from fxquant.schemes import QParams, dequantize, quantize
 from fxquant.see.comparison import COARSE, Row
 from fxquant.see.grid import Grid, is_code
@@ -29,6 +31,7 @@ class Measure:
         self._signal = self._power = self._product = 0.0
         self._error = self._error_alone = self._error_exact = self._largest = 0.0
         self._codes = _Codes()
+        self.seen = False  # whether it gave a tensor
 
     def expected(self, value: Any) -> Any:
         """What the reference's node gave, in real numbers."""
@@ -41,9 +44,22 @@ class Measure:
         return expected
 
     def add(self, expected: Any, value: Any, alone: Any, exact: Any) -> None:
-        """One batch: of the reference, of the candidate as it runs, alone, and unrounded."""
-        if not isinstance(expected, Tensor) or not isinstance(value, Tensor):
-            return
+        """One batch: of the reference, of the candidate as it runs, alone, and unrounded; tensors,
+        or several in tuples, as of a recurrent module in float.
+        """
+        every = [[*tensors_in(given)] for given in (expected, value, alone)]
+        unrounded: list[Tensor | None] = [*tensors_in(exact)] or [None] * len(every[0])
+        for part in zip(*every, unrounded, strict=True):
+            self._add(*part)
+
+    def _add(self, expected: Tensor, value: Tensor, alone: Tensor, exact: Tensor | None) -> None:
+        if expected.shape != value.shape:
+            ours, theirs = tuple(value.shape), tuple(expected.shape)
+            raise ConfigError(
+                f"'{self.node.name}' gives {ours}, and in the reference {theirs}.\n"
+                "What to do: compare networks that were made from the same model."
+            )
+        self.seen = True
         a = expected.double()
         b, by_itself = (_real(y, self._ours).double() for y in (value, alone))
         self._signal += _energy(a)

@@ -13,13 +13,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
 from fxquant.errors import ConfigError
-from fxquant.files import write_whole
+from fxquant.files import ending_of, write_whole
 from fxquant.pipeline import PassRecord, history, watched
 from fxquant.see.facts import to_networkx
 from fxquant.see.page import graph_data, in_notebook, page
@@ -79,10 +78,9 @@ class Passes:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the page, whole or not at all.
 
-        Raises ConfigError where the ending is not .html, or no pass ran.
+        Raises ConfigError where the ending is not .html, or no pass ran; WriteError.
         """
-        if Path(path).suffix.lower() != ".html":
-            raise ConfigError(f"a page's file ends in .html, got '{os.fspath(path)}'")
+        ending_of(path, ("html",), "a page")
         write_whole(path, self.render())
 
     def render(self) -> bytes:

@@ -2,69 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
-from fxquant.api import convert
-from fxquant.audit import Audit, AuditRow, audit
-from fxquant.errors import ConfigError, FxQuantError, StageError
-from fxquant.files import write_whole
-from fxquant.graph.edit import SITES, called_module, get_attribute, state_bytes
-from fxquant.ops.integer import IntegerOp
-from fxquant.ops.site import CallSite
+from fxquant.audit import Audit
+from fxquant.errors import StageError
+from fxquant.files import ending_of, write_whole
 from fxquant.pipeline import Stage, history, say_stage, stage_of
-from fxquant.schemes import QParams
 from fxquant.see.as_float import as_float
-from fxquant.see.compare import measured
-from fxquant.see.comparison import Comparison, Row
+from fxquant.see.examine import Layer, Report, examine
 from fxquant.see.facts import to_networkx
-from fxquant.see.grid import grids_of
-from fxquant.see.histogram import Distribution, Histogram
+from fxquant.see.histogram import Histogram
 from fxquant.see.page import finite, graph_data, page
 
-
-@dataclass(frozen=True)
-class Layer:
-    """What the report says of one node, beside the row of its comparison.
-
-    values       what the reference computes here, beside the range of the node's grid
-    weights      the weight's numbers: real ones of a prepared network, codes of a converted one
-    multiplies   multiply-adds, or codes added up, for one input; None where nothing is summed
-    """
-
-    row: Row
-    values: Histogram | None
-    weights: Histogram | None
-    multiplies: int | None
-    weight_bytes: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `report` wrote.
-
-    errors       how the network differs from the reference, node by node
-    audit        of what it converts to; the error's text where it does not
-    """
-
-    network: str
-    stage: Stage
-    errors: Comparison
-    layers: tuple[Layer, ...]
-    audit: Audit | str
-    float_bytes: int | None
-    integer_bytes: int | None
-
-    @property
-    def multiplies(self) -> int:
-        """Multiply-adds, or codes added up, for one input, of all nodes."""
-        return sum(layer.multiplies or 0 for layer in self.layers)
+_PREPARED = (Stage.FAKE_QUANT, Stage.MIXED)
+_CONVERTED = (Stage.INTEGER, Stage.INTEGER_LAYERS)
 
 
 def report(
@@ -88,111 +45,23 @@ def report(
     Raises:
         StageError: `model` is neither prepared nor converted.
         ConfigError: another ending.
+        WriteError: the file cannot be written.
         DataError, UncalibratedError: as `compare`.
     """
-    if Path(path).suffix.lower() != ".html":
-        raise ConfigError(f"a report's file ends in .html, got '{os.fspath(path)}'")
+    ending_of(path, ("html",), "a report")
     stage = stage_of(model) if isinstance(model, fx.GraphModule) else Stage.FLOAT
-    if stage not in (Stage.FAKE_QUANT, Stage.INTEGER):
+    if stage not in (*_PREPARED, *_CONVERTED):
         raise StageError(
             f"report takes what prepare_qat or convert returned, got {say_stage(model)}.\n"
             "What to do: prepare it with prepare_qat first."
         )
-    prepared = stage is Stage.FAKE_QUANT
-    inside = as_float(model) if prepared else None
+    inside = as_float(model) if stage in _PREPARED else None
     if reference is None:
         reference = model if inside is None else inside
-    found = _report(model, inside, reference, data)
+    found = examine(model, inside, reference, data)
     content = page(f"fxquant: {found.network}", "report", _told(model, found, reference is model))
     write_whole(path, content)
     return found
-
-
-def _report(
-    model: fx.GraphModule,
-    inside: fx.GraphModule | None,
-    reference: nn.Module,
-    data: Tensor | Iterable[Any],
-) -> Report:
-    """`inside` is the float network of a prepared one."""
-    values = _Values(model)
-    errors = measured(reference, model, data, values)
-    quantized: fx.GraphModule | None = model
-    found: Audit | str
-    try:
-        quantized = model if inside is None else convert(model)
-        found = audit(quantized)
-    except FxQuantError as error:
-        quantized, found = None, str(error)
-    sums = {} if isinstance(found, str) else {row.node: row for row in found.rows}
-    nodes = {node.name: node for node in model.graph.nodes}
-    return Report(
-        network=type(model).__name__,
-        stage=stage_of(model),
-        errors=errors,
-        layers=tuple(
-            _layer(model, nodes[row.node], row, values, sums.get(_path(nodes[row.node])))
-            for row in errors.rows
-        ),
-        audit=found,
-        float_bytes=None if inside is None else state_bytes(inside),
-        integer_bytes=None if quantized is None else state_bytes(quantized),
-    )
-
-
-def _path(node: fx.Node) -> str:
-    return str(node.target).removeprefix(f"{SITES}.")
-
-
-def _layer(
-    model: fx.GraphModule, node: fx.Node, row: Row, values: _Values, sums: AuditRow | None
-) -> Layer:
-    terms = None if sums is None else sums.terms
-    elements = values.elements.get(node.name, 0)
-    distribution = values.distributions.get(node.name)
-    return Layer(
-        row=row,
-        values=None if distribution is None else distribution.histogram(),
-        weights=_weights(model, node),
-        multiplies=None if terms is None else terms * elements,
-        weight_bytes=0 if sums is None else sums.weight_bytes,
-    )
-
-
-class _Values:
-    """As what watches a comparison: how the values of each node are distributed."""
-
-    def __init__(self, model: fx.GraphModule) -> None:
-        self._grids = {node.name: grid.qparams for node, grid in grids_of(model).items()}
-        self.distributions: dict[str, Distribution] = {}
-        self.elements: dict[str, int] = {}  # of one input
-
-    def __call__(self, name: str, expected: Any, value: Any) -> None:
-        if not isinstance(expected, Tensor) or not expected.dim():
-            return
-        self.distributions.setdefault(name, Distribution(self._grids.get(name))).add(expected)
-        self.elements[name] = expected.numel() // max(1, len(expected))
-
-
-def _weights(model: fx.GraphModule, node: fx.Node) -> Histogram | None:
-    module, weight = called_module(model, node), node.kwargs.get("weight")
-    if isinstance(module, IntegerOp):
-        codes = getattr(module, "weight", None)
-        if not isinstance(codes, Tensor):
-            return None
-        distribution = Distribution()
-        distribution.add(codes)
-        return distribution.histogram()
-    if not isinstance(module, CallSite) or module.weight_quant is None:
-        return None
-    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
-        return None  # computed from parameters
-    value = get_attribute(model, str(weight.target)).detach()
-    scale = module.weight_quant.scale(value)
-    q = QParams(scale, torch.zeros_like(scale, dtype=torch.int32), module.weight_quant.scheme)
-    distribution = Distribution(q)
-    distribution.add(module.weight_quant.transform(value))
-    return distribution.histogram()
 
 
 # What the page is told
@@ -211,10 +80,11 @@ def _told(model: fx.GraphModule, found: Report, alone: bool) -> dict[str, Any]:
     }
 
 
-def _cards(found: Report, alone: bool) -> Iterable[dict[str, str]]:
-    first, worst, last = found.errors.first, found.errors.worst, found.errors.rows[-1]
-    if not alone:
-        output = "equal" if last.sqnr == float("inf") else f"{last.sqnr:.1f} dB"
+def _cards(found: Report, alone: bool) -> Iterator[dict[str, str]]:
+    first, worst = found.errors.first, found.errors.worst
+    if not alone and found.errors.rows:
+        last = found.errors.rows[-1]
+        output = "equal" if last.sqnr == math.inf else f"{last.sqnr:.1f} dB"
         yield {"what": "signal to error of the last operator", "value": output}
         if worst is not None:
             what = f"worst by itself: {worst.node}"

@@ -13,7 +13,6 @@ import io
 import os
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -23,7 +22,7 @@ from torch import Tensor, fx, nn
 from fxquant.errors import ConfigError
 from fxquant.extras import needs_extra
 from fxquant.fake_quant import ActivationFakeQuant
-from fxquant.files import write_whole
+from fxquant.files import ending_of, write_whole
 from fxquant.graph.edit import called_module
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.pipeline import need_prepared
@@ -70,8 +69,10 @@ class TrainingLog:
         Raises StageError, ConfigError.
         """
         need_prepared(prepared, "TrainingLog")
-        if every < 1:
-            raise ConfigError(f"every is at least 1, got {every}")
+        if not isinstance(every, int) or every < 1:
+            raise ConfigError(f"every is a number of steps, at least 1, got {every!r}")
+        if writer is not None and not hasattr(writer, "add_scalar"):
+            raise ConfigError(f"writer is a SummaryWriter, or like it, got {writer!r}")
         self._writer, self._every = writer, every
         sites = dict(_sites(prepared))
         self._quantizers = {name: site.output for name, site in sites.items()}
@@ -84,11 +85,15 @@ class TrainingLog:
         ]
 
     def step(self, step: int, **scalars: float) -> None:
-        """After a training step: write these numbers and, if it is time, the quantizers'."""
-        for name, value in scalars.items():
-            self.scalars.setdefault(name, []).append((step, float(value)))
+        """After a training step: write these numbers and, if it is time, the quantizers'.
+
+        Raises ConfigError for what is no number.
+        """
+        numbers = {name: _number(name, value) for name, value in scalars.items()}
+        for name, value in numbers.items():
+            self.scalars.setdefault(name, []).append((step, value))
             if self._writer is not None:
-                self._writer.add_scalar(f"training/{name}", float(value), step)
+                self._writer.add_scalar(f"training/{name}", value, step)
         if step % self._every == 0:
             self._write(step)
         self._watching = (step + 1) % self._every == 0
@@ -135,11 +140,10 @@ class TrainingLog:
     def plot(self, path: str | os.PathLike[str]) -> None:
         """The curves as one picture: the loop's numbers, then saturation and scales.
 
-        Raises ConfigError for an ending but .png, .svg, .pdf; MissingExtraError without matplotlib.
+        Raises ConfigError for an ending but .png, .svg, .pdf; WriteError; MissingExtraError without
+        matplotlib.
         """
-        ending = Path(path).suffix.lower().removeprefix(".")
-        if ending not in _PICTURES:
-            raise ConfigError(f"a plot's file ends in .png, .svg or .pdf, got '{os.fspath(path)}'")
+        ending = ending_of(path, _PICTURES, "a plot")
         content = io.BytesIO()
         self._figure().savefig(content, format=ending, dpi=144)
         write_whole(path, content.getvalue())
@@ -186,6 +190,18 @@ class TrainingLog:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _number(name: str, value: Any) -> float:
+    """A number of the loop: a float, or a tensor of one element."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+        raise ConfigError(
+            f"{name} is no number but a {type(value).__name__}{shape}.\n"
+            "What to do: give one number a step, such as loss.item()."
+        ) from error
 
 
 def _sites(prepared: fx.GraphModule) -> list[tuple[str, Any]]:

@@ -5,6 +5,7 @@ By hand, y = x against z = 1.5·x: the error is half the signal, 10·log10(1 / 0
 
 import copy
 import io
+import math
 import pickle
 import re
 
@@ -154,6 +155,7 @@ def test_converted_is_equal_to_prepared_at_every_node(case):
 
 @settings(deadline=None, max_examples=6)
 @given(net_specs(6))
+@example(chain("identity"))
 def test_prepared_and_converted_never_differ(spec):
     prepared = prepare_qat(spec.build(), spec.inputs())
     laws.settle(prepared)
@@ -210,6 +212,51 @@ def test_pickles_are_compared_alike(one):
     again = pickle.loads(pickle.dumps(one.converted))
     found, before = (compare(one.prepared, gm, one.x).rows for gm in (again, one.converted))
     assert [row.sqnr for row in found] == [row.sqnr for row in before]
+
+
+MODES = {
+    "dynamic": QuantConfig(mode="dynamic"),
+    "weight only": QuantConfig(mode="weight_only"),
+    "groups": QuantConfig(mode="weight_only", group_size=6),
+}
+
+
+@pytest.mark.parametrize("config", MODES.values(), ids=MODES)
+def test_layers_of_integers_between_floats(config):
+    """In these modes, too: equal where equal, and damage is pointed at."""
+    spec = chain("relu", head=True)
+    prepared = prepare_qat(spec.build(), spec.inputs(), config)
+    x = spec.inputs(seed=1)
+    assert compare(spec.build(), prepared, x).first is None
+    assert compare(prepared, convert(prepared), x).equal
+    torch.testing.assert_close(as_float(prepared)(x), spec.build().eval()(x))
+    damaged = copy.deepcopy(prepared)
+    with torch.no_grad():
+        damaged.get_parameter("classifier.weight").mul_(2)
+    found = compare(as_float(prepared), damaged, x).first
+    assert (found.node, found.why) == ("classifier", "other parameters")
+
+
+class Recurrent(nn.Module):
+    """A convolution, and a recurrent module that gives a tuple."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.lstm = nn.Conv1d(2, 4, 3), nn.LSTM(4, 3, batch_first=True)
+
+    def forward(self, x):
+        return self.lstm(self.conv(x).transpose(1, 2))[0]
+
+
+def test_what_gives_several_tensors_is_measured_too():
+    """It stays in float and reads what was rounded: equal by itself, not as it runs."""
+    torch.manual_seed(0)
+    model, x = Recurrent().eval(), torch.randn(2, 2, 8)
+    prepared = prepare_qat(model, x, QuantConfig(keep_float=("lstm",)))
+    laws.settle(prepared, x)
+    row = next(row for row in compare(model, prepared, x).rows if row.node == "lstm")
+    assert row.alone == math.inf
+    assert 20 < row.sqnr < 80
 
 
 # Figures
@@ -315,6 +362,37 @@ def test_no_data_is_refused(one):
         compare(one.prepared, one.converted, [])
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "data is a NoneType, which holds no batches"),
+        ([torch.zeros(2, 5, 8, 8)], "batch 0, of shape \\(2, 5, 8, 8\\), does not run"),
+        ([torch.zeros(2, 4, 8, 8), torch.zeros(3)], "batch 1, of shape \\(3,\\), does not run"),
+        (torch.full((2, 4, 8, 8), math.nan), "batch 0, .* holds NaN or infinity"),
+    ],
+)
+def test_data_that_does_not_fit_is_refused(one, data, message):
+    for reference, candidate in ((one.model, one.prepared), (one.prepared, one.converted)):
+        with pytest.raises(DataError, match=message):
+            compare(reference, candidate, data)
+
+
+def test_what_is_no_model_is_no_reference(one):
+    with pytest.raises(StageError, match="compare takes a model as the reference, got a NoneType"):
+        compare(None, one.prepared, one.x)
+    with pytest.raises(ConfigError, match="have no operator in common"):
+        compare(nn.Conv2d(4, 4, 3), one.prepared, one.x)
+
+
+def test_networks_whose_values_have_other_shapes_are_refused():
+    wide, narrow = (prepare_qat(nn.Sequential(nn.Conv2d(4, n, 3))) for n in (3, 2))
+    x = torch.randn(2, 4, 8, 8)
+    for gm in (wide, narrow):
+        laws.settle(gm, x)
+    with pytest.raises(ConfigError, match=r"'_0' gives \(2, 2, 6, 6\), and in the reference"):
+        compare(wide, narrow, x)
+
+
 def test_networks_of_other_models_are_refused(one):
     other = prepare_qat(nn.Sequential(nn.Identity(), nn.Identity(), nn.Hardswish()))
     with pytest.raises((ConfigError, UncalibratedError)):
@@ -323,8 +401,10 @@ def test_networks_of_other_models_are_refused(one):
 
 def test_a_network_without_ranges_is_refused(one):
     fresh = prepare_qat(one.model, one.x)
-    with pytest.raises(UncalibratedError, match="train\\(\\) mode first"):
+    with pytest.raises(UncalibratedError, match="the candidate .*\n.*train\\(\\) mode first"):
         compare(one.model, fresh, one.x)
+    with pytest.raises(UncalibratedError, match="the reference has values that saw no"):
+        compare(fresh, one.prepared, one.x)
 
 
 def test_only_prepared_networks_hold_a_float_one(one):

@@ -217,7 +217,7 @@ def test_odd_names_are_drawn_as_they_are():
 
 @pytest.mark.parametrize("name", ["graph", "graph.jpg", "svg"])
 def test_another_ending_is_refused(small, name, tmp_path):
-    with pytest.raises(ConfigError, match=rf"ends in one of \.svg, \.png, .*got '.*{name}'"):
+    with pytest.raises(ConfigError, match=rf"ends in \.svg, \.png, .* or \.json, got '.*{name}'"):
         fxquant.visualize(small["float"], tmp_path / name)
     assert not os.listdir(tmp_path)
 

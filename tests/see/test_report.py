@@ -13,7 +13,7 @@ import torch
 import fxquant
 from fxquant import QuantConfig
 from fxquant.audit import Audit
-from fxquant.errors import ConfigError, DataError, StageError
+from fxquant.errors import ConfigError, DataError, StageError, WriteError
 from fxquant.schemes import UINT8, QParams
 from fxquant.see.histogram import BINS, Distribution
 from tests import laws
@@ -86,6 +86,27 @@ def test_what_does_not_convert_is_reported_too(tmp_path):
     assert told(tmp_path / "report.html")["audit"]["result"] == found.audit
 
 
+@pytest.mark.parametrize("mode", ["dynamic", "weight_only"])
+def test_of_layers_of_integers_between_floats(mode, tmp_path):
+    gm = fxquant.prepare_qat(SPEC.build(), SPEC.inputs(), QuantConfig(mode=mode))
+    found = fxquant.report(gm, SPEC.inputs(), tmp_path / "report.html")
+    conv = found.layers[0]
+    assert (conv.row.operator, sum(conv.weights.counts)) == ("conv2d", 144)
+    assert found.integer_bytes < found.float_bytes
+    assert "mode='static'" in found.audit
+    beside = fxquant.report(fxquant.convert(gm), SPEC.inputs(), tmp_path / "r.html", reference=gm)
+    assert beside.errors.equal
+    assert beside.layers[0].weights.high <= 127
+
+
+def test_of_a_network_without_operators(tmp_path):
+    spec = chain("identity")
+    quantized = fxquant.convert(fxquant.prepare_qat(spec.build()))
+    found = fxquant.report(quantized, spec.inputs(), tmp_path / "r.html", spec.build())
+    assert str(found.errors).endswith("there is no operator to compare")
+    assert told(tmp_path / "r.html")["layers"] == []
+
+
 def test_numbers_that_json_lacks(prepared, tmp_path):
     fxquant.report(fxquant.convert(prepared), SPEC.inputs(), tmp_path / "r.html", prepared)
     assert {layer["sqnr"] for layer in told(tmp_path / "r.html")["layers"]} == {"inf"}
@@ -95,6 +116,15 @@ def test_numbers_that_json_lacks(prepared, tmp_path):
 def test_another_ending_is_refused(prepared, name, tmp_path):
     with pytest.raises(ConfigError, match=r"ends in \.html"):
         fxquant.report(prepared, SPEC.inputs(), tmp_path / name)
+
+
+def test_where_it_cannot_be_written_is_said_before_any_work(prepared, tmp_path):
+    def batches():
+        raise AssertionError
+        yield
+
+    with pytest.raises(WriteError, match=r"no/r\.html cannot be written: there is no folder"):
+        fxquant.report(prepared, batches(), tmp_path / "no" / "r.html")
 
 
 def test_what_was_not_prepared_is_refused(prepared, tmp_path):

@@ -127,7 +127,13 @@ def test_without_matplotlib_the_extra_is_named(prepared, monkeypatch, tmp_path):
 def test_wrong_uses_are_refused(prepared, tmp_path):
     with pytest.raises(StageError, match="TrainingLog takes what prepare_qat returned"):
         TrainingLog(SPEC.build())
-    with pytest.raises(ConfigError, match="every is at least 1"):
+    with pytest.raises(ConfigError, match="every is a number of steps, at least 1, got 0"):
         TrainingLog(prepared, every=0)
+    with pytest.raises(ConfigError, match="writer is a SummaryWriter, or like it, got 'runs'"):
+        TrainingLog(prepared, "runs")
+    log = TrainingLog(prepared)
+    with pytest.raises(ConfigError, match=r"loss is no number but a Tensor of shape \(2,\)"):
+        log.step(0, lr=0.1, loss=torch.ones(2))
+    assert log.scalars == {}
     with pytest.raises(ConfigError, match=r"ends in \.png"):
         TrainingLog(prepared).plot(tmp_path / "training.html")

@@ -4,9 +4,12 @@ import json
 import re
 
 import pytest
+import torch
 from torch import fx, nn
 
 import fxquant
+from fxquant.darts import SearchNetwork
+from fxquant.errors import CaptureError, StageError, WriteError
 from fxquant.see.page import graph_data
 from tests.strategies import chain
 
@@ -63,6 +66,46 @@ def test_in_jupyter_it_is_a_frame(prepared):
 def test_a_plain_model_is_traced():
     told = graph_data(fxquant.visualize(nn.Sequential(nn.Linear(2, 2), nn.ReLU())).graph)
     assert [node["kind"] for node in told["nodes"]] == ["input", "linear", "relu", "output"]
+
+
+class Unpacks(nn.Module):
+    """Needs an input to be captured: plain torch.fx cannot unpack."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return sum(row for row in self.layer(x))
+
+
+def test_a_model_is_captured_as_prepare_qat_does():
+    model = nn.DataParallel(Unpacks())
+    graph = fxquant.visualize(model, example_inputs=torch.randn(3, 4)).graph
+    assert graph.nodes["layer"]["shape"] == (3, 4)
+    with pytest.raises(CaptureError, match="example_inputs"):
+        fxquant.visualize(model)
+
+
+def test_a_search_network_is_captured():
+    network = SearchNetwork(1, 4, 3, nodes=1)
+    kinds = {kind for _, kind in fxquant.visualize(network).graph.nodes(data="kind")}
+    assert {"conv2d", "batch_norm", "avg_pool2d", "softmax"} <= kinds
+
+
+def test_what_is_no_model_and_no_graph_is_refused():
+    with pytest.raises(CaptureError, match=r"visualize takes an nn\.Module, got a NoneType"):
+        fxquant.visualize(None)
+    with pytest.raises(StageError, match="to_networkx takes a graph, got a Linear"):
+        fxquant.to_networkx(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("name", ["no/folder.html", "folder.html", f"{'long' * 99}.html"])
+def test_where_it_cannot_be_written(prepared, name, tmp_path):
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(WriteError, match="cannot be written: "):
+        fxquant.visualize(prepared, tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.html"]
 
 
 def test_edges_carry_what_their_source_gives(prepared):
