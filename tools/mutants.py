@@ -258,7 +258,8 @@ TESTS: dict[str, list[str]] = {
     "fxquant/ops/normalize.py": [*NORMS, *laws("normalize")],
     "fxquant/ops/accumulator.py": ["tests/test_audit.py", *laws("add", "linear", "matmul")],
     "fxquant/ops/average.py": [
-        "tests/ops/test_averages.py", "tests/ops/test_rounding.py", *networks(POOLS),
+        "tests/ops/test_averages.py", "tests/ops/test_quotient.py", "tests/ops/test_rounding.py",
+        *networks(POOLS),
     ],
     "fxquant/ops/sum.py": ["tests/ops/test_averages.py", *SPELLINGS, *laws("sum")],
     "fxquant/ops/adaptive_max_pool.py": [

@@ -22,6 +22,7 @@ from fxquant.errors import ConfigError, ExportError
 from fxquant.export.moves import move
 from fxquant.export.walk import Like, Walk, walk
 from fxquant.extras import needs_extra
+from fxquant.files import ending_of, writing
 from fxquant.graph.edit import called_module, get_attribute, map_nodes
 from fxquant.graph.nested import leaves
 from fxquant.graph.place import describe, place_of
@@ -77,9 +78,12 @@ def export_onnx(
 
     Raises:
         StageError: `quantized` is no converted network.
+        ConfigError: an argument cannot be right, or the path ends in something else than .onnx.
         ExportError: a node has no ONNX form, such as a layer that was kept in float.
+        WriteError: the file cannot be written.
         MissingExtraError: the extra `onnx` is not installed.
     """
+    ending_of(path, ("onnx",), "a network in ONNX")
     if form not in FORMS:
         raise ConfigError(f"form is one of {', '.join(map(repr, FORMS))}; got {form!r}")
     written = _Writer(walk(quantized, example_inputs, batch), FORMS[form]).run()
@@ -120,6 +124,7 @@ class _Writer:
         for node in self.walk.gm.graph.nodes:
             if node not in self.walk.numbers:
                 self._write(node)
+        self.graph.drop_unread(self.outputs)
         inputs, outputs = tuple(self.inputs), tuple(self.outputs)
         return Written(self.walk, self.graph, inputs, outputs, self.values)
 
@@ -277,9 +282,10 @@ def model_of(written: Written, name: str) -> onnx.ModelProto:
     ]
     inputs = [_info(value) for value in written.inputs]
     outputs = [_info(value) for value in written.outputs]
-    ends = {info.name for info in (*inputs, *outputs)} | set(graph.constants)
+    inside = {name for node in graph.nodes for name in node.outputs}
+    inside -= {value.name for value in written.outputs}
     named = {v.name: v for v in leaves(written.values) if isinstance(v, Value)}
-    between = [_info(v) for n, v in named.items() if n not in ends and v.shape is not None]
+    between = [_info(v) for n, v in named.items() if n in inside and v.shape is not None]
     model = helper.make_model(
         helper.make_graph(nodes, name, inputs, outputs, constants, value_info=between),
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -344,7 +350,9 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
 
     path = Path(path)
     large = model.ByteSize() >= _FILE_LIMIT
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+    with writing(path), tempfile.TemporaryDirectory(
+        dir=path.parent, prefix=f".{path.name}."
+    ) as folder:
         part, data = Path(folder) / path.name, f"{path.name}.data"
         if large:
             onnx.save_model(model, part, save_as_external_data=True, location=data)

@@ -10,7 +10,7 @@ window's, this mean is rounded before the zero point is added, as QLinearGlobalA
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -25,6 +25,8 @@ from fxquant.ops.average import (
     accumulator_of_average,
     average_numbers,
     finish_cells,
+    quotient,
+    quotient_type,
 )
 from fxquant.ops.onnx import OnnxCall, Value, centred_value, sum_of
 from fxquant.ops.spec import OpSpec, Output, module_options, per_dimension, signature_reader
@@ -66,6 +68,19 @@ def _most_elements(lengths: Iterable[int], cells: Iterable[int]) -> int:
     return reduce(operator.mul, most)
 
 
+def _sums_of_cells(
+    codes: Value, axes: Sequence[int], inside: Sequence[tuple[Tensor, Tensor]]
+) -> Value:
+    """Along each axis the sums over its cells, whose elements and sizes `inside` says."""
+    total, rank = codes, len(codes.sizes)
+    for axis, (elements, sizes) in zip(axes, inside, strict=True):
+        picked = total.gather(elements.clamp(max=codes.sizes[axis] - 1), axis)
+        kept = (torch.arange(elements.shape[1]) < sizes[:, None]).to(torch.int64)
+        kept = kept.reshape(*kept.shape, *[1] * (rank - 1 - axis))
+        total = (picked * kept).reduce("ReduceSum", [axis + 1], keepdim=False)
+    return total
+
+
 def _record(
     function: Callable[..., Tensor], spellings: tuple[Any, ...], module: type[nn.Module], dims: int
 ) -> OpSpec:
@@ -95,19 +110,18 @@ def _record(
     def onnx(call: OnnxCall) -> Value:
         n, lengths, cells = call.numbers, call.codes[0].sizes, call.shape[-dims:]
         axes = range(len(lengths) - dims, len(lengths))
-        whole, size = all(count == 1 for count in cells), torch.ones((1,) * dims)
-        total = (sum_of(call.codes[0], n.x_zero, axes) if whole
-                 else centred_value(call.codes[0], n.x_zero))
-        for axis, count in zip(axes, cells, strict=True):
-            inside, sizes = cell_elements(lengths[axis], count)
-            size = size * per_channel(sizes, axis - len(lengths), dims)
-            if not whole:
-                picked = total.gather(inside.clamp(max=lengths[axis] - 1), axis)
-                kept = (torch.arange(inside.shape[1]) < sizes[:, None]).to(torch.int64)
-                kept = kept.reshape(*kept.shape, *[1] * (len(lengths) - 1 - axis))
-                total = (picked * kept).reduce("ReduceSum", [axis + 1], keepdim=False)
-        divide: Any = n.rounding.divide
-        y: Value = divide(total * n.multiplier, size.to(torch.int64) << n.shift) + n.y_zero
+        inside = [cell_elements(lengths[a], count) for a, count in zip(axes, cells, strict=True)]
+        size = torch.ones((1,) * dims, dtype=torch.int64)
+        for i, (_, sizes) in enumerate(inside):
+            size = size * per_channel(sizes, i - dims, dims)
+        elements = int(size.max())
+        if all(count == 1 for count in cells):
+            kind = quotient_type(call, elements, size)
+            total = sum_of(call.codes[0], n.x_zero, axes, dtype=kind)
+        else:
+            total = _sums_of_cells(centred_value(call.codes[0], n.x_zero), axes, inside)
+            total = total.to(quotient_type(call, elements, size))
+        y: Value = quotient(call, total, elements, size, 0) + n.y_zero
         return y.clamp(n.low, n.high).to(call.dtype)
 
     return OpSpec(

@@ -21,12 +21,13 @@ from fxquant.errors import AccumulatorError, ExportError
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.onnx import OnnxCall, OnnxForm, Value, sum_of
 from fxquant.ops.spec import RealCall, as_tuple
-from fxquant.rounding import Rounding, short_rescale
+from fxquant.rounding import FP32_RNE, HALF_AWAY, HALF_EVEN, HALF_UP, Rounding, short_rescale
 
 # Nothing leaves int64: with b bits |q - z| < 2^b and m < 2^(39-b), so the sum of c elements times
 # m stays below c·2^39, and c << S too, with S <= 40. Up to 2^21 elements the dividend, of twice
 # the one and once the other, is below 2^63.
 _PRODUCT_BITS, _MAX_SHIFT = 39, 40
+_WHOLE_DOUBLES = 2**53
 MAX_COUNT = 2**21
 
 
@@ -116,11 +117,44 @@ def average_onnx(counted: bool) -> OnnxForm:
                 f"node '{call.graph.place}' sums over the batch.\n"
                 "What to do: fix its size, batch=…"
             )
-        count = math.prod(size for size in over if size is not None)
-        total = sum_of(x, n.x_zero, dims or range(len(x.shape)), bool(call.settings["keepdim"]))
-        divisor = torch.tensor(count if counted else 1) << n.shift
-        divide: Any = n.rounding.divide
-        y: Value = divide(total * n.multiplier, divisor, n.y_zero)
+        elements = math.prod(size for size in over if size is not None)
+        count = torch.tensor(elements if counted else 1)
+        total = sum_of(
+            x, n.x_zero, dims or range(len(x.shape)), bool(call.settings["keepdim"]),
+            quotient_type(call, elements, count),
+        )
+        y = quotient(call, total, elements, count, n.y_zero)
         return y.clamp(n.low, n.high).to(call.dtype)
 
     return form
+
+
+def quotient_type(call: OnnxCall, elements: int, count: Tensor) -> torch.dtype:
+    """float64 where one division in it is exact, for sums of so many elements; else int64.
+
+    A quotient that is not saturated lies below 2^(b+1), for codes of b bits, and what three
+    roundings of float64 change there is below 2^(b-50). One that is no tie lies at least
+    1 / (2·divisor) from every tie.
+    """
+    n: AverageNumbers = call.numbers
+    x_bits, y_bits = (torch.iinfo(dtype).bits for dtype in (call.codes[0].dtype, call.dtype))
+    whole = elements * int(n.multiplier) << x_bits <= _WHOLE_DOUBLES
+    apart = int(count.max()) << int(n.shift) <= 2 ** (49 - y_bits)
+    alike = n.rounding in (HALF_UP, HALF_EVEN, HALF_AWAY, FP32_RNE)  # `nearest` and `divide`
+    return torch.float64 if whole and apart and alike else torch.int64
+
+
+def quotient(
+    call: OnnxCall, total: Value, elements: int, count: Tensor, zero: Tensor | int
+) -> Value:
+    """`zero` and Σ·m / (count << S), rounded once; the sum in its `quotient_type`."""
+    n: AverageNumbers = call.numbers
+    divisor = count << n.shift
+    if quotient_type(call, elements, count) is torch.int64:
+        divide: Any = n.rounding.divide
+        found: Value = divide(total * n.multiplier, divisor, zero)
+        return found
+    nearest: Any = n.rounding.nearest
+    real = total * n.multiplier.double() / divisor.double()
+    rounded: Value = nearest(real if isinstance(zero, int) else real + zero.double())
+    return rounded

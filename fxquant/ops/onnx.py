@@ -105,6 +105,15 @@ class OnnxGraph:
             )
             self.nodes[i] = node._replace(inputs=read, outputs=given)
 
+    def drop_unread(self, outputs: Iterable[Value]) -> None:
+        """Leave out the nodes that nothing reads on its way to one of `outputs`."""
+        read, kept = {value.name for value in outputs}, []
+        for node in reversed(self.nodes):
+            if not read.isdisjoint(node.outputs):
+                read.update(node.inputs)
+                kept.append(node)
+        self.nodes = kept[::-1]
+
     def _fresh(self, what: str) -> str:
         self._count += 1
         return f"{self.place}/{what}_{self._count}"
@@ -387,15 +396,18 @@ def centred_value(codes: Value, zero: Tensor) -> Value:
     return d
 
 
-def sum_of(codes: Value, zero: Tensor, dims: Sequence[int], keepdim: bool = True) -> Value:
-    """Σ (q - z) over those dimensions, int64, one rounding-free sum: in float32 where codes are so
-    few that it holds every part of it.
+def sum_of(
+    codes: Value, zero: Tensor, dims: Sequence[int], keepdim: bool = True,
+    dtype: torch.dtype = torch.int64,
+) -> Value:
+    """Σ (q - z) over those dimensions, one rounding-free sum: in float32 where codes are so few
+    that it holds every part of it.
     """
     count = math.prod(codes.sizes[dim] for dim in dims)
     short = count << torch.iinfo(codes.dtype).bits < FLOAT32_EXACT
     wide = codes.to(torch.float32 if short else torch.int64)
-    total = wide.reduce("ReduceSum", dims, keepdim).to(torch.int64)
-    return total - count * zero.to(torch.int64)
+    total = wide.reduce("ReduceSum", dims, keepdim).to(dtype)
+    return total - (count * zero.to(torch.int64)).to(dtype)
 
 
 def requantize(

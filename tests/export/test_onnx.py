@@ -167,6 +167,18 @@ def test_names_metadata_and_a_batch_of_any_size(tmp_path):
     assert {"layer", "rows"} <= modules
 
 
+def test_nothing_is_written_that_nobody_reads(tmp_path):
+    """The size of the batch, which a slice does not need."""
+    x = torch.randn(2, 4, 7, 6)
+    prepared = fxquant.prepare_qat(nn.Sequential(Call(lambda x: torch.relu(x)[:, 1:])), x)
+    laws.settle(prepared, x)
+    path = tmp_path / "net.onnx"
+    is_equal(fxquant.convert(prepared), path, [x])
+    graph = onnx.load(path).graph
+    read = {name for node in graph.node for name in node.input} | {y.name for y in graph.output}
+    assert all(read & set(node.output) for node in graph.node)
+
+
 def convolution():
     layers = nn.Conv2d(4, 40, 3), nn.ReLU(), nn.Conv2d(40, 2, 1)
     prepared = fxquant.prepare_qat(nn.Sequential(*layers))
