@@ -38,6 +38,7 @@ def _app() -> "typer.Typer":
 
     _add_quantize(app)
     _add_others(app)
+    _add_export(app)
     _add_demo(app)
     return app
 
@@ -81,6 +82,9 @@ def _add_quantize(app: "typer.Typer") -> None:
         ] = None,
         multiplier_bits: Annotated[
             int | None, option("--multiplier-bits", help="Of the integers that rescale results.")
+        ] = None,
+        rounding: Annotated[
+            str | None, option("--rounding", help="half_up, …; fp32_rne for ONNX in QDQ form.")
         ] = None,
         per_channel: Annotated[
             bool | None, typer.Option("--per-channel/--per-tensor", help="Scales of weights.")
@@ -129,9 +133,9 @@ def _add_quantize(app: "typer.Typer") -> None:
             config=config, preset=preset, mode=mode, activations=activations,
             activation_bits=activation_bits, weight_bits=weight_bits,
             accumulator_bits=accumulator_bits, first_last_bits=first_last_bits,
-            multiplier_bits=multiplier_bits, per_channel=per_channel, clip=clip, stds=stds,
-            percent=percent, no_clip=tuple(no_clip or ()), keep_float=tuple(keep_float or ()),
-            equalize=equalize,
+            multiplier_bits=multiplier_bits, rounding=rounding, per_channel=per_channel, clip=clip,
+            stds=stds, percent=percent, no_clip=tuple(no_clip or ()),
+            keep_float=tuple(keep_float or ()), equalize=equalize,
         )
         wanted = options.to_config()
         images = None if data is None else Images(data, size, channels, batch, limit)
@@ -207,27 +211,6 @@ def _add_others(app: "typer.Typer") -> None:
             print("", explain(loaded), sep="\n")
 
     @app.command()
-    def export(
-        network: Annotated[Path, typer.Argument(help=_SAVED)],
-        out: Annotated[Path, typer.Argument(help="The ONNX file to write.")],
-        size: Annotated[int, typer.Option(help="Height and width of images.")] = 224,
-        channels: Annotated[int, typer.Option(help="Of images.")] = 3,
-    ) -> None:
-        """Write a saved network as ONNX, in integer operators.
-
-        Examples:
-
-            fxquant export int8.safetensors int8.onnx
-        """
-        import torch
-
-        from fxquant.export import export_onnx
-
-        export_onnx(_saved(str(network)), out, torch.zeros(1, channels, size, size))
-        print(f"written to {out}")
-
-
-    @app.command()
     def compare(
         model: Annotated[str, typer.Argument(help=_MODEL)],
         network: Annotated[Path, typer.Argument(help=_SAVED)],
@@ -253,6 +236,50 @@ def _add_others(app: "typer.Typer") -> None:
             load_weights(reference, weights)
         images = Images(data, size, channels, limit, limit)
         print(measure(reference, _saved(str(network)), [batch.images for batch in images]))
+
+
+def _add_export(app: "typer.Typer") -> None:
+    import typer
+
+    def option(*names: str, help: str) -> Any:
+        return typer.Option(*names, help=help, show_default=False)
+
+    @app.command()
+    def export(
+        network: Annotated[Path, typer.Argument(help=_SAVED)],
+        out: Annotated[Path, typer.Argument(help="A file .onnx or .pt2, or a folder.")],
+        form: Annotated[
+            str | None, option("--form", help="Of ONNX: operators (the default) or qdq.")
+        ] = None,
+        c: Annotated[bool, option("--c", help="In a folder: C99, too.")] = False,
+        verify: Annotated[bool, option("--verify", help="Run the ONNX file, and compare.")] = False,
+        batch: Annotated[int | None, option("--batch", help="Of this size only.")] = None,
+        data: Annotated[str | None, option("--data", help=f"{_DATA} Random images if not.")] = None,
+        size: Annotated[int, typer.Option(help="Height and width of images.")] = 224,
+        channels: Annotated[int, typer.Option(help="Of images.")] = 3,
+        limit: Annotated[int, typer.Option(help="Try, or keep, so many images.")] = 8,
+    ) -> None:
+        """Write a saved network as ONNX, as a program of torch.export, or as a golden model.
+
+        Examples:
+
+            fxquant export int8.safetensors int8.onnx --verify
+
+            fxquant export int8.safetensors quick.onnx --form qdq
+
+            fxquant export int8.safetensors int8.pt2
+
+            fxquant export int8.safetensors golden --c --data digits --size 32 --channels 1
+        """
+        from fxquant.command.export import Export, images_for
+        from fxquant.command.quantize import progress
+
+        wanted = Export(out, form, batch, c, verify)
+        loaded, images = _saved(str(network)), images_for(data, size, channels, limit)
+        with progress() as bars:
+            bars.add_task(f"writing {out.name}", total=None, text="")
+            found = wanted.write(loaded, images)
+        print(f"written to {out}", *filter(None, [found]), sep="\n")
 
 
 def _saved(path: str) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from fxquant.errors import ConfigError, WriteError
@@ -30,22 +31,29 @@ def ending_of(path: str | os.PathLike[str], endings: Sequence[str], what: str) -
     return ending
 
 
-def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file whole or not at all: beside its place first, then moved there.
-
-    Raises WriteError; what was there before stays.
-    """
-    place = Path(path)
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Around what writes a file or a folder at `path`. Raises WriteError."""
     try:
-        part = place.with_name(f".{place.name}.{os.getpid()}.part")
-        try:
-            part.write_bytes(content)
-            os.replace(part, place)
-        finally:
-            part.unlink(missing_ok=True)
+        yield
     except (OSError, ValueError) as error:  # ValueError: a path without a name
         reason = getattr(error, "strerror", None) or error
         raise WriteError(
             f"{os.fspath(path)} cannot be written: {reason}.\n"
             "What to do: give a path in a folder that may be written to; what was there stays."
         ) from error
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file whole or not at all: beside its place first, then moved there.
+
+    Raises WriteError; what was there before stays.
+    """
+    place = Path(path)
+    with writing(path):
+        part = place.with_name(f".{place.name}.{os.getpid()}.part")
+        try:
+            part.write_bytes(content)
+            os.replace(part, place)
+        finally:
+            part.unlink(missing_ok=True)

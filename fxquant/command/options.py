@@ -43,6 +43,7 @@ class Options:
     accumulator_bits: int | None = None
     first_last_bits: int | None = None
     multiplier_bits: int | None = None
+    rounding: str | None = None
     per_channel: bool | None = None
     clip: str | None = None
     stds: float | None = None
@@ -61,6 +62,7 @@ class Options:
             "accumulator_bits": self.accumulator_bits,
             "first_last_bits": self.first_last_bits,
             "multiplier_bits": self.multiplier_bits,
+            "rounding": self.rounding,
             "calibrator": self._calibrator(),
             "keep_float": (*base.keep_float, *self.keep_float) or None,
             "overrides": (*base.overrides, *self._unclipped()) or None,

@@ -28,6 +28,7 @@ from fxquant.export.moves import apply_to
 from fxquant.export.verify import values_of
 from fxquant.export.walk import Like, Walk, walk
 from fxquant.extras import needs_extra
+from fxquant.files import writing
 from fxquant.graph.edit import called_module, get_attribute
 from fxquant.graph.nested import leaves
 from fxquant.graph.place import place_of
@@ -56,6 +57,7 @@ def export_bundle(
         StageError: `quantized` is no converted network.
         ConfigError: the folder holds something else.
         ExportError: an operator has no C form.
+        WriteError: the folder cannot be written.
         MissingExtraError: the extra `save` is not installed.
     """
     with needs_extra("save"):
@@ -69,7 +71,9 @@ def export_bundle(
     description, numbers = _description(walked)
     golden = {f"input.{i}": x for i, x in enumerate(leaves(given)) if isinstance(x, Tensor)}
     golden |= {f"node.{name}": value.contiguous() for name, value in found.items()}
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
+    with writing(folder), tempfile.TemporaryDirectory(
+        dir=folder.parent, prefix=f".{folder.name}."
+    ) as place:
         part = Path(place) / folder.name
         part.mkdir()
         text = json.dumps(description, indent=1, allow_nan=False) + "\n"

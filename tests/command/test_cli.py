@@ -73,6 +73,70 @@ def test_quantize_evaluate_inspect_and_statistics_of_a_file(monkeypatch, capsys,
     assert torch.equal(first(x), second(x))
 
 
+def saved(path, rounding="half_up"):
+    """A network for digits of 16 × 16, converted and saved."""
+    prepared = fxquant.prepare_ptq(network(), config=QuantConfig(rounding=rounding))
+    fxquant.calibrate(prepared, [torch.randn(8, 1, 16, 16)])
+    fxquant.save(fxquant.convert(prepared), path)
+    return path
+
+
+SIZE = ("--size", "16", "--channels", "1", "--limit", "4")
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "says"),
+    [
+        ("net.onnx", ("--verify", "--data", "digits"), "none differs"),
+        ("net.onnx", ("--form", "qdq", "--batch", "4", "--verify"), "none differs"),
+        ("net.pt2", (), ""),
+        ("golden", ("--c",), "of every node for 4 images"),
+    ],
+)
+def test_export(monkeypatch, capsys, tmp_path, out, options, says):
+    for package in ("onnxruntime", "safetensors"):
+        pytest.importorskip(package, reason=f"{package} is in the extras `onnx` and `save`")
+    source = saved(tmp_path / "q.safetensors", "fp32_rne" if "qdq" in options else "half_up")
+    code, text = call(monkeypatch, capsys, "export", source, tmp_path / out, *SIZE, *options)
+    assert code == 0, text
+    assert says in " ".join(text.split())
+    written = tmp_path / (out if "." in out else f"{out}/c/network.c")
+    assert written.is_file()
+    if out == "net.pt2":
+        x = torch.randn(3, 1, 16, 16)
+        assert torch.equal(torch.export.load(written).module()(x), fxquant.load(source)(x))
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "message"),
+    [
+        ("net.h5", (), "neither .onnx nor .pt2, nor a folder"),
+        ("net.onnx", ("--c",), "--c is for a folder"),
+        ("net.pt2", ("--form", "qdq"), "--form is for .onnx"),
+        ("golden", ("--verify",), "--verify is for .onnx"),
+        ("golden", ("--batch", "2"), "--batch is for a file"),
+        ("net.onnx", ("--form", "qlinear"), "form is one of 'operators', 'qdq'"),
+        ("net.onnx", ("--form", "qdq"), 'QuantConfig(rounding="fp32_rne")'),
+        ("net.onnx", ("--limit", "0"), "limit is a positive number"),
+        ("net.onnx", ("--channels", "3"), "does not run on a batch"),
+        ("no/where/net.onnx", (), "cannot be written"),
+        ("no/where/net.pt2", (), "cannot be written"),
+        ("no/where/golden", (), "cannot be written"),
+    ],
+)
+def test_an_export_that_is_refused_leaves_nothing(
+    monkeypatch, capsys, tmp_path, out, options, message
+):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `onnx`")
+    pytest.importorskip("safetensors", reason="safetensors is in the extra `save`")
+    source = saved(tmp_path / "q.safetensors")
+    code, text = call(monkeypatch, capsys, "export", source, tmp_path / out, *SIZE, *options)
+    assert code == 1, text
+    assert message in " ".join(text[text.index("fxquant: ") :].split())
+    assert "Traceback" not in text
+    assert list(tmp_path.iterdir()) == [source]
+
+
 @pytest.mark.parametrize("mode", ["dynamic", "weight-only"])
 def test_other_modes(monkeypatch, capsys, mode):
     code, text = call(monkeypatch, capsys, "quantize", SMALL, *DIGITS, "--mode", mode)
