@@ -1266,6 +1266,28 @@ BUGS = (
         "found.last = len(self.steps) - 1",
         ("tests/export/test_bundle.py::test_c_gives_every_golden_integer",),
     ),
+    # ---------------------------------------------------------------- examples
+    Bug(
+        "an operator of one's own has the table of another",
+        "examples/07_add_an_operator.py",
+        "table_numbers(mish)",
+        "SILU.numbers",
+        ("tests/test_examples.py::test_an_operator_of_ones_own_computes_what_it_stands_for",),
+    ),
+    Bug(
+        "each rank trains by itself",
+        "examples/06_ddp.py",
+        "parallel = DistributedDataParallel(prepared)",
+        "parallel = prepared",
+        ("tests/test_examples.py::test_processes_agree",),
+    ),
+    Bug(
+        "the loop ends with the prepared network",
+        "examples/04_existing_loop_qat.py",
+        "model = fxquant.convert(model)\n",
+        "",
+        ("tests/test_examples.py::test_five_lines_make_a_loop_one_that_ends_in_integers",),
+    ),
 )
 
 
@@ -1295,7 +1317,7 @@ def copied_tree() -> Iterator[Path]:
     """A copy of what tests need, with passes/ where it is imported from."""
     with tempfile.TemporaryDirectory(prefix="planted_bugs_") as name:
         tree = Path(name)
-        for folder in ("fxquant", "passes", "tests", "docs"):
+        for folder in ("fxquant", "passes", "tests", "docs", "examples"):
             shutil.copytree(ROOT / folder, tree / folder, ignore=_left_out)
         for file in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / file, tree)

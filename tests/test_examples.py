@@ -57,6 +57,16 @@ def test_says_what_it_is_and_how_to_run_it(path: Path):
     assert f"examples/{path.name}" in said
 
 
+def test_processes_agree():
+    assert "all ranks agree True" in run("06_ddp")
+
+
+def test_an_operator_of_ones_own_computes_what_it_stands_for():
+    alone = re.search(r"^mish\S+ +mish +\S+ +(\S+)", run("07_add_an_operator"), re.MULTILINE)
+    assert alone is not None
+    assert float(alone[1]) > 35  # dB; SiLU's table in its place: 17
+
+
 # ------------------------------------------------------------------------ the loop, twice
 
 
@@ -76,6 +86,11 @@ def test_five_lines_make_a_loop_one_that_ends_in_integers():
     went = [line for line in changes() if line.startswith("-")]
     assert len(came) == 5
     assert went == ["-model = network()"]
+
+
+def test_the_page_shows_them():
+    page = (FOLDER.parent / "docs" / "training.md").read_text()
+    assert re.findall(r"```diff\n(.*?)\n```", page, re.DOTALL) == ["\n".join(changes())]
 
 
 def test_the_integers_read_what_the_last_epoch_read():

@@ -1,5 +1,7 @@
 """What the site makes of docstrings and links; the site as a whole is built by .ci/run."""
 
+import re
+
 import pytest
 
 pytest.importorskip("mkdocs", reason="mkdocs is in the extra `docs`")
@@ -88,6 +90,13 @@ def test_every_operator_has_a_page():
     assert {spec for _, specs in pages.operator_files() for spec in specs} == set(
         pages.fxquant.ops.OPS
     )
+
+
+def test_every_example_is_listed_with_what_starts_it():
+    text = pages.examples().text
+    for path in (pages.ROOT / "examples").glob("[0-9]*.py"):
+        assert f"(../examples/{path.name})" in text
+        assert re.search(rf"^(python|torchrun) .*examples/{path.name}", text, re.MULTILINE)
 
 
 def test_an_unlisted_page_is_found():

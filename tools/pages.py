@@ -3,6 +3,7 @@
     passes/fold_bn.py        reference/passes/fold_bn.md       its docstring, facts, code
     fxquant/ops/linear.py    reference/operators/linear.md     the same
     fxquant.__all__          reference/api.md                  every public name
+    examples/*.py            examples.md                       what each says of itself
     ARCHITECTURE.md          project/architecture.md           as it stands
     ../tests/laws.py         files/tests/laws.py.md            each file that a page links to
 
@@ -12,6 +13,7 @@ shows the file. What is not there stays as it is, and MkDocs warns.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
 import inspect
@@ -126,7 +128,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, uri in PROJECT.items():
         if files.get_file_from_path(uri) is None:
             _add(files, config, uri, (ROOT / source).read_text())
-    for page in (api(), command_line(), *passes(), *operators(), *modules()):
+    for page in (api(), command_line(), examples(), *passes(), *operators(), *modules()):
         _add(files, config, page.uri, page.text)
     waiting = list(files.documentation_pages())
     while waiting:  # a linked page may link on
@@ -215,6 +217,26 @@ def _folded(source: str) -> str:
     code = "".join(f"    {line}" for line in _code(source).splitlines(keepends=True))
     # a section of its own, which search leaves out: it would show code before words
     return f'## Its code {{ data-search-exclude }}\n\n??? example "{source}"\n\n{code}'
+
+
+# --- examples -------------------------------------------------------------------------------------
+
+
+def examples() -> Made:
+    """Each example, by what its docstring says first: what it is, and how to run it."""
+    parts = [
+        "# Examples\n\nScripts to read and to run, from any folder, after "
+        "`pip install -e '.[demo]'`; those that need more say so. A test runs each.\n"
+    ]
+    for path in sorted((ROOT / "examples").glob("[0-9]*.py")):
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        what, _, how = text.partition("\n\n")
+        commands = how.partition("\n\n")[0]
+        parts.append(
+            f"## {path.stem}\n\n{what} [Its code](../examples/{path.name}).\n\n"
+            f"```sh\n{inspect.cleandoc(commands)}\n```\n"
+        )
+    return Made("Examples", "examples.md", "\n".join(parts))
 
 
 # --- passes, operators, names ---------------------------------------------------------------------
