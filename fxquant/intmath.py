@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fxquant.rounding import HALF_UP, Rescale, Rounding
 from fxquant.schemes import (
+    LARGEST_SCALE,
     SMALLEST_SCALE,
     Channels,
     QParams,
@@ -30,6 +31,7 @@ from fxquant.schemes import (
 
 ACCUMULATOR_BITS = 32  # of a sum, unless fewer are asked for
 FLOAT32_EXACT = 2**24  # sums of integers below this are exact in float32, in any order
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 def accumulator_limit(bits: int) -> int:
@@ -125,7 +127,7 @@ def layer_numbers(
     s_x = x.scale.double()
     b = (torch.zeros_like(scale) if bias is None else bias).double()
     s_w = torch.maximum(scale.double(), b.abs() / (s_x * bias_limit))
-    s_w = s_w.clamp(SMALLEST_SCALE, torch.finfo(torch.float32).max).float()
+    s_w = s_w.clamp(SMALLEST_SCALE, LARGEST_SCALE).float()
     s_w = next_power_of_two(s_w) if scheme.power_of_two else s_w  # of a folded batch norm, too
     codes = round_half_up(weight.float() / channels.spread(s_w, weight))
     codes = codes.clamp(scheme.qmin, scheme.qmax)
@@ -178,18 +180,23 @@ def accumulator_bound(codes: Tensor, channels: Channels, x: QParams) -> Tensor:
     return torch.maximum(top, bottom).to(torch.int64)
 
 
-def carrier(bound: Tensor, *codes: torch.dtype) -> torch.dtype:
+def carrier(bound: Tensor, *codes: torch.dtype, worst: int | None = None) -> torch.dtype:
     """The float type whose kernels sum products of such codes exactly, whatever their order.
 
     float32 below 2^24. float64 beyond it, and wherever float32 kernels may not be plain sums
     of products: Winograd and FFT (NNPACK without oneDNN, cuDNN) round on the way; and where asked
     to be quick (torch.set_float32_matmul_precision) they cut operands of more than 8 bits off.
+
+    To ask `bound` would end a compiled graph, which goes by `worst`, what no bound exceeds, and is
+    to run with oneDNN on where it was compiled so.
     """
     if any(dtype.itemsize > 1 for dtype in codes):
         return torch.float64
-    onednn = torch.backends.mkldnn
-    plain = bound.device.type == "cpu" and onednn.enabled and onednn.is_available()  # type: ignore[no-untyped-call]
-    return torch.float32 if plain and int(bound.max()) < FLOAT32_EXACT else torch.float64
+    enabled = True
+    if worst is None or not torch.compiler.is_compiling():
+        worst, enabled = int(bound.max()), torch.backends.mkldnn.enabled
+    plain = bound.device.type == "cpu" and _HAS_ONEDNN and enabled
+    return torch.float32 if plain and worst < FLOAT32_EXACT else torch.float64
 
 
 def exact_integer(total: Tensor) -> Tensor:

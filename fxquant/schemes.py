@@ -21,6 +21,7 @@ from fxquant.errors import ConfigError
 
 _FLOAT32 = struct.Struct("f")
 SMALLEST_SCALE = float(torch.finfo(torch.float32).tiny)  # so that 1 / scale stays finite
+LARGEST_SCALE = float(torch.finfo(torch.float32).max)
 
 Ends = tuple[float, float]  # of an interval
 EVERYWHERE: Ends = (-math.inf, math.inf)

@@ -114,17 +114,17 @@ def _take(quantizer: ActivationFakeQuant, seen: Seen, part: Part) -> None:
     observer = quantizer.observer
     ours, theirs = observer.calibrator, seen.calibrator
     low, high = seen.low, seen.high
+    state = observer.state_dict()
     if isinstance(ours, Statistical):
         same = isinstance(theirs, Statistical) and type(theirs.statistic) is type(ours.statistic)
         if not same:
             raise part.error(f"{ours} cannot use what {theirs} asks for")
-        observer.statistics.copy_(seen.statistics(ours))
+        state["statistics"] = seen.statistics(ours)
     elif isinstance(ours, Fixed):
         low, high = ours.low, ours.high
     elif ours != theirs and not (isinstance(ours, MinMax) and isinstance(theirs, Statistical)):
         raise part.error(f"{ours} cannot use what {theirs} asks for")
-    observer.low.fill_(low)
-    observer.high.fill_(high)
+    observer.load_state_dict(state | {"low": torch.tensor(low), "high": torch.tensor(high)})
     quantizer.follow_observer()
 
 

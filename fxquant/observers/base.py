@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import reduce
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.distributed as dist
@@ -82,6 +82,7 @@ class Observer(nn.Module):
     low: Tensor
     high: Tensor
     statistics: Tensor  # of a `Statistical` alone
+    _seen_by_eval: bool | None = None
 
     def __init__(self, calibrator: Calibrator) -> None:
         super().__init__()
@@ -122,7 +123,22 @@ class Observer(nn.Module):
     @property
     def seen(self) -> bool:
         """Whether any finite data came by."""
+        if torch.compiler.is_compiling() and self._seen_by_eval is not None:
+            return self._seen_by_eval
         return bool(self.low <= self.high)
+
+    def train(self, mode: bool = True) -> Self:
+        """As every module; eval() notes whether any data came by, which a compiled graph asks."""
+        super().train(mode)
+        self._note_for_eval()
+        return self
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._note_for_eval()
+
+    def _note_for_eval(self) -> None:
+        self._seen_by_eval = None if self.training or self.low.is_meta else self.seen
 
     def extra_repr(self) -> str:
         """The calibrator, for print(model)."""

@@ -121,6 +121,19 @@ def taps(length: int, size: int, step: Fraction, align_corners: bool, bits: int)
     return Taps(first, [min(i + 1, length - 1) for i in first], weight)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # no graph has fractions
+def taps_of(
+    lengths: tuple[int, ...], size: Any, scale_factor: Any, recompute: bool | None,
+    align_corners: bool | None, bits: int,
+) -> list[Taps]:
+    """Those along each dimension."""
+    sizes = new_sizes(lengths, size, scale_factor, recompute)
+    return [
+        taps(length, new, step, bool(align_corners), bits)
+        for length, (new, step) in zip(lengths, sizes, strict=True)
+    ]
+
+
 def new_sizes(
     lengths: tuple[int, ...], size: Any, scale_factor: Any, recompute: bool | None
 ) -> list[tuple[int, Fraction]]:
@@ -136,9 +149,13 @@ def new_sizes(
 
 
 def _numbers(call: RealCall) -> LinearNumbers:
-    bits = SHORT_BITS if call.inputs[0].scheme.bits <= 8 else LONG_BITS
+    bits = _bits_of_weights(call.inputs[0].scheme.dtype)
     fraction = torch.full_like(call.target.qparams.zero_point, bits)
     return LinearNumbers(fraction, call.target.rounding)
+
+
+def _bits_of_weights(codes: torch.dtype) -> int:
+    return SHORT_BITS if codes.itemsize == 1 else LONG_BITS
 
 
 def _accumulator(call: IntegerCall) -> Accumulator:
@@ -156,9 +173,10 @@ def _linear(
     n: LinearNumbers, dtype: torch.dtype, codes: Tensor, size: Any, scale_factor: Any, mode: str,
     align_corners: bool | None, recompute_scale_factor: bool | None,
 ) -> Tensor:
+    # not n.fraction, which is the same: to ask a tensor would end a compiled graph
     return _resized(
-        int(n.fraction), n.rounding, dtype, codes, size, scale_factor, mode, align_corners,
-        recompute_scale_factor,
+        _bits_of_weights(codes.dtype), n.rounding, dtype, codes, size, scale_factor, mode,
+        align_corners, recompute_scale_factor,
     )
 
 
@@ -173,9 +191,8 @@ def _resized(
 ) -> Tensor:
     lengths = tuple(codes.shape[2:])
     total = codes.to(torch.int64)
-    sizes = new_sizes(lengths, size, scale_factor, recompute_scale_factor)
-    for axis, (length, (new, step)) in enumerate(zip(lengths, sizes, strict=True), start=2):
-        found = taps(length, new, step, bool(align_corners), bits)
+    settings = size, scale_factor, recompute_scale_factor, align_corners
+    for axis, found in enumerate(taps_of(lengths, *settings, bits), start=2):
         first, second, weight = (torch.tensor(values, device=codes.device) for values in found)
         weight = weight.reshape(-1, *[1] * (codes.dim() - 1 - axis))
         above = total.index_select(axis, second) * weight
@@ -201,9 +218,8 @@ def _linear_onnx(call: OnnxCall) -> Value:
     (x,), s, n = call.codes, call.settings, call.numbers
     lengths, bits = x.sizes[2:], int(n.fraction)
     total = x.to(torch.int64)
-    sizes = new_sizes(lengths, s["size"], s["scale_factor"], s["recompute_scale_factor"])
-    for axis, (length, (new, step)) in enumerate(zip(lengths, sizes, strict=True), start=2):
-        found = taps(length, new, step, bool(s["align_corners"]), bits)
+    names = ("size", "scale_factor", "recompute_scale_factor", "align_corners")
+    for axis, found in enumerate(taps_of(lengths, *(s[name] for name in names), bits), start=2):
         first, second, weight = map(torch.tensor, found)
         weight = weight.reshape(-1, *[1] * (len(x.sizes) - 1 - axis))
         above = total.gather(second, axis) * weight

@@ -95,10 +95,16 @@ def layer_kernel(function: Callable[..., Tensor], spatial: int) -> Callable[...,
     """
 
     def kernel(n: LayerNumbers, dtype: torch.dtype, codes: Tensor, **settings: Any) -> Tensor:
-        kind = carrier(n.bound, n.weight.dtype, codes.dtype)
+        kind = carrier(n.bound, n.weight.dtype, codes.dtype, worst=_worst(n))
         return _in_carrier(function, spatial, kind, n, dtype, codes, **settings)
 
     return kernel
+
+
+def _worst(n: LayerNumbers) -> int:
+    """What no sum of products exceeds, whatever the bytes are."""
+    terms = n.weight.numel() // len(n.bound)
+    return terms * 128 * 255
 
 
 def layer_onnx(sum_up: Callable[[OnnxCall, Value, Tensor], Value], spatial: int) -> OnnxForm:

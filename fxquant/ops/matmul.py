@@ -113,6 +113,9 @@ def _accumulator(call: IntegerCall) -> Accumulator:
 
 
 def _kernel(n: MatmulNumbers, dtype: torch.dtype, a: Tensor, b: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():  # where no number can be asked for; to refuse is for eval()
+        worst = a.shape[-1] * 255 * 255
+        return _product(carrier(n.bound, a.dtype, b.dtype, worst=worst), n, dtype, a, b)
     return _within(limits_of(n), n, dtype, a, b)
 
 
@@ -125,7 +128,12 @@ def _within(
 ) -> Tensor:
     terms = a.shape[-1]
     limits.prove_fits(terms, "a matrix product")
-    kind = limits.carrier(terms, a.dtype, b.dtype)
+    return _product(limits.carrier(terms, a.dtype, b.dtype), n, dtype, a, b)
+
+
+def _product(
+    kind: torch.dtype, n: MatmulNumbers, dtype: torch.dtype, a: Tensor, b: Tensor
+) -> Tensor:
     with without_autocast(a):
         total = matmul(centred(a, n.a_zero, kind), centred(b, n.b_zero, kind))
     rescale = Rescale(n.multiplier, n.shift)

@@ -165,7 +165,7 @@ def _centred(n: MomentNumbers, codes: Tensor) -> Tensor:
 
 def _counted(codes: Tensor, dims: tuple[int, ...]) -> int:
     """How many codes a row has, proved to be few enough."""
-    count = math.prod(codes.shape[dim] for dim in dims) if codes.dim() else 1
+    count = math.prod([codes.shape[dim] for dim in dims]) if codes.dim() else 1
     bits = torch.iinfo(codes.dtype).bits
     most = longest_row(bits)
     if count > most:

@@ -80,7 +80,12 @@ def _options(module: Any) -> dict[str, Any]:
 
 
 def _pad_zero(n: ZeroPoint, dtype: torch.dtype, codes: Tensor, pad: Any, mode: str) -> Tensor:
-    return _filled(int(n.zero), codes, pad, mode)
+    return _filled_by_tensor(n.zero, codes, pad, mode)
+
+
+def _filled_by_tensor(fill: Tensor, codes: Tensor, pad: Any, mode: str) -> Tensor:
+    """To ask for the number would wait for a device, or end a compiled graph."""
+    return F.pad(centred(codes, fill), pad, mode).add_(fill).to(codes.dtype)
 
 
 def _filled(fill: int, codes: Tensor, pad: Any, mode: str) -> Tensor:
@@ -102,24 +107,27 @@ def _value_numbers(call: RealCall) -> PadValueNumbers:
 def _pad_value(
     n: PadValueNumbers, dtype: torch.dtype, codes: Tensor, pad: Any, mode: str
 ) -> Tensor:
-    return _rescaled_and_filled(_fill(n), n, dtype, codes, pad, mode)
+    return _filled_by_tensor(_fill(n), _rescaled(n, dtype, codes), pad, mode)
 
 
-def _fill(n: PadValueNumbers) -> int:
-    return int(n.fill.clamp(n.low, n.high))
+def _fill(n: PadValueNumbers) -> Tensor:
+    return n.fill.clamp(n.low, n.high)
+
+
+def _rescaled(n: PadValueNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
+    d, rescale = centred(codes, n.x_zero), Rescale(n.multiplier, n.shift)
+    return n.rounding.requantize(d, rescale, n.y_zero, n.low, n.high, dtype)
 
 
 def _rescaled_and_filled(
     fill: int, n: PadValueNumbers, dtype: torch.dtype, codes: Tensor, pad: Any, mode: str
 ) -> Tensor:
-    d, rescale = centred(codes, n.x_zero), Rescale(n.multiplier, n.shift)
-    inner = n.rounding.requantize(d, rescale, n.y_zero, n.low, n.high, dtype)
-    return _filled(fill, inner, pad, mode)
+    return _filled(fill, _rescaled(n, dtype, codes), pad, mode)
 
 
 def _fast_value(call: IntegerCall, dtype: torch.dtype, choice: KernelChoice) -> Kernel:
     n: PadValueNumbers = call.numbers
-    return Plain(partial(_rescaled_and_filled, _fill(n), n, dtype))
+    return Plain(partial(_rescaled_and_filled, int(_fill(n)), n, dtype))
 
 
 def _pairs(pad: Any) -> list[tuple[int, int]]:

@@ -42,6 +42,10 @@ def rms_norm(
     return F.rms_norm(input, list(normalized_shape), weight, eps)
 
 
+# as a table, since torch.compile does not know finfo of a tensor's type
+_EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64)}
+
+
 def _options(module: nn.RMSNorm) -> dict[str, Any]:
     weight = {"weight": parameters_of_norm(module)["weight"]}
     return weight | module_options(module, "normalized_shape", "eps")
@@ -49,7 +53,7 @@ def _options(module: nn.RMSNorm) -> dict[str, Any]:
 
 def _numbers(call: RealCall) -> MomentNumbers:
     eps = call.options["eps"]
-    return moment_numbers(call, torch.finfo(call.inputs[0].scale.dtype).eps if eps is None else eps)
+    return moment_numbers(call, _EPS[call.inputs[0].scale.dtype] if eps is None else eps)
 
 
 def _kernel(

@@ -210,6 +210,6 @@ def _fold(weights: Weights, affine: Affine) -> Weights:
 
 
 def _limit(value: float, end: int, divisor: Tensor | None, q: QParams) -> Tensor:
-    if math.isinf(value):
+    if abs(value) == math.inf:  # isinf() ends a graph that is compiled for numbers of any size
         return torch.full_like(q.zero_point, end)
     return code_of(value if divisor is None else value / divisor, q)
