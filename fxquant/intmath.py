@@ -194,7 +194,7 @@ def carrier(bound: Tensor, *codes: torch.dtype, worst: int | None = None) -> tor
         return torch.float64
     enabled = True
     if worst is None or not torch.compiler.is_compiling():
-        worst, enabled = int(bound.max()), torch.backends.mkldnn.enabled
+        worst, enabled = int(bound.max()), torch._C._get_mkldnn_enabled()
     plain = bound.device.type == "cpu" and _HAS_ONEDNN and enabled
     return torch.float32 if plain and worst < FLOAT32_EXACT else torch.float64
 
