@@ -31,7 +31,10 @@ from fxquant.kernels.sums import (
     int8_convolution,
     int8_matmul,
 )
+from fxquant.ops.accumulator import IntegerCall, Operand
+from fxquant.ops.cat import CAT
 from fxquant.ops.integer import IntegerOp
+from fxquant.ops.operands import OperandNumbers
 from fxquant.rounding import GEMMLOWP, HALF_UP, ROUNDINGS
 from fxquant.schemes import UINT8, QuantScheme
 from tests import laws, reference
@@ -378,6 +381,30 @@ def test_a_table_holds_every_byte(scheme):
         assert torch.equal(table(laid), codes.clamp(7, 100))
         assert table(laid).is_contiguous(memory_format=lie)
     assert byte_table(lambda q: q.clone(), scheme) is None
+
+
+@given(
+    ratios=st.lists(st.floats(0.01, 3), min_size=3, max_size=6),
+    zero=st.integers(0, 255),
+    rounding=st.sampled_from(ROUNDINGS),
+)
+def test_compiled_concats_are_those_by_table(ratios, zero, rounding):
+    """Compiled they compute in int32, where its shorter multiplier gives what the table has."""
+    operand = Operand(UINT8, None)
+    rescale = rounding.rescale(torch.tensor(ratios, dtype=torch.float64))
+    numbers = OperandNumbers(
+        *rescale, x_zero=torch.arange(len(ratios), dtype=torch.int32) * 40,
+        y_zero=torch.tensor(zero, dtype=torch.int32), low=torch.tensor(0), high=torch.tensor(255),
+        rounding=rounding,
+    )
+    call = IntegerCall(numbers, (operand,) * len(ratios), {"dim": 0}, 32)
+    kernel, every = CAT.fast(call, torch.uint8, "auto"), torch.arange(256).to(torch.uint8)
+    codes = [every] * len(ratios)
+    expected = CAT.kernel(numbers, torch.uint8, *codes, dim=0)
+    assert_same(kernel(*codes, dim=0), expected)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert_same(kernel(*codes, dim=0), expected)
 
 
 # ------------------------------------------------------------------------ the choice

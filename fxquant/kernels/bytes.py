@@ -18,8 +18,9 @@ from fxquant.schemes import QuantScheme
 
 
 class ByteTable(NamedTuple):
-    """`table` [256]: the result for each byte that a code may be stored as."""
+    """`table` [256]: the result for each byte that a code may be `stored` as, [256]."""
 
+    stored: Tensor
     table: Tensor
 
     def __call__(self, codes: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ def byte_table(function: Callable[[Tensor], Tensor], scheme: QuantScheme) -> Byt
     """The table of a function of codes; None where it gives every code back as it is."""
     stored = torch.arange(256).to(torch.uint8).view(scheme.dtype)
     table = function(stored)
-    return None if torch.equal(table, stored) else ByteTable(table)
+    return None if torch.equal(table, stored) else ByteTable(stored, table)
 
 
 class Windows(NamedTuple):
@@ -59,6 +60,8 @@ def largest_in_windows(codes: Tensor, w: Windows) -> Tensor:
     n = len(w.kernel)
     lengths = codes.shape[-n:]
     counts = [_count(lengths[i], w, i) for i in range(n)]
+    if torch.compiler.is_compiling():  # write them once: each window would compute its own anew
+        codes = codes.as_strided(codes.shape, codes.stride())
     behind = [max(_reach(counts[i], w, i) - lengths[i] - w.padding[i], 0) for i in range(n)]
     if any(w.padding) or any(behind):
         widths = [width for i in reversed(range(n)) for width in (w.padding[i], behind[i])]

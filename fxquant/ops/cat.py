@@ -18,12 +18,18 @@ from torch import Tensor, fx
 from fxquant.intmath import centred
 from fxquant.kernels.bytes import ByteTable, byte_table
 from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
-from fxquant.ops.accumulator import IntegerCall, adds_nothing
+from fxquant.ops.accumulator import IntegerCall, Operand, adds_nothing
 from fxquant.ops.onnx import OnnxCall, Value, centred_value, requantize
-from fxquant.ops.operands import OperandNumbers, operand_numbers, scales_of
+from fxquant.ops.operands import (
+    OperandNumbers,
+    SumInInt32,
+    operand_numbers,
+    scales_of,
+    sum_in_int32,
+)
 from fxquant.ops.qdq import grids_of, to_codes, to_real
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall
-from fxquant.rounding import Rescale
+from fxquant.rounding import Rescale, common_rescale
 
 
 def cat(*inputs: Tensor, dim: int) -> Tensor:
@@ -64,7 +70,24 @@ def _fast(call: IntegerCall, dtype: torch.dtype, choice: KernelChoice) -> Kernel
         return Plain(partial(_kernel, n, dtype))
     ways = [partial(_rescaled, n, dtype, i) for i in range(len(call.inputs))]
     tables = [byte_table(way, x.scheme) for way, x in zip(ways, call.inputs, strict=True)]
-    return Plain(partial(_join, ways, tables))
+    shorter = [
+        _in_int32(n, i, call.inputs[i], dtype, table) or way
+        for i, (way, table) in enumerate(zip(ways, tables, strict=True))
+    ]
+    return Plain(partial(_join, shorter, tables))
+
+
+def _in_int32(
+    n: OperandNumbers, i: int, x: Operand, dtype: torch.dtype, table: ByteTable | None
+) -> SumInInt32 | None:
+    """Operand `i` with a multiplier short enough for int32, if every code comes out the same."""
+    factor = torch.ldexp(n.multiplier[i : i + 1].double(), -n.shift[i])
+    rescale, zero = common_rescale(factor), n.x_zero[i : i + 1]
+    alone = n._replace(multiplier=rescale.multiplier, shift=rescale.shift, x_zero=zero)
+    short = sum_in_int32(alone, [x], dtype)
+    if short is None or table is None or not torch.equal(short(table.stored), table.table):
+        return None
+    return short
 
 
 def _join(

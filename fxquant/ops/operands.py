@@ -102,7 +102,7 @@ def fast_sum(call: IntegerCall, dtype: torch.dtype, choice: KernelChoice) -> Ker
     """In int32, with all that is constant added at once, where that fits."""
     n: OperandNumbers = call.numbers
     plain = n.low.numel() == n.high.numel() == 1  # no limits for each channel
-    quick = _sum_in_int32(n, call.inputs, dtype) if n.rounding.floors and plain else None
+    quick = sum_in_int32(n, call.inputs, dtype) if n.rounding.floors and plain else None
     return Plain(partial(sum_operands, n, dtype)) if quick is None else Plain(quick, "int32")
 
 
@@ -132,9 +132,10 @@ class SumInInt32:
         return total.clamp_(self.low, self.high).to(self.dtype)
 
 
-def _sum_in_int32(
+def sum_in_int32(
     n: OperandNumbers, inputs: Sequence[Operand], dtype: torch.dtype
 ) -> SumInInt32 | None:
+    """A sum that is rounded half up, or None where it may leave 32 bits."""
     multipliers, zeros = tuple(n.multiplier.tolist()), n.x_zero.tolist()
     shift = int(n.shift)
     constant = (1 << shift >> 1) + (int(n.y_zero) << shift)
