@@ -8,9 +8,9 @@ integer network is compared with the prepared one's eval(), bit for bit, before 
 
     eager, auto         convert(prepared), as it is
     eager, float32      the same without int8 kernels, as on any processor
-    compiled, auto      torch.compile(convert(prepared), fullgraph=True)
+    compiled, auto      torch.compile(convert(prepared), fullgraph=True, options=STAYS_AS_IT_IS)
     compiled, float32   both
-    float, compiled     torch.compile of the float network
+    float, compiled     torch.compile of the float network, with the same options
     onnxruntime …       the float network, and its QDQ form by onnxruntime.quantization
 
 What is not installed is left out. The file is written after each network; rows of networks that
@@ -41,6 +41,11 @@ import fxquant
 from fxquant.darts import DARTS_V2, NetworkCIFAR
 from measures import interleaved, one_quiet_thread, read, write
 
+# No guards on what a network holds, which cost a tenth where layers are small; C++ between loops.
+STAYS_AS_IT_IS: dict[str, Any] = {
+    "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
+    "cpp_wrapper": True,
+}
 RESULTS = Path(__file__).parent / "results" / "integer_speed.json"
 Call = Callable[[], object]
 
@@ -91,16 +96,24 @@ def calls_of(workload: Workload, compiles: bool, tell: Callable[[str], None]) ->
         calls[f"eager, {choice}"] = proved(quantized, x, expected)
         if compiles:
             tell(f"{workload.name}: compiles, {choice}")
-            compiled = torch.compile(quantized, fullgraph=True, dynamic=False)
+            compiled = compiled_once(quantized)
             calls[f"compiled, {choice}"] = proved(compiled, x, expected)
     if compiles:
         tell(f"{workload.name}: compiles float")
-        quick = torch.compile(real, fullgraph=True, dynamic=False)
+        quick = compiled_once(real)
         calls["float, compiled"] = lambda: quick(x)
     if importlib.util.find_spec("onnxruntime") is not None:
         tell(f"{workload.name}: onnxruntime")
         calls |= engine_calls(real, x)
     return calls
+
+
+def compiled_once(network: nn.Module) -> Callable[[Tensor], Any]:
+    """For inputs of one shape, and numbers that stay as they are."""
+    quick: Callable[[Tensor], Any] = torch.compile(
+        network, fullgraph=True, dynamic=False, options=STAYS_AS_IT_IS
+    )
+    return quick
 
 
 def proved(network: Callable[[Tensor], Any], x: Tensor, expected: Tensor) -> Call:
