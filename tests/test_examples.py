@@ -22,8 +22,12 @@ ARGUMENTS = {
     "04_existing_loop_qat": ["2"],
     "05_low_bits": ["1", "1"],
     "06_ddp": ["1"],
+    "09_lightning": ["1"],
 }
-NEEDS = {"08_export": ("onnx", "onnxruntime", "safetensors")}
+NEEDS = {
+    "08_export": ("onnx", "onnxruntime", "safetensors"),
+    "09_lightning": ("lightning", "tensorboard"),
+}
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 

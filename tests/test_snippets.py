@@ -63,6 +63,9 @@ def _lines(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
+# Lightning's words: of torch's pytrees, of loaders without workers
+@pytest.mark.filterwarnings("ignore:.*(isinstance.treespec|TreeSpec|LeafSpec)")
+@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
 @pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_runs(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
