@@ -125,6 +125,11 @@ def _prepare(
         raise ConfigError(f"config is a QuantConfig, got {config!r}")
     if isinstance(example_inputs, torch.Tensor):
         example_inputs = (example_inputs,)
+    if example_inputs is not None and not isinstance(example_inputs, Sequence):
+        raise ConfigError(
+            "example_inputs are the arguments of one call, in a tuple, or one tensor, got "
+            f"{example_inputs!r}"
+        )
     if config.verify and example_inputs is None:
         raise ConfigError("verify=True needs example_inputs: they say what to run the graph on")
     leaves = _float_leaves(model, config)

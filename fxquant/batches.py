@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import DataError, FxQuantError
+from fxquant.fields import is_number
 
 
 def arguments(
@@ -34,7 +35,7 @@ def arguments(
     takes = [node for node in gm.graph.nodes if node.op == "placeholder"]
     needs = sum(not node.args for node in takes)  # those without a default
     number = -1
-    for number, batch in enumerate(islice(batches, count)):
+    for number, batch in enumerate(islice(each(batches), count)):
         if not isinstance(batch, (Tensor, tuple, list)):
             raise DataError(
                 f"batch {number} is a {type(batch).__name__}.\nWhat to do: give tensors, or tuples "
@@ -57,7 +58,23 @@ def arguments(
         )
 
 
+def each(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches, one after another; DataError where there can be none."""
+    try:
+        return iter(batches)
+    except TypeError as error:
+        raise DataError(
+            f"batches are many, as of a list or a DataLoader, not a {type(batches).__name__}.\n"
+            "What to do: put a single batch into a list."
+        ) from error
+
+
 def _check(x: Tensor, number: int) -> None:
+    if x.is_meta or x.is_complex():
+        raise DataError(
+            f"batch {number} holds no real numbers: {x.dtype} on '{x.device}'.\n"
+            "What to do: give what the float network takes."
+        )
     if x.numel() == 0:
         raise DataError(
             f"batch {number} is empty: there is nothing to measure on it.\n"
@@ -87,7 +104,7 @@ def named(inputs: tuple[Any, ...], number: int) -> Iterator[None]:
 
 def part_of(batches: Iterable[Any], share: float) -> int | None:
     """How many batches, at least one, are so large a share of all; None for all of them."""
-    if not isinstance(share, (int, float)) or not 0.0 < share <= 1.0:
+    if not is_number(share) or not 0.0 < share <= 1.0:
         raise DataError(
             f"share lies in (0, 1], got {share!r}.\nWhat to do: give 0.05 for 5 % of the batches."
         )

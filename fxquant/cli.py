@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fxquant.errors import FxQuantError
 from fxquant.extras import needs_extra
+from fxquant.files import need_folder
 
 if TYPE_CHECKING:
     import typer
@@ -19,10 +20,12 @@ _CLIP = "none, average, std, percentile, kl, mse, aciq-laplace or aciq-gauss."
 
 
 def main() -> None:
-    """Run the command line. An error of ours is one message, without a traceback."""
+    """Run the command line. An error of ours is one message, without a traceback; so is one of the
+    system's, such as a full disk.
+    """
     try:
         _app()()
-    except FxQuantError as error:
+    except (FxQuantError, OSError) as error:
         print(f"fxquant: {error}", file=sys.stderr)
         sys.exit(1)
 
@@ -129,6 +132,9 @@ def _add_quantize(app: "typer.Typer") -> None:
         from fxquant.command.quantize import Job, run
         from fxquant.config_file import save_config as write_config
 
+        for path in (out, save_stats, save_config):
+            if path is not None:
+                need_folder(path)
         options = Options(
             config=config, preset=preset, mode=mode, activations=activations,
             activation_bits=activation_bits, weight_bits=weight_bits,

@@ -7,6 +7,7 @@ from typing import Literal
 
 from fxquant.errors import ConfigError
 from fxquant.fake_quant import FakeQuant, StraightThrough
+from fxquant.fields import check_fields
 from fxquant.intmath import ACCUMULATOR_BITS
 from fxquant.observers import Calibrator, MovingAverage
 from fxquant.overrides import (
@@ -94,6 +95,7 @@ class QuantConfig:
     keep_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("activation", "weight"):
             check_scheme(name, getattr(self, name))
         check_calibrator(self.calibrator)
@@ -125,7 +127,9 @@ class QuantConfig:
                 f"got {self.overrides!r}"
             )
         _check_mode(self)
-        if not isinstance(self.keep_float, tuple):
+        if not isinstance(self.keep_float, tuple) or not all(
+            isinstance(path, str) and path for path in self.keep_float
+        ):
             raise ConfigError(
                 f"keep_float is a tuple of paths, such as ('head',), got {self.keep_float!r}"
             )

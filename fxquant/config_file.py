@@ -38,4 +38,6 @@ def save_config(config: QuantConfig, path: str | os.PathLike[str]) -> None:
     """Write every field of a configuration, so that later defaults do not change it; what is None
     is left out. A file that stands there already is replaced, whole or not at all.
     """
+    if not isinstance(config, QuantConfig):
+        raise ConfigError(f"save_config takes a QuantConfig, got {config!r}")
     write_file(path, config=plain(config))

@@ -10,6 +10,26 @@ from pathlib import Path
 from fxquant.errors import ConfigError, WriteError
 
 
+def need_folder(path: str | os.PathLike[str]) -> None:
+    """Refuse a file that cannot be written, before the work that would be lost.
+
+    Raises ConfigError for what is no path, WriteError for a folder or one that is not there.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigError(f"a path is a string or a Path, got {path!r}")
+    place = Path(path)
+    if not place.name or place.is_dir():
+        raise WriteError(
+            f"'{os.fspath(path)}' cannot be written: it is a folder.\n"
+            "What to do: name a file in it."
+        )
+    if not place.parent.is_dir():
+        raise WriteError(
+            f"{os.fspath(path)} cannot be written: there is no folder '{place.parent}'.\n"
+            "What to do: make it, or give another path."
+        )
+
+
 def ending_of(path: str | os.PathLike[str], endings: Sequence[str], what: str) -> str:
     """The ending of a file that is going to be written, in lower case: one of `endings`.
 
@@ -22,12 +42,7 @@ def ending_of(path: str | os.PathLike[str], endings: Sequence[str], what: str) -
         *others, last = (f".{known}" for known in endings)
         listed = f"{', '.join(others)} or {last}" if others else last
         raise ConfigError(f"{what}'s file ends in {listed}, got '{os.fspath(path)}'")
-    folder = Path(path).parent
-    if not folder.is_dir():
-        raise WriteError(
-            f"{os.fspath(path)} cannot be written: there is no folder '{folder}'.\n"
-            "What to do: make it, or give another path."
-        )
+    need_folder(path)
     return ending
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from fxquant.errors import ConfigError, NonFiniteError, StageError
 from fxquant.fake_quant import IncrementalWeight
+from fxquant.fields import is_number
 from fxquant.graph.edit import called_module
 from fxquant.graph.place import describe
 from fxquant.ops.mixed import QuantizedLayer
@@ -45,7 +46,7 @@ def fix_weights(prepared: fx.GraphModule, share: float) -> None:
             f"fix_weights takes what prepare_qat returned, got {say_stage(prepared)}.\n"
             "What to do: prepare it with QuantConfig(weight_fake_quant=INQ()) first."
         )
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+    if not is_number(share) or not 0 <= share <= 1:
         raise ConfigError(f"share lies in [0, 1], got {share!r}")
     found = _incremental(prepared)
     if not found:

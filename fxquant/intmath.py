@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fxquant.rounding import HALF_UP, Rescale, Rounding
 from fxquant.schemes import (
-    LARGEST_SCALE,
+    LARGEST,
     SMALLEST_SCALE,
     Channels,
     QParams,
@@ -127,7 +127,7 @@ def layer_numbers(
     s_x = x.scale.double()
     b = (torch.zeros_like(scale) if bias is None else bias).double()
     s_w = torch.maximum(scale.double(), b.abs() / (s_x * bias_limit))
-    s_w = s_w.clamp(SMALLEST_SCALE, LARGEST_SCALE).float()
+    s_w = s_w.clamp(SMALLEST_SCALE, LARGEST).float()
     s_w = next_power_of_two(s_w) if scheme.power_of_two else s_w  # of a folded batch norm, too
     codes = round_half_up(weight.float() / channels.spread(s_w, weight))
     codes = codes.clamp(scheme.qmin, scheme.qmax)

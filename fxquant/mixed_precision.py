@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant.api import prepare_ptq
-from fxquant.batches import arguments, named
+from fxquant.batches import arguments, each, named
 from fxquant.config import QuantConfig
 from fxquant.errors import ConfigError, DataError
 from fxquant.extras import needs_extra
 from fxquant.fake_quant import WeightFakeQuant, weight_quantizer
+from fxquant.fields import is_number
 from fxquant.files import ending_of, write_whole
 from fxquant.graph.modes import evaluating
 from fxquant.graph.place import place_of
@@ -127,10 +128,14 @@ def sensitivity(
         … and whatever prepare_ptq raises.
     """
     config = QuantConfig() if config is None else config
+    if not isinstance(config, QuantConfig):
+        raise ConfigError(f"config is a QuantConfig, got {config!r}")
+    if not isinstance(bits, Sequence) or any(type(number) is not int for number in bits):
+        raise ConfigError(f"bits are numbers of them, such as (4, 8), got {bits!r}")
     schemes = {number: config.weight.with_bits(number) for number in sorted(set(bits))}
     if not schemes:
         raise ConfigError("sensitivity tries some numbers of bits, got none")
-    batches = list(batches)
+    batches = list(each(batches))
     if not batches:
         raise DataError("there is no batch to measure on.\nWhat to do: hand in a list of batches.")
     if example_inputs is None and isinstance(batches[0], Tensor):
@@ -191,9 +196,9 @@ class _Runs:
                                            strict=True)]
             return sum(rises) / len(rises)
         noise = signal = 0.0
-        for real, rounded in zip(self.outputs, found, strict=True):
+        for number, (real, rounded) in enumerate(zip(self.outputs, found, strict=True)):
             for y, other in zip(_floats(real), _floats(rounded), strict=True):
-                signal += float(y.double().square().sum())
+                signal += _finite(y.double().square().sum(), "output", number)
                 noise += float((y.double() - other.double()).square().sum())
         return noise / signal if signal else 0.0
 
@@ -202,7 +207,19 @@ class _Runs:
             return self.network(*self.inputs[number])
 
     def _losses(self, outputs: Sequence[Any], loss: Loss) -> list[float]:
-        return [float(loss(y, batch)) for y, batch in zip(outputs, self.batches, strict=True)]
+        losses = [loss(y, batch) for y, batch in zip(outputs, self.batches, strict=True)]
+        return [_finite(torch.as_tensor(x), "loss", number) for number, x in enumerate(losses)]
+
+
+def _finite(value: Tensor, name: str, number: int) -> float:
+    """As a number; a DataError that names the batch where it is none."""
+    if value.numel() != 1 or not bool(torch.isfinite(value)):
+        shown = f"{value.item():g}" if value.numel() == 1 else f"of shape {tuple(value.shape)}"
+        raise DataError(
+            f"the {name} of batch {number} is {shown}: there is nothing to compare with.\n"
+            "What to do: look at the weights of the model, and at its values there."
+        )
+    return value.item()
 
 
 def _floats(outputs: Any) -> list[Tensor]:
@@ -279,27 +296,28 @@ def choose_bits(
 
     Raises ConfigError where there is not one budget, or where the least bits are beyond it.
     """
+    if not isinstance(found, Sensitivity):
+        raise ConfigError(f"choose_bits takes what sensitivity returned, got {found!r}")
     if (size is None) == (bit_operations is None):
         raise ConfigError("choose_bits takes one budget: size= in bytes, or bit_operations=")
-    budget = size * 8 if size is not None else bit_operations
-    assert budget is not None
+    given = size if size is not None else bit_operations
     name = "size" if size is not None else "bit_operations"
-    if not 0 < budget < math.inf:
-        raise ConfigError(f"{name} is a positive number, got {budget!r}")
+    if not is_number(given) or not 0 < given < math.inf:
+        raise ConfigError(f"{name} is a positive number, got {given!r}")
     prices = [
         [b * (layer.weights if size is not None else layer.products * layer.activation)
          for b in found.bits]
         for layer in found.layers
     ]
     unit = 8 if size is not None else 1
-    least = sum(map(min, prices))
+    budget, least = given * unit, sum(map(min, prices))
     if least > budget:
         raise ConfigError(
-            f"{name}={budget / unit:g} is below {least / unit:g}, which {found.bits[0]} bits take "
+            f"{name}={given:g} is below {least / unit:g}, which {found.bits[0]} bits take "
             "everywhere.\nWhat to do: raise it, or let sensitivity try fewer bits."
         )
     costs = [[layer.cost[b] for b in found.bits] for layer in found.layers]
-    picks = cheapest(prices, costs, math.floor(budget))
+    picks = cheapest(prices, costs, math.floor(min(budget, sum(map(max, prices)))))
     bits = {
         site: found.bits[pick]
         for layer, pick in zip(found.layers, picks, strict=True)

@@ -37,9 +37,12 @@ def set_phase(prepared: fx.GraphModule, phase: Phase) -> None:
 
     Raises:
         StageError: `prepared` did not come from prepare_qat.
+        ConfigError: `phase` is none.
         UncalibratedError: ranges are to stand still that have seen no data yet.
     """
     need_prepared(prepared, "set_phase")
+    if not isinstance(phase, Phase):
+        raise ConfigError(f"phase is a Phase, such as Phase(observe=False), got {phase!r}")
     if phase.round and not phase.observe:
         missing = [node for node, q in quantizers_of(prepared).items() if not q.ready]
         if missing:
@@ -129,6 +132,11 @@ class PhaseSchedule:
         return {"steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind those steps; load the network's own state first."""
-        self.steps = state["steps"]
+        """Go on behind those steps; load the network's own state first. Raises ConfigError where
+        they are no number.
+        """
+        steps = state.get("steps") if isinstance(state, dict) else None
+        if type(steps) is not int or steps < 0:
+            raise ConfigError(f"the state of a schedule is its steps, got {state!r}")
+        self.steps = steps
         set_phase(self.prepared, self.phase)

@@ -25,6 +25,7 @@ from torch import Tensor, fx
 from fxquant.batches import arguments, named
 from fxquant.errors import ConfigError, UncalibratedError
 from fxquant.fake_quant import AdaptiveRounding, WeightFakeQuant
+from fxquant.fields import is_number
 from fxquant.graph.edit import called_module
 from fxquant.graph.held import held
 from fxquant.graph.modes import evaluating
@@ -66,7 +67,7 @@ def learn_rounding(
             A few hundred examples are enough.
         blocks: paths of modules, `*` and `?` allowed, whose layers are learned together.
         steps: for each unit, on 32 examples each.
-        rate: Adam's.
+        rate: Adam's, up to 1.
         tell: called with the steps done and the steps in all, after each.
 
     Raises:
@@ -79,8 +80,14 @@ def learn_rounding(
     need_prepared(prepared, "learn_rounding")
     if type(steps) is not int or steps < 1:
         raise ConfigError(f"steps is a number of steps for each unit, got {steps!r}")
-    if not 0 < rate < math.inf:
-        raise ConfigError(f"rate is a positive number, got {rate!r}")
+    if not is_number(rate) or not 0 < rate <= 1:
+        raise ConfigError(f"rate lies in (0, 1], got {rate!r}")
+    if (
+        isinstance(blocks, str)
+        or not isinstance(blocks, Sequence)
+        or not all(isinstance(pattern, str) for pattern in blocks)
+    ):
+        raise ConfigError(f"blocks are paths of modules, such as ('layer1.*',), got {blocks!r}")
     _need_ranges(prepared)
     units = _units(prepared, blocks)
     inputs = list(arguments(prepared, batches))

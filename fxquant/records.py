@@ -29,6 +29,7 @@ from fxquant.fake_quant import (
     Projection,
     Transform,
 )
+from fxquant.fields import is_number
 from fxquant.files import write_whole
 from fxquant.observers import CALIBRATORS, Calibrator
 from fxquant.overrides import near_misses
@@ -207,7 +208,7 @@ def _member(part: Part, members: tuple[Any, ...]) -> Any:
 
 def _read_scalar(part: Part, kind: type) -> Any:
     value = part.scalar()
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and is_number(value):
         return float(value)
     if kind is float and isinstance(value, str):  # as YAML takes 1e-3 to be
         with suppress(ValueError):

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import ConfigError
+from fxquant.fields import check_fields
 
 _FLOAT32 = struct.Struct("f")
 SMALLEST_SCALE = float(torch.finfo(torch.float32).tiny)  # so that 1 / scale stays finite
-LARGEST_SCALE = float(torch.finfo(torch.float32).max)
+LARGEST = float(torch.finfo(torch.float32).max)  # of scales and of the ends of ranges
 
 Ends = tuple[float, float]  # of an interval
 EVERYWHERE: Ends = (-math.inf, math.inf)
@@ -46,6 +47,7 @@ class QuantScheme:
     power_of_two: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if type(self.bits) is not int or not 1 <= self.bits <= 16:
             raise ConfigError(f"a scheme has 1 to 16 bits, got bits={self.bits!r}")
         if self.bits == 1 and not (self.signed and self.symmetric):

@@ -25,6 +25,7 @@ from fxquant.observers import Calibrator, Fixed, MinMax, Observer, Statistical
 from fxquant.overrides import near_misses
 from fxquant.pipeline import need_prepared
 from fxquant.records import Part, plain, read_file, read_record, versioned, write_file
+from fxquant.schemes import LARGEST
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Seen:
     data: str | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+        if not -LARGEST <= self.low <= self.high <= LARGEST:
             raise ConfigError(f"low and high are finite and in order, got {self.low}, {self.high}")
         if isinstance(self.calibrator, Statistical):
             self.statistics(self.calibrator)

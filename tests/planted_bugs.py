@@ -61,6 +61,23 @@ class Bug(NamedTuple):
 BUGS = (
     # ---------------------------------------------------------------- a layer's numbers
     Bug(
+        "any truth value is a flag",
+        "fxquant/fields.py",
+        'if field.type == "bool" and type(value) is not bool:',
+        'if field.type == "bool" and value is None:',
+        ("tests/test_bad_values.py::test_every_field_of_every_record",),
+    ),
+    Bug(
+        "a folder that is not there is found out at the end",
+        "fxquant/files.py",
+        "if not path.parent.is_dir():",
+        "if not path.parent:",
+        (
+            "tests/test_bad_values.py::"
+            "test_a_place_that_cannot_be_written_to_is_told_before_the_work",
+        ),
+    ),
+    Bug(
         "fixed weights are not the largest",
         "fxquant/fake_quant/inq.py",
         "size.argsort(descending=True,",

@@ -10,7 +10,7 @@ from fxquant.passes import PASSES
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    ("errors", "extras", "files"),
+    ("errors", "extras", "fields", "files"),
     ("schemes",),
     ("rounding",),
     ("intmath",),

@@ -68,7 +68,7 @@ class Images:
         everything = self._everything
         # in an order of their own, or a share of a folder would be a few of its classes
         order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(0))
-        for numbers in torch.split(order[: self.count], self.batch):
+        for numbers in torch.split(order[: self.count], min(self.batch, self.count)):
             items = [_read(everything, int(i)) for i in numbers]
             images = torch.stack([image for image, _ in items])
             yield Batch(images, torch.tensor([label for _, label in items]))

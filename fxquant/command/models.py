@@ -22,6 +22,10 @@ def model_named(name: str, classes: int | None = None) -> nn.Module:
     Modules are looked for in the current folder, too. `classes` is how many an architecture of
     torchvision tells apart, None for its own 1000.
     """
+    if classes is not None and (classes < 1 or ":" in name):
+        raise ConfigError(
+            f"--classes {classes} is no number of classes of an architecture of torchvision"
+        )
     if ":" in name:
         return _called(name)
     with needs_extra("vision"):

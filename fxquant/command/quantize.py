@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx, nn
 
 from fxquant.api import convert, prepare_ptq
+from fxquant.batches import part_of
 from fxquant.calibration import calibrate
 from fxquant.command.data import Images
 from fxquant.command.scores import Scores, evaluate
@@ -87,7 +88,8 @@ def _settle(prepared: fx.GraphModule, job: Job, bars: Progress) -> None:
         load_statistics(prepared, job.stats)
         return
     assert job.images is not None  # as `run` has seen to
-    task = bars.add_task("calibrating", total=max(1, round(job.share * len(job.images))), text="")
+    batches = part_of(job.images, job.share) or len(job.images)
+    task = bars.add_task("calibrating", total=batches, text="")
     calibrate(prepared, job.images, job.share, lambda done: bars.update(task, completed=done))
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fxquant.fake_quant.activation import ActivationFakeQuant
 from fxquant.observers import Observer
-from fxquant.schemes import LARGEST_SCALE, SMALLEST_SCALE, QuantScheme, round_half_up
+from fxquant.schemes import LARGEST, SMALLEST_SCALE, QuantScheme, round_half_up
 
 
 class LearnedGrid(ActivationFakeQuant, ABC):
@@ -131,7 +131,7 @@ class _StandIn(torch.autograd.Function):
 
 def held(scale: Tensor, scheme: QuantScheme) -> Tensor:
     """A scale kept where it and its multiples are positive and finite."""
-    largest = LARGEST_SCALE / (scheme.qmax - scheme.qmin + 1)
+    largest = LARGEST / (scheme.qmax - scheme.qmin + 1)
     return scale.clamp(SMALLEST_SCALE, largest)
 
 

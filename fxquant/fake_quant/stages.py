@@ -26,6 +26,7 @@ from fxquant.fake_quant.method import FakeQuant
 from fxquant.fake_quant.observed_step import NEAREST, ObservedStep
 from fxquant.fake_quant.projection import Projection
 from fxquant.fake_quant.weight import WeightFakeQuant
+from fxquant.fields import check_fields
 from fxquant.observers import Observer
 from fxquant.schemes import Channels, QuantScheme, weight_scale
 
@@ -67,6 +68,7 @@ class Clipped(Transform):
     stds: float = 3.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.stds < float("inf"):
             raise ConfigError(f"stds is a positive number, got {self.stds!r}")
 
@@ -84,6 +86,13 @@ class Stages(FakeQuant):
     transform: Transform = field(default_factory=Plain)
     projection: Projection = NEAREST
     learned: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not isinstance(self.transform, Transform):
+            raise ConfigError(f"transform is a record such as Tanh(), got {self.transform!r}")
+        if not isinstance(self.projection, Projection):
+            raise ConfigError(f"projection is a record such as Nearest(), got {self.projection!r}")
 
     def activation(self, scheme: QuantScheme, observer: Observer) -> ActivationFakeQuant:
         """With the observed range, or with r and b learned."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fxquant.errors import ConfigError
+from fxquant.fields import check_fields
 from fxquant.observers.base import Extremes
-from fxquant.schemes import Number
+from fxquant.schemes import LARGEST, Number
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Fixed(Extremes):
     high: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+        check_fields(self)
+        if not -LARGEST <= self.low <= self.high <= LARGEST:
             raise ConfigError(
                 f"a fixed range is finite and not empty, got {self.low:g} to {self.high:g}"
             )

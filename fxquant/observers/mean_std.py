@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import ConfigError
+from fxquant.fields import check_fields
 from fxquant.observers.base import Statistic, Statistical
 from fxquant.schemes import QuantScheme
 
@@ -47,6 +48,7 @@ class MeanStd(Statistical):
     stds: float = 3.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0.0 < self.stds < math.inf:
             raise ConfigError(f"stds is a positive number of deviations, got {self.stds}")
 

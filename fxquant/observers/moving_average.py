@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fxquant.errors import ConfigError
+from fxquant.fields import check_fields
 from fxquant.observers.base import Extremes
 from fxquant.schemes import Number
 
@@ -21,6 +22,7 @@ class MovingAverage(Extremes):
     momentum: float = 0.1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0.0 < self.momentum <= 1.0:
             raise ConfigError(f"momentum must lie in (0, 1], got {self.momentum}")
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import ConfigError
+from fxquant.fields import check_fields
 from fxquant.observers.base import Statistical
 from fxquant.observers.histogram import Bins, Histogram, bins_of
 from fxquant.schemes import QuantScheme
@@ -26,6 +27,7 @@ class Percentile(Statistical):
     percent: float = 99.9
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 50.0 < self.percent <= 100.0:
             raise ConfigError(f"percent lies in (50, 100], got {self.percent}")
 

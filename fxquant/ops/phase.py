@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.fake_quant import ActivationFakeQuant
+from fxquant.fields import check_fields
 from fxquant.graph.edit import Site
 from fxquant.observers.base import in_backward
 
@@ -36,6 +37,9 @@ class Phase:
     observe: bool = True
     round: bool = True
     batch_statistics: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 class PhasedSite(Site):
