@@ -18,12 +18,12 @@ def need_folder(path: str | os.PathLike[str]) -> None:
     if not isinstance(path, (str, os.PathLike)):
         raise ConfigError(f"a path is a string or a Path, got {path!r}")
     place = Path(path)
-    if not place.name or place.is_dir():
+    if not place.name or os.path.isdir(place):  # False, too, where the system cannot tell
         raise WriteError(
             f"'{os.fspath(path)}' cannot be written: it is a folder.\n"
             "What to do: name a file in it."
         )
-    if not place.parent.is_dir():
+    if not os.path.isdir(place.parent):
         raise WriteError(
             f"{os.fspath(path)} cannot be written: there is no folder '{place.parent}'.\n"
             "What to do: make it, or give another path."

@@ -70,8 +70,8 @@ BUGS = (
     Bug(
         "a folder that is not there is found out at the end",
         "fxquant/files.py",
-        "if not path.parent.is_dir():",
-        "if not path.parent:",
+        "if not os.path.isdir(place.parent):",
+        "if not place.parent:",
         (
             "tests/test_bad_values.py::"
             "test_a_place_that_cannot_be_written_to_is_told_before_the_work",
