@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -23,7 +24,18 @@ from fxquant import (
     QuantScheme,
 )
 from fxquant.errors import ConfigError
-from fxquant.fake_quant import FAKE_QUANTS, ByChance, Clipped, FakeQuant, Stages, Stochastic, Tanh
+from fxquant.fake_quant import (
+    FAKE_QUANTS,
+    PROJECTIONS,
+    TRANSFORMS,
+    ByChance,
+    Clipped,
+    FakeQuant,
+    Stages,
+    Stochastic,
+    Tanh,
+    Transform,
+)
 from fxquant.observers import MinMax, Observer
 from fxquant.ops.flow import sites
 from fxquant.schemes import UINT8, Channels, dequantize, quantize, round_half_up
@@ -358,6 +370,41 @@ def test_learned_factors_are_trained_and_shipped():
     train_a_little(prepared, spec, rate=0.5)
     after = dict(prepared.named_parameters())
     assert not any(torch.equal(after[name], before) for name, before in factors.items())
+
+
+@dataclass(frozen=True)
+class Cubed(Transform):
+    """A user's own."""
+
+    def __call__(self, weight, channels):
+        return weight + weight**3
+
+
+@pytest.mark.parametrize("transform", [*(kind() for kind in TRANSFORMS), Cubed()], ids=str)
+@pytest.mark.parametrize("projection", [kind() for kind in PROJECTIONS], ids=str)
+@pytest.mark.parametrize("learned", [False, True])
+def test_any_three_stages_compose(transform, projection, learned):
+    """y = r·round(t(w) / s), r = s unless it is learned; dw = dy·t'(w), 0 where t is flat."""
+    weight = values(0, 3, 5, 3, 3).requires_grad_()
+    method = Stages(transform, projection, learned)
+    quant = method.weight(INT4_WEIGHT, Channels(), weight)
+    if learned:
+        with torch.no_grad():
+            quant.factor.mul_(torch.tensor([0.5, -2.0, 1.0]))
+    shaped = transform(weight, Channels())
+    step = Channels().spread(shaped.detach().flatten(1).abs().amax(1) / 7, weight)
+    factor = step if not learned else quant.factor.detach().abs().reshape(-1, 1, 1, 1)
+    codes = round_half_up(shaped.detach() / step)
+    torch.testing.assert_close(quant.eval()(weight), codes * factor)
+    expected = torch.autograd.grad(shaped.sum(), weight)[0]
+    quant.train()(weight).backward(step / factor * torch.ones_like(weight))
+    torch.testing.assert_close(weight.grad, expected)
+    spec = chain("conv", "relu", "conv")
+    config = QuantConfig(weight=INT4_WEIGHT, weight_fake_quant=method)
+    prepared = fxquant.prepare_qat(spec.build(), config=config)
+    train_a_little(prepared, spec)
+    x = spec.inputs(2, 9)
+    assert torch.equal(fxquant.convert(prepared)(x), prepared.eval()(x))
 
 
 def test_clipping_takes_outliers_in():
