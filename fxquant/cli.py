@@ -199,6 +199,9 @@ def _add_others(app: "typer.Typer") -> None:
     def inspect(
         network: Annotated[Path, typer.Argument(help=_SAVED)],
         passes: Annotated[bool, typer.Option(help="What each pass changed, too.")] = False,
+        counts: Annotated[bool, typer.Option(help="Bytes and operations, too.")] = False,
+        size: Annotated[int, typer.Option(help="Height and width of images.")] = 224,
+        channels: Annotated[int, typer.Option(help="Of images.")] = 3,
     ) -> None:
         """Every integer of a saved network, and whether every sum is proved to fit.
 
@@ -207,6 +210,8 @@ def _add_others(app: "typer.Typer") -> None:
             fxquant inspect int8.safetensors
 
             fxquant inspect int8.safetensors --passes
+
+            fxquant inspect int8.safetensors --counts --size 32 --channels 1
         """
         from fxquant.audit import audit
         from fxquant.explain import explain
@@ -215,6 +220,12 @@ def _add_others(app: "typer.Typer") -> None:
         print(audit(loaded))
         if passes:
             print("", explain(loaded), sep="\n")
+        if counts:
+            from fxquant.command.export import images_for
+            from fxquant.export import count_operations
+
+            images = images_for(None, size, channels, 1)
+            print("", count_operations(loaded, images), sep="\n")
 
     @app.command()
     def compare(

@@ -1,12 +1,13 @@
 """The ways out: what other engines run, equal to the integer network."""
 
 from fxquant.export.bundle import export_bundle
-from fxquant.export.count import Counts, count_operations
+from fxquant.export.count import Counts, CountTable, count_operations
 from fxquant.export.onnx import export_onnx
 from fxquant.export.program import export_program
 from fxquant.export.verify import Parting, Verification, verify
 
 __all__ = [
+    "CountTable",
     "Counts",
     "Parting",
     "Verification",

@@ -34,16 +34,38 @@ class Counts(NamedTuple):
         return Counts(*(a + b for a, b in zip(self, other, strict=True)))
 
 
+class CountTable(dict[str, Counts]):
+    """Those of each integer operator, by the name of its node; it prints as a table."""
+
+    @property
+    def total(self) -> Counts:
+        """Of all."""
+        return sum(self.values(), Counts(0, 0, 0, 0))
+
+    def __str__(self) -> str:
+        rows = [(name, *map("{:,}".format, counts)) for name, counts in self.items()]
+        rows.append(("together", *map("{:,}".format, self.total)))
+        titles = ("operator", *Counts._fields)
+        first, *others = (max(map(len, column)) for column in zip(titles, *rows, strict=True))
+        return "\n".join(
+            "  ".join((name.ljust(first), *map(str.rjust, cells, others))).rstrip()
+            for name, *cells in (titles, *rows)
+        )
+
+
 def count_operations(
     quantized: fx.GraphModule, example_inputs: Sequence[Any] | Tensor
-) -> dict[str, Counts]:
-    """Size and operations of each integer operator, by the name of its node, for one row."""
+) -> CountTable:
+    """Size and operations of each integer operator for one row.
+
+    Raises StageError where `quantized` is no converted network.
+    """
     walked = walk(quantized, example_inputs, 1)
-    return {
+    return CountTable({
         node.name: count_node(walked, node)
         for node in quantized.graph.nodes
         if isinstance(called_module(quantized, node), IntegerOp)
-    }
+    })
 
 
 def count_node(walked: Walk, node: fx.Node) -> Counts:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET, IR_VERSION = 21, 10
-_FILE_LIMIT = 2**31 - 2**20  # a protobuf is smaller than 2 GB: weights beyond it lie beside it
+_FILE_LIMIT = 2**31 - 2**26  # of weights: a protobuf, nodes included, is smaller than 2 GB
 _BATCH = "batch"
 
 
@@ -237,7 +237,7 @@ def quantize_onnx(module: Quantize, x: Value) -> Value:
     """Real numbers to codes, as the rounding has it; ONNX's own rounds to even."""
     q = module.qparams
     real = x.to(torch.float32)
-    if module.rounding is FP32_RNE and _is_whole(q.scheme):
+    if module.rounding is FP32_RNE and _is_whole(q.scheme) and q.scale.dtype is torch.float32:
         zero = q.zero_point.to(q.scheme.dtype)
         found: Value = x.graph.node("QuantizeLinear", real, q.scale, zero, dtype=q.scheme.dtype)
         return found
@@ -255,6 +255,9 @@ def _is_whole(scheme: QuantScheme) -> bool:
 def dequantize_onnx(module: Dequantize, codes: Value) -> Value:
     """Codes to real numbers."""
     q = module.qparams
+    if q.scale.dtype is torch.float64:  # DequantizeLinear has none
+        real: Value = (codes.to(torch.int32) - q.zero_point).double() * q.scale
+        return real
     zero = q.zero_point.to(codes.dtype)
     found: Value = codes.graph.node(
         "DequantizeLinear", codes, q.scale, zero, dtype=torch.float32
@@ -294,7 +297,7 @@ def model_of(written: Written, name: str) -> onnx.ModelProto:
         producer_version=fxquant.__version__,
     )
     helper.set_model_props(model, {"fxquant.rounding": _rounding(walk)})
-    if model.ByteSize() < _FILE_LIMIT:
+    if not _is_large(model):
         onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -344,12 +347,17 @@ def _element_type(dtype: torch.dtype) -> int:
     return int(helper.np_dtype_to_tensor_dtype(torch.empty(0, dtype=dtype).numpy().dtype))
 
 
+def _is_large(model: onnx.ModelProto) -> bool:
+    """Whether weights have to lie beside the file. What is too large cannot even tell its size."""
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer) >= _FILE_LIMIT
+
+
 def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
     """Write a model whole or not at all, large ones with their weights in a file beside it."""
     import onnx
 
     path = Path(path)
-    large = model.ByteSize() >= _FILE_LIMIT
+    large = _is_large(model)
     with writing(path), tempfile.TemporaryDirectory(
         dir=path.parent, prefix=f".{path.name}."
     ) as folder:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from fxquant.errors import ConfigError, StageError
+from fxquant.errors import ConfigError, DataError, ExportError, FileError, StageError
 from fxquant.extras import needs_extra
 from fxquant.graph.nested import leaves
 from fxquant.pipeline import Stage, stage_of
@@ -87,7 +88,11 @@ def verify(
 
     Raises:
         StageError: `quantized` is no converted network.
-        ConfigError: there is no data, no such file, or no such engine.
+        ConfigError: there is no data, no such file, or no such engine, or another network was
+            exported to that file.
+        DataError: the network does not run on a batch.
+        FileError: the file is no ONNX model.
+        ExportError: an engine refuses the file, or a batch.
         MissingExtraError: the extra `onnx` is not installed.
     """
     if not isinstance(quantized, fx.GraphModule) or stage_of(quantized) is not Stage.INTEGER:
@@ -100,23 +105,63 @@ def verify(
     if not engines or not set(engines) <= _ENGINES.keys():
         raise ConfigError(f"engines are of {', '.join(map(repr, _ENGINES))}; got {engines!r}")
     with needs_extra("onnx"):
-        import onnx
+        import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
-    plain = onnx.load(path, load_external_data=False)
+    plain = _loaded(path)
     every = _with_every_value(plain, {node.name for node in quantized.graph.nodes})
-    tally = _Tally()
+    runs = []
     for name in engines:
-        runs = _ENGINES[name](path, plain), _ENGINES[name](path, every)
-        for arguments in _batches(data):
-            expected, outputs = values_of(quantized, arguments)
-            given = [x for x in leaves(arguments) if isinstance(x, Tensor)]
-            tally.outputs(name, outputs, runs[0](given))
-            tally.nodes(name, expected, runs[1](given))
-    if not tally.elements:
-        raise ConfigError("there is no data to verify with")
+        with _told(f"{name} does not run '{path}'"):
+            runs.append((name, _ENGINES[name](path, plain), _ENGINES[name](path, every)))
+    tally, count = _Tally(), 0
+    for count, arguments in enumerate(_batches(data), 1):
+        expected, outputs = _expected(quantized, arguments, count)
+        given = [x.detach().cpu() for x in leaves(arguments) if isinstance(x, Tensor)]
+        for name, as_it_is, with_every_value in runs:
+            with _told(f"{name} does not run '{path}' on batch {count}"):
+                found = as_it_is(given), with_every_value(given)
+            tally.outputs(name, outputs, found[0])
+            tally.nodes(name, expected, found[1])
+    if not count:
+        raise DataError("there is no data to verify with")
+    if expected and not tally.compared:
+        raise ConfigError(f"'{path}' has no node of the network: it was exported from another one")
     nodes = len({node for _, node in tally.compared})
     of_outputs, of_nodes = (tuple(found.values()) for found in tally.found)
     return Verification(tuple(engines), nodes, tally.elements, of_outputs, of_nodes)
+
+
+def _loaded(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    import onnx
+
+    try:
+        found = onnx.load(path, load_external_data=False)
+    except Exception as error:  # of the packages that onnx reads with
+        raise FileError(f"'{path}' is no ONNX model: {error}") from error
+    if not found.graph.output:
+        raise FileError(f"'{path}' is no ONNX model: it has no graph with an output")
+    return found
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Around an engine, whose errors are of classes of its own."""
+    try:
+        yield
+    except Exception as error:
+        raise ExportError(
+            f"{what}: {error}\nWhat to do: verify with the file that this network was exported to, "
+            "and with data of its sizes and types."
+        ) from error
+
+
+def _expected(
+    quantized: fx.GraphModule, arguments: Sequence[Any], number: int
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    try:
+        return values_of(quantized, arguments)
+    except Exception as error:
+        raise DataError(f"the network does not run on batch {number}: {error}") from error
 
 
 class _Tally:
@@ -167,6 +212,8 @@ class _Tally:
 
 
 def _batches(data: Any) -> Iterator[tuple[Any, ...]]:
+    if not isinstance(data, Iterable):
+        raise ConfigError(f"data is one batch, or several, got {type(data).__name__}")
     for batch in [data] if isinstance(data, Tensor) else data:
         yield (batch,) if isinstance(batch, Tensor) else tuple(batch)
 
@@ -230,6 +277,8 @@ def _onnxruntime(path: str | os.PathLike[str], model: onnx.ModelProto) -> Run:
     outputs = [given.name for given in session.get_outputs()]
 
     def run(inputs: Sequence[Tensor]) -> Values:
+        if len(inputs) != len(names):
+            raise ValueError(f"the file takes {len(names)} tensors, and there are {len(inputs)}")
         feeds = dict(zip(names, (x.numpy() for x in inputs), strict=True))
         found = session.run(outputs, feeds)
         return {name: torch.from_numpy(x) for name, x in zip(outputs, found, strict=True)}

@@ -58,12 +58,18 @@ def walk(quantized: fx.GraphModule, example_inputs: Any, batch: int | None) -> W
 
     Raises:
         StageError: `quantized` did not come from convert.
+        ConfigError: `example_inputs` are no arguments, or `batch` is no size.
         ExportError: it does not run on other batch sizes than that of the example, and `batch` is
             None.
     """
     if not isinstance(quantized, fx.GraphModule) or stage_of(quantized) is not Stage.INTEGER:
         raise StageError(
             "what is exported is an integer network.\nWhat to do: hand it what `convert` gives."
+        )
+    if not isinstance(example_inputs, (Tensor, list, tuple)):
+        raise ConfigError(
+            "example_inputs are the arguments of one call, as a list, or its only tensor; got "
+            f"{type(example_inputs).__name__}"
         )
     inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
     rows = [len(x) for x in leaves(inputs) if isinstance(x, Tensor) and x.dim()]
@@ -108,6 +114,8 @@ def _like(value: Any) -> Any:
 
 def _resized(value: Any, rows: int, size: int) -> Any:
     """A tensor with so many rows, if it has as many as the first input; else it is no batch."""
+    if isinstance(value, Tensor) and value.is_meta:
+        value = torch.zeros_like(value, device="cpu")
     if not isinstance(value, Tensor) or value.shape[:1] != (rows,):
         return value
     return value[torch.arange(size) % rows]

@@ -26,10 +26,15 @@ _NEAR = 8  # so many float32 numbers beside an estimate are looked at
 
 
 def grids_of(call: OnnxCall) -> tuple[QParams, ...] | None:
-    """The parameters of the codes that come in, where all have 8 bits and those are known."""
-    found = tuple(q for q in call.inputs if q is not None and q.scheme.bits <= 8)
-    both = len(found) == len(call.inputs) and call.output.scheme.bits <= 8
-    return found if both else None
+    """The parameters of the codes that come in, where all are known and are what engines have
+    integer kernels for.
+    """
+    found = tuple(q for q in call.inputs if q is not None and _has_kernels(q))
+    return found if len(found) == len(call.inputs) and _has_kernels(call.output) else None
+
+
+def _has_kernels(q: QParams) -> bool:
+    return q.scheme.bits <= 8 and q.scale.dtype is torch.float32
 
 
 def to_real(codes: Value, scale: Tensor, zero: Tensor, axis: int | None = None) -> Value:

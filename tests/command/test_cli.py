@@ -53,8 +53,11 @@ def test_quantize_evaluate_inspect_and_statistics_of_a_file(monkeypatch, capsys,
     code, text = call(monkeypatch, capsys, "evaluate", files["q.safetensors"], *DIGITS)
     assert code == 0, text
     assert "top-1" in text
-    code, text = call(monkeypatch, capsys, "inspect", files["q.safetensors"], "--passes")
+    code, text = call(
+        monkeypatch, capsys, "inspect", files["q.safetensors"], "--passes", "--counts", *DIGITS[2:6]
+    )
     assert code == 0, text
+    assert "products" in text
     assert "sums are proved to fit" in text
     assert "insert_fake_quant" in text
     code, text = call(

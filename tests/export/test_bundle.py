@@ -186,6 +186,11 @@ def test_counts(tmp_path):
     first = next(iter(counts.values()))
     assert (first.output, first.products, first.roundings) == (160, 27 * 160, 160)
     assert counts["head"].products == 80
+    lines = str(counts).splitlines()
+    assert lines[0].split() == ["operator", "numbers", "output", "products", "roundings"]
+    assert [line.split()[0] for line in lines[1:]] == [*counts, "together"]
+    products = sum(count.products for count in counts.values())
+    assert lines[-1].split()[3] == f"{products:,}"
 
 
 def test_refusals(tmp_path):

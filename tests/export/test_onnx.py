@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant import QuantConfig, QuantScheme
-from fxquant.errors import ConfigError, ExportError, StageError
+from fxquant.errors import ConfigError, DataError, ExportError, FileError, StageError, WriteError
 from fxquant.ops import OPS
 from fxquant.rounding import ROUNDINGS
 from tests import laws
@@ -217,6 +217,12 @@ def test_refusals(tmp_path):
         fxquant.export_onnx(quantized, path, x[:, :2])
     with pytest.raises(ConfigError, match="batch"):
         fxquant.export_onnx(quantized, path, x, batch=0)
+    with pytest.raises(ConfigError, match="the arguments of one call, as a list"):
+        fxquant.export_onnx(quantized, path, None)
+    with pytest.raises(ConfigError, match="ends in .onnx"):
+        fxquant.export_onnx(quantized, tmp_path / "net", x)
+    with pytest.raises(WriteError, match="there is no folder"):
+        fxquant.export_onnx(quantized, tmp_path / "none" / "net.onnx", x)
     with pytest.raises(ConfigError, match="no file"):
         fxquant.verify(quantized, path, x, ORT)
     config = QuantConfig(keep_float=("1",))
@@ -225,6 +231,85 @@ def test_refusals(tmp_path):
     with pytest.raises(ExportError, match="without keep_float"):
         fxquant.export_onnx(fxquant.convert(prepared), path, x)
     assert not list(tmp_path.iterdir()), "a refusal leaves no file"
+
+
+def test_a_float64_network(tmp_path):
+    """Its real numbers have 64 bits on both sides, which DequantizeLinear has not."""
+    x = torch.randn(2, 4, 7, 6, dtype=torch.float64)
+    for form, rounding in (("operators", "half_up"), ("qdq", "fp32_rne")):
+        config = QuantConfig(rounding=rounding)
+        layers = nn.Sequential(nn.Conv2d(4, 5, 3), nn.ReLU()).double()
+        prepared = fxquant.prepare_qat(layers, x, config)
+        laws.settle(prepared, x)
+        quantized, path = fxquant.convert(prepared), tmp_path / "net.onnx"
+        fxquant.export_onnx(quantized, path, x, form=form)
+        assert fxquant.verify(quantized, path, [x, 3 * x], ORT).equal
+
+
+class Sides(nn.Module):
+    """A tuple and a dict come in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(4, 4, 1)
+
+    def forward(self, pair, sides):
+        return self.layer(pair[0]) + pair[1] + sides["left"]
+
+
+def test_inputs_that_hold_several(tmp_path):
+    inputs = [tuple(torch.randn(2, 4, 3, 3) for _ in range(2)), {"left": torch.randn(2, 4, 3, 3)}]
+    prepared = fxquant.prepare_qat(Sides(), inputs)
+    laws.settle(prepared, *inputs)
+    quantized, path = fxquant.convert(prepared), tmp_path / "net.onnx"
+    fxquant.export_onnx(quantized, path, inputs)
+    assert fxquant.verify(quantized, path, [inputs], ORT).equal
+    names = [given.name for given in onnx.load(path).graph.input]
+    assert names == ["pair_0", "pair_1", "sides_left"]
+
+
+def test_examples_without_data(tmp_path):
+    quantized, x = convolution()
+    path = tmp_path / "net.onnx"
+    fxquant.export_onnx(quantized, path, x.to("meta"))
+    assert fxquant.verify(quantized, path, iter([x, 2 * x]), ORT).equal
+
+
+@pytest.mark.parametrize(("data", "error", "message"), [
+    ([], DataError, "no data to verify with"),
+    (None, ConfigError, "data is one batch, or several, got NoneType"),
+    ([torch.zeros(2, 3, 7, 6)], DataError, "does not run on batch 1"),
+    ([torch.zeros(2, 4, 7, 6)] * 2 + [torch.zeros(3, 4, 7, 6)], ExportError, "on batch 3"),
+])
+def test_data_that_cannot_be_used(data, error, message, tmp_path):
+    quantized, x = convolution()
+    fxquant.export_onnx(quantized, tmp_path / "net.onnx", x, batch=2)
+    with pytest.raises(error, match=message):
+        fxquant.verify(quantized, tmp_path / "net.onnx", data, ORT)
+
+
+def test_files_of_others(tmp_path):
+    quantized, x = convolution()
+    path = tmp_path / "net.onnx"
+    for content in (b"", b"not a model" * 9):
+        path.write_bytes(content)
+        with pytest.raises(FileError, match="no ONNX model"):
+            fxquant.verify(quantized, path, x, ORT)
+    fxquant.export_onnx(quantized, path, x)
+    model = onnx.load(path)
+    with pytest.raises(ExportError, match="takes 1 tensors, and there are 2"):
+        fxquant.verify(quantized, path, [(x, x)], ORT)
+    for names in (proto.output for proto in model.graph.node):
+        names[:] = [f"{name}_" for name in names]
+    for proto in model.graph.node:
+        known = {i.name for i in model.graph.input} | {t.name for t in model.graph.initializer}
+        proto.input[:] = [n if n in known or not n else f"{n}_" for n in proto.input]
+    for output in model.graph.output:
+        output.name += "_"
+    del model.graph.value_info[:]
+    onnx.save(model, path)
+    with pytest.raises(ConfigError, match="exported from another one"):
+        fxquant.verify(quantized, path, x, ORT)
 
 
 # ------------------------------------------------------------------------ between Q and DQ
