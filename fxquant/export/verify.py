@@ -119,9 +119,9 @@ def verify(
         given = [x.detach().cpu() for x in leaves(arguments) if isinstance(x, Tensor)]
         for name, as_it_is, with_every_value in runs:
             with _told(f"{name} does not run '{path}' on batch {count}"):
-                found = as_it_is(given), with_every_value(given)
-            tally.outputs(name, outputs, found[0])
-            tally.nodes(name, expected, found[1])
+                whole, every_value = as_it_is(given), with_every_value(given)
+            tally.outputs(name, outputs, whole)
+            tally.nodes(name, expected, every_value)
     if not count:
         raise DataError("there is no data to verify with")
     if expected and not tally.compared:
