@@ -4,7 +4,7 @@ They are a sixth of what there is to import, and `import fxquant` leaves them ou
 """
 
 from fxquant.config_file import load_config, save_config
-from fxquant.export import export_bundle, export_onnx, export_program, verify
+from fxquant.export import export_bundle, export_onnx, export_program, export_tflite, verify
 from fxquant.mixed_precision import Chosen, Sensitivity, choose_bits, sensitivity
 from fxquant.presets import preset
 from fxquant.reconstruction import learn_rounding
@@ -30,6 +30,7 @@ __all__ = [
     "export_bundle",
     "export_onnx",
     "export_program",
+    "export_tflite",
     "learn_rounding",
     "load",
     "load_config",

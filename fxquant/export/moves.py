@@ -1,4 +1,4 @@
-"""What moves or picks elements, in ONNX.
+"""What moves or picks elements, in the formats of files.
 
     x.view(n, 2, c // 2, h, w)        x.flatten(1)        x[:, :, ::2]        torch.chunk(x, 2, 1)
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -20,17 +20,27 @@ from fxquant.export.walk import Like, Walk, merged
 from fxquant.graph.aten import in_aten, shape_of
 from fxquant.graph.edit import map_nodes, module_at, nodes_in
 from fxquant.graph.place import describe
-from fxquant.ops.onnx import OnnxGraph, Value
+from fxquant.ops.movable import Movable, Shape
+from fxquant.ops.onnx import Value as OnnxValue
+
+V = TypeVar("V", bound=Movable)
 
 aten = torch.ops.aten
 
 
+class Graph(Protocol):
+    """What is written down."""
+
+    def value(self, x: Tensor) -> Any:
+        """A tensor as a constant."""
+
+
 def move(
-    graph: OnnxGraph, walk: Walk, node: fx.Node, values: Mapping[fx.Node, Any], batch: Value | None
+    graph: Graph, walk: Walk, node: fx.Node, values: Mapping[fx.Node, Any], batch: Any
 ) -> Any:
     """The value, or the tuple of values, that `node` makes of those that it reads.
 
-    `batch` is the number of rows, int64 [1], where it is not known.
+    `batch` is the number of rows, where it is not known and the format computes it.
     """
     if node.target is operator.getitem:
         several, key = values[node.all_input_nodes[0]], node.args[1]
@@ -55,7 +65,7 @@ def move(
             result: Any = map_nodes(step.args[0], env.__getitem__)
             return tuple(result) if isinstance(result, (tuple, list)) else result
         else:
-            env[step] = _step(graph, node, steps, env, batch)
+            env[step] = _step(node, steps, env, batch)
     raise AssertionError("a graph ends with its output")
 
 
@@ -95,8 +105,7 @@ def _example(value: Any) -> Any:
 
 
 def _step(
-    graph: OnnxGraph, node: fx.Node, steps: Sequence[fx.Node], env: Mapping[fx.Node, Any],
-    batch: Value | None,
+    node: fx.Node, steps: Sequence[fx.Node], env: Mapping[fx.Node, Any], batch: Any
 ) -> Any:
     """One operator of aten, from the nodes that stand for it in each run."""
     args = merged([map_nodes((*s.args,), lambda n: n.name) for s in steps])
@@ -107,10 +116,12 @@ def _step(
         return args[0][args[1]]
     form = _FORMS.get(steps[0].target)
     if form is None:
-        raise ExportError(f"{describe(node)}: {steps[0].target} has no ONNX form")
-    result = form(graph, shape, batch, *_with_lists(args, steps[0].args, env))
-    if isinstance(result, Value):
-        result.shape = shape
+        raise ExportError(f"{describe(node)}: {steps[0].target} has no form in a file")
+    result = form(shape, batch, *_with_lists(args, steps[0].args, env))
+    parts = result if isinstance(result, tuple) else (result,)
+    for part, size in zip(parts, shape if isinstance(shape, list) else [shape], strict=True):
+        if isinstance(part, OnnxValue):
+            part.shape = size
     return result
 
 
@@ -123,26 +134,19 @@ def _with_lists(args: tuple[Any, ...], raw: Sequence[Any], env: Mapping[fx.Node,
     ]
 
 
-Shape = tuple[int | None, ...]
-
-
-def _reshaped(graph: OnnxGraph, shape: Shape, batch: Value | None, x: Value, *rest: Any) -> Value:
+def _reshaped(shape: Shape, batch: Any, x: V, *rest: Any) -> V:
     return x if shape == x.shape else x.reshape(shape)
 
 
-def _same(graph: OnnxGraph, shape: Shape, batch: Value | None, x: Value, *rest: Any) -> Value:
+def _same(shape: Shape, batch: Any, x: V, *rest: Any) -> V:
     return x
 
 
-def _permuted(
-    graph: OnnxGraph, shape: Shape, batch: Value | None, x: Value, order: Sequence[int]
-) -> Value:
+def _permuted(shape: Shape, batch: Any, x: V, order: Sequence[int]) -> V:
     return x.permute([d % len(shape) for d in order])
 
 
-def _transposed(
-    graph: OnnxGraph, shape: Shape, batch: Value | None, x: Value, a: int = 0, b: int = 1
-) -> Value:
+def _transposed(shape: Shape, batch: Any, x: V, a: int = 0, b: int = 1) -> V:
     order = list(range(len(shape)))
     if len(shape) > 1:
         order[a], order[b] = order[b], order[a]
@@ -150,109 +154,59 @@ def _transposed(
 
 
 def _sliced(
-    graph: OnnxGraph, shape: Shape, batch: Value | None, x: Value, dim: int = 0,
-    start: int | None = None, end: int | None = None, step: int = 1,
-) -> Value:
-    if x.shape == shape and step == 1:
-        return x
-    ends = torch.tensor([2**62 if end is None else end])
-    found: Value = graph.node(
-        "Slice", x, torch.tensor([start or 0]), ends, torch.tensor([dim]), torch.tensor([step]),
-        dtype=x.dtype,
-    )
-    return found
+    shape: Shape, batch: Any, x: V, dim: int = 0, start: int | None = None, end: int | None = None,
+    step: int = 1,
+) -> V:
+    return x if x.shape == shape and step == 1 else x.slice(dim, start, end, step)
 
 
-def _selected(
-    graph: OnnxGraph, shape: Shape, batch: Value | None, x: Value, dim: int, index: int
-) -> Value:
+def _selected(shape: Shape, batch: Any, x: V, dim: int, index: int) -> V:
     return x.gather(torch.tensor(index), dim)
 
 
-def _picked(
-    graph: OnnxGraph, shape: Shape, batch: Value | None, x: Value, dim: int, index: Value
-) -> Value:
+def _picked(shape: Shape, batch: Any, x: V, dim: int, index: Any) -> V:
     return x.gather(index, dim)
 
 
-def _indexed(
-    graph: OnnxGraph, shape: Shape, batch: Value | None, x: Value, indices: Sequence[Value | None]
-) -> Value:
+def _indexed(shape: Shape, batch: Any, x: V, indices: Sequence[Any]) -> V:
     given = [(axis, index) for axis, index in enumerate(indices) if index is not None]
     if len(given) != 1:
-        raise ExportError("an index along several dimensions at once has no ONNX form")
+        raise ExportError("an index along several dimensions at once has no form in a file")
     axis, index = given[0]
     return x.gather(index, axis)
 
 
-def _expanded(
-    graph: OnnxGraph, shape: Shape, batch: Value | None, x: Value, sizes: Any, **rest: Any
-) -> Value:
-    if shape == x.shape:
-        return x
-    found: Value = graph.node("Expand", x, _shape_value(graph, shape, batch), dtype=x.dtype)
-    return found
+def _expanded(shape: Shape, batch: Any, x: V, sizes: Any, **rest: Any) -> V:
+    return x if shape == x.shape else x.expand(shape, batch)
 
 
-def _shape_value(graph: OnnxGraph, shape: Shape, batch: Value | None) -> Value:
-    given = torch.tensor([1 if size is None else size for size in shape])
-    if None not in shape:
-        return graph.value(given)
-    assert batch is not None  # where a batch has any size, its size is asked for
-    return graph.value(torch.tensor([size is None for size in shape])).where(batch, given)
+def _repeated(shape: Shape, batch: Any, x: V, repeats: Shape) -> V:
+    return x.repeat(tuple(repeats), batch)
 
 
-def _repeated(
-    graph: OnnxGraph, shape: Shape, batch: Value | None, x: Value, repeats: Sequence[int | None]
-) -> Value:
-    assert x.shape is not None  # as of all that a move reads
-    if len(repeats) > len(x.shape):
-        x = x.reshape([*[1] * (len(repeats) - len(x.shape)), *x.shape])
-    found: Value = graph.node("Tile", x, _shape_value(graph, tuple(repeats), batch), dtype=x.dtype)
-    return found
-
-
-def _flipped(
-    graph: OnnxGraph, shape: Shape, batch: Value | None, x: Value, dims: Sequence[int]
-) -> Value:
-    last = torch.full((len(dims),), -1)
-    far = torch.full((len(dims),), -(2**62))
-    found: Value = graph.node("Slice", x, last, far, torch.tensor(dims), last, dtype=x.dtype)
-    return found
+def _flipped(shape: Shape, batch: Any, x: V, dims: Sequence[int]) -> V:
+    return x.flip(dims)
 
 
 def _rolled(
-    graph: OnnxGraph, shape: Shape, batch: Value | None, x: Value, shifts: Sequence[int],
-    dims: Sequence[int] = (),
-) -> Value:
+    shape: Shape, batch: Any, x: V, shifts: Sequence[int], dims: Sequence[int] = ()
+) -> V:
     for shift, dim in zip(shifts, dims, strict=True):
         size = shape[dim]
         if size is None:
-            raise ExportError("a roll along the batch has no ONNX form")
+            raise ExportError("a roll along the batch has no form in a file")
         x = x.gather((torch.arange(size) - shift) % size, dim)
     return x
 
 
 def _split(
-    graph: OnnxGraph, shape: list[Shape], batch: Value | None, x: Value, size: Any, dim: int = 0
-) -> tuple[Value, ...]:
-    sizes = [part[dim] for part in shape]
-    parts = graph.node(
-        "Split", x, torch.tensor(sizes), dtype=x.dtype, outputs=len(sizes), axis=dim
-    )
-    return _shaped(parts if len(sizes) > 1 else (parts,), shape)
+    shape: list[tuple[int, ...]], batch: Any, x: V, size: Any, dim: int = 0
+) -> tuple[V, ...]:
+    return tuple(x.split([part[dim] for part in shape], dim))
 
 
-def _unbound(
-    graph: OnnxGraph, shape: list[Shape], batch: Value | None, x: Value, dim: int = 0
-) -> tuple[Value, ...]:
-    return _shaped([x.gather(torch.tensor(i), dim) for i in range(len(shape))], shape)
-
-
-def _shaped(parts: Sequence[Value], shapes: Sequence[Shape]) -> tuple[Value, ...]:
-    for part, shape in zip(parts, shapes, strict=True):
-        part.shape = shape
-    return tuple(parts)
+def _unbound(shape: list[Shape], batch: Any, x: V, dim: int = 0) -> tuple[V, ...]:
+    return tuple(x.gather(torch.tensor(i), dim) for i in range(len(shape)))
 
 
 _FORMS: dict[Any, Callable[..., Any]] = {
@@ -311,4 +265,4 @@ _SIMPLER: dict[Any, Callable[..., Any]] = {
     aten.pixel_shuffle.default: _space_from_depth,
     aten.pixel_unshuffle.default: _depth_from_space,
 }
-"""What aten has an operator for, and ONNX none."""
+"""What aten has an operator for, and files none."""

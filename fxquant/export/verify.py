@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import ConfigError, DataError, ExportError, FileError, StageError
+from fxquant.export.tflite import is_tflite, run_tflite, with_every_value
 from fxquant.extras import needs_extra
 from fxquant.graph.nested import leaves
 from fxquant.pipeline import Stage, stage_of
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     import onnx
 
 Values = Mapping[str, Tensor]
+Run = Callable[[Sequence[Tensor]], Values]
 
 
 class Parting(NamedTuple):
@@ -77,49 +80,49 @@ def verify(
     data: Tensor | Iterable[Tensor | Sequence[Any]],
     engines: Sequence[str] | None = None,
 ) -> Verification:
-    """Run an exported file in onnxruntime, and in OpenVINO where that is installed, and compare
-    every node with the integer network.
+    """Run an exported file in onnxruntime, and in OpenVINO where that is installed, or a .tflite
+    file in LiteRT, and compare every node with the integer network.
+
+    LiteRT runs it by those of its kernels that round as the network does.
 
     Args:
         quantized: the network that was exported.
-        path: the ONNX file.
+        path: the ONNX file, or the .tflite file.
         data: one batch, or several: tensors, or the arguments of one call each.
-        engines: of "onnxruntime" and "OpenVINO" those to run; None for all that are installed.
+        engines: of "onnxruntime" and "OpenVINO", or "LiteRT", those to run; None for all that are
+            installed.
 
     Raises:
         StageError: `quantized` is no converted network.
         ConfigError: there is no data, no such file, or no such engine, or another network was
             exported to that file.
         DataError: the network does not run on a batch.
-        FileError: the file is no ONNX model.
+        FileError: the file is no ONNX model, or export_tflite did not write it.
         ExportError: an engine refuses the file, or a batch.
-        MissingExtraError: the extra `onnx` is not installed.
+        MissingExtraError: the extra `onnx`, or `litert`, is not installed.
     """
     if not isinstance(quantized, fx.GraphModule) or stage_of(quantized) is not Stage.INTEGER:
         raise StageError("what is verified is an integer network: hand it what `convert` gave")
     if not Path(path).is_file():
         raise ConfigError(f"there is no file '{path}'")
+    with open(path, "rb") as file:
+        in_litert = is_tflite(file.read(8))
+    there = ["LiteRT"] if in_litert else list(_ENGINES)
     if engines is None:
-        found = importlib.util.find_spec("openvino")
-        engines = ["onnxruntime"] if found is None else list(_ENGINES)
-    if not engines or not set(engines) <= _ENGINES.keys():
-        raise ConfigError(f"engines are of {', '.join(map(repr, _ENGINES))}; got {engines!r}")
-    with needs_extra("onnx"):
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-    plain = _loaded(path)
-    every = _with_every_value(plain, {node.name for node in quantized.graph.nodes})
-    runs = []
-    for name in engines:
-        with _told(f"{name} does not run '{path}'"):
-            runs.append((name, _ENGINES[name](path, plain), _ENGINES[name](path, every)))
+        engines = there if importlib.util.find_spec("openvino") else there[:1]
+    if not engines or not set(engines) <= set(there):
+        raise ConfigError(
+            f"engines for this file are of {', '.join(map(repr, there))}; got {engines!r}"
+        )
+    names = {node.name for node in quantized.graph.nodes}
+    runs = _in_litert(path) if in_litert else _of_onnx(path, engines, names)
     tally, count = _Tally(), 0
     for count, arguments in enumerate(_batches(data), 1):
         expected, outputs = _expected(quantized, arguments, count)
         given = [x.detach().cpu() for x in leaves(arguments) if isinstance(x, Tensor)]
-        for name, as_it_is, with_every_value in runs:
+        for name, as_it_is, with_nodes in runs:
             with _told(f"{name} does not run '{path}' on batch {count}"):
-                whole, every_value = as_it_is(given), with_every_value(given)
+                whole, every_value = as_it_is(given), with_nodes(given)
             tally.outputs(name, outputs, whole)
             tally.nodes(name, expected, every_value)
     if not count:
@@ -242,6 +245,28 @@ def values_of(
     return keeper.found, [x for x in leaves(result) if isinstance(x, Tensor)]
 
 
+def _in_litert(path: str | os.PathLike[str]) -> list[tuple[str, Run, Run]]:
+    """As the file is, and with the values of nodes."""
+    model = Path(path).read_bytes()
+    return [("LiteRT", partial(run_tflite, model), partial(run_tflite, with_every_value(model)))]
+
+
+def _of_onnx(
+    path: str | os.PathLike[str], engines: Sequence[str], names: set[str]
+) -> list[tuple[str, Run, Run]]:
+    """Of each engine, as the file is, and with the values of those names."""
+    with needs_extra("onnx"):
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    plain = _loaded(path)
+    every = _with_every_value(plain, names)
+    runs = []
+    for name in engines:
+        with _told(f"{name} does not run '{path}'"):
+            runs.append((name, _ENGINES[name](path, plain), _ENGINES[name](path, every)))
+    return runs
+
+
 def _with_every_value(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
     """The model with the values of those names as outputs, too."""
     import onnx
@@ -255,9 +280,6 @@ def _with_every_value(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProt
             if name in names and name not in given and name in known:
                 found.graph.output.append(known[name])
     return found
-
-
-Run = Callable[[Sequence[Tensor]], Values]
 
 
 def _onnxruntime(path: str | os.PathLike[str], model: onnx.ModelProto) -> Run:

@@ -30,6 +30,9 @@ from fxquant.ops.average import (
 )
 from fxquant.ops.onnx import OnnxCall, Value, centred_value, sum_of
 from fxquant.ops.spec import OpSpec, Output, module_options, per_dimension, signature_reader
+from fxquant.ops.tflite import TfliteCall
+from fxquant.ops.tflite import Value as TfliteValue
+from fxquant.ops.tflite_forms import look_up_means, sum_of_cells
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:
@@ -60,6 +63,13 @@ def cell_elements(length: int, cells: int) -> tuple[Tensor, Tensor]:
     sizes = cell_sizes(length, cells)
     first = torch.arange(cells) * length // cells
     return first[:, None] + torch.arange(int(sizes.max())), sizes
+
+
+def _elements_there(length: int, cells: int) -> tuple[Tensor, Tensor]:
+    """Where the elements of each cell lie, and which of them there are: [cells, most]."""
+    inside, sizes = cell_elements(length, cells)
+    there = torch.arange(inside.shape[1]) < sizes[:, None]
+    return inside.clamp(max=length - 1), there
 
 
 def _most_elements(lengths: Iterable[int], cells: Iterable[int]) -> int:
@@ -124,6 +134,23 @@ def _record(
         y: Value = quotient(call, total, elements, size, 0) + n.y_zero
         return y.clamp(n.low, n.high).to(call.dtype)
 
+    def tflite(call: TfliteCall) -> TfliteValue:
+        """A table of what the sums of cells become."""
+        n, (x,), cells = call.numbers, call.codes, call.shape[-dims:]
+        lengths, total = x.sizes[-dims:], x.centred(n.x_zero)
+        size = torch.ones((1,) * dims, dtype=torch.int64)
+        for i, (length, count) in enumerate(zip(lengths, cells, strict=True)):
+            size = size * per_channel(cell_sizes(length, count), i, dims)
+        if all(count == 1 for count in cells):
+            total = total.sum(range(len(x.shape) - dims, len(x.shape)))
+        else:
+            total = sum_of_cells(total, list(map(_elements_there, lengths, cells)))
+
+        def mean(sums: Tensor, divisor: Tensor) -> Tensor:
+            return finish_cells(sums, int(divisor), divisor, n, call.dtype)
+
+        return look_up_means(call, total, int(size.max()), size, mean)
+
     return OpSpec(
         name=function.__name__,
         function=function,
@@ -139,6 +166,7 @@ def _record(
         kernel=kernel,
         accumulator=accumulator,
         onnx=onnx,
+        tflite=tflite,
     )
 
 

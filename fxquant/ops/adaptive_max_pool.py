@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.ops.accumulator import adds_nothing
-from fxquant.ops.onnx import OnnxCall, OnnxForm, Value, along_axes
+from fxquant.ops.movable import along_axes
+from fxquant.ops.onnx import OnnxCall
 from fxquant.ops.selection import no_numbers, reader_without_indices, selection_kernel
 from fxquant.ops.spec import OpSpec, Output, module_options
+from fxquant.ops.tflite import TfliteCall
 
 
 def adaptive_max_pool1d(input: Tensor, output_size: Any) -> Tensor:
@@ -40,12 +42,11 @@ def _options(module: Any) -> dict[str, Any] | None:
     return None if module.return_indices else module_options(module, "output_size")
 
 
-def _onnx(dims: int) -> OnnxForm:
+def _form(dims: int) -> Callable[[Any], Any]:
     """A cell at a time: as many elements of each as the largest has, the last one repeated."""
 
-    def form(call: OnnxCall) -> Value:
-        (x,) = call.codes
-        wide = x.to(torch.int32) if x.dtype is torch.int16 else x
+    def form(call: OnnxCall | TfliteCall) -> Any:
+        x: Any = call.codes[0]
         lengths, cells = x.sizes, call.shape[-dims:]
 
         def index(axis: int) -> Tensor:
@@ -55,7 +56,7 @@ def _onnx(dims: int) -> OnnxForm:
             inside = first[:, None] + torch.arange(int((last - first).max()) + 1)
             return torch.minimum(inside, last[:, None])
 
-        return along_axes(wide, dims, index, "ReduceMax").to(call.dtype)
+        return along_axes(x, dims, index, cells=True)
 
     return form
 
@@ -78,7 +79,8 @@ def _record(
         numbers=no_numbers,
         kernel=selection_kernel(function),
         accumulator=adds_nothing,
-        onnx=_onnx(dims),
+        onnx=_form(dims),
+        tflite=_form(dims),
     )
 
 

@@ -25,6 +25,7 @@ from fxquant.ops.operands import (
     sum_numbers,
     sum_onnx,
     sum_operands,
+    sum_tflite,
 )
 from fxquant.ops.qdq import grids_of, to_codes, to_real
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall
@@ -78,5 +79,6 @@ ADD = OpSpec(
     fast=fast_sum,
     accumulator=accumulator_of_operands,
     onnx=sum_onnx,
+    tflite=sum_tflite("ADD", (1.0, 1.0)),
     qdq=_qdq,
 )

@@ -21,6 +21,7 @@ from fxquant.intmath import centred
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.onnx import OnnxCall, Value, centred_value, finish_value
 from fxquant.ops.spec import Call, OpSpec, Output, Reader, RealCall
+from fxquant.ops.tflite_forms import by_table
 from fxquant.rounding import Rounding, rescale_of
 
 DOES_NOTHING = {"factor": 1.0, "offset": 0.0}
@@ -150,6 +151,7 @@ def _record(
         kernel=_kernel,
         accumulator=_accumulator,
         onnx=_onnx,
+        tflite=by_table,
         real=("factor", "offset"),
     )
 

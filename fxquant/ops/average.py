@@ -21,6 +21,9 @@ from fxquant.errors import AccumulatorError, ExportError
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.onnx import OnnxCall, OnnxForm, Value, sum_of
 from fxquant.ops.spec import RealCall, as_tuple
+from fxquant.ops.tflite import TfliteCall, TfliteForm
+from fxquant.ops.tflite import Value as TfliteValue
+from fxquant.ops.tflite_forms import look_up_means
 from fxquant.rounding import FP32_RNE, HALF_AWAY, HALF_EVEN, HALF_UP, Rounding, short_rescale
 
 # Nothing leaves int64: with b bits |q - z| < 2^b and m < 2^(39-b), so the sum of c elements times
@@ -101,6 +104,28 @@ def _fraction(
             "What to do: sum in two steps, or keep it in float, QuantConfig(keep_float=(…,))."
         )
     return total * n.multiplier, count << n.shift
+
+
+def average_tflite(counted: bool) -> TfliteForm:
+    """The form of a mean over dimensions, or, not counted, of a sum: a table of what sums become.
+
+    LiteRT's own MEAN multiplies by 1/count, rounded before.
+    """
+
+    def form(call: TfliteCall) -> TfliteValue:
+        n: AverageNumbers = call.numbers
+        (x,), dim = call.codes, call.settings["dim"]
+        dims = list(as_tuple(dim)) if dim is not None else []
+        over = dims or range(len(x.shape))
+        count = math.prod(x.length(d) for d in over)
+        total = x.centred(n.x_zero).sum(over, bool(call.settings["keepdim"]))
+
+        def mean(sums: Tensor, divisor: Tensor) -> Tensor:
+            return finish_average(sums, count, divisor, n, call.dtype)
+
+        return look_up_means(call, total, count, torch.tensor(count if counted else 1), mean)
+
+    return form
 
 
 def average_onnx(counted: bool) -> OnnxForm:

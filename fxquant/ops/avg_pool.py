@@ -30,7 +30,18 @@ from fxquant.ops.spec import (
     per_dimension,
     signature_reader,
 )
-from fxquant.rounding import Rounding
+from fxquant.ops.tflite import TfliteCall
+from fxquant.ops.tflite import Value as TfliteValue
+from fxquant.ops.tflite_forms import (
+    TWO_STEPS,
+    Frame,
+    look_up_means,
+    pictures,
+    pool,
+    sum_of_cells,
+    two,
+)
+from fxquant.rounding import HALF_AWAY, Rounding
 
 
 class AvgPoolNumbers(NamedTuple):
@@ -107,7 +118,7 @@ def _numbers(call: RealCall) -> AvgPoolNumbers:
     return AvgPoolNumbers(call.target.qparams.zero_point, call.target.rounding)
 
 
-def _windows(codes: Value, windows: Sequence[int], s: Mapping[str, Any]) -> Any:
+def _windows(codes: Value | TfliteValue, windows: Sequence[int], s: Mapping[str, Any]) -> Any:
     """Sizes and steps of windows, and the padding before and behind, for each dimension."""
     dims, lengths = len(windows), codes.sizes[-len(windows) :]
     stride = s["kernel_size"] if s["stride"] in (None, []) else s["stride"]
@@ -134,6 +145,61 @@ def _window_sums(
         kernel_shape=list(kernel), strides=list(steps), pads=[*padding, *behind],
     )
     return found
+
+
+def _average_pool_2d(call: TfliteCall, dims: int) -> TfliteValue | None:
+    """AVERAGE_POOL_2D, where its windows are ours, or every few of its own are: None elsewhere. It
+    leaves out of its counts what it pads, and rounds away from the int8 code 0.
+    """
+    s, n = call.settings, call.numbers
+    stride = s["kernel_size"] if s["stride"] in (None, []) else s["stride"]
+    kernel, steps, before = (
+        two(per_dimension(setting, dims), missing)
+        for setting, missing in ((s["kernel_size"], 1), (stride, 1), (s["padding"], 0))
+    )
+    counts_padding = s["count_include_pad"] and (any(before) or s["ceil_mode"])
+    rounds_so = n.rounding in (*TWO_STEPS, HALF_AWAY) and call.dtype is torch.int8
+    if counts_padding or s.get("divisor_override") or not rounds_so:
+        return None
+    x = pictures(call, dims)
+    count, lengths = two(call.shape[2:], 1), x.sizes[2:]
+    frame = Frame(count, steps, kernel, before)
+    padding = frame.padding(lengths)
+    if padding is not None:
+        return pool(call, "AVERAGE_POOL_2D", x, frame, padding).reshape(call.sizes)
+    everywhere = Frame((lengths[0], lengths[1]), (1, 1), kernel, before)
+    padding = everywhere.padding(lengths)
+    far = [(n - 1) * step + 1 for n, step in zip(count, steps, strict=True)]
+    if padding is None or any(end > length for end, length in zip(far, lengths, strict=True)):
+        return None
+    y = pool(call, "AVERAGE_POOL_2D", x, everywhere, padding)
+    for dim, (end, step) in enumerate(zip(far, steps, strict=True), start=2):
+        y = y.slice(dim, 0, end, step)
+    return y.reshape(call.sizes)
+
+
+def _table_of_windows(call: TfliteCall, dims: int) -> TfliteValue:
+    """A table of what the sums of windows become, one for each divisor."""
+    (x,), s, n = call.codes, call.settings, call.numbers
+    after, lengths = call.shape, x.sizes[-dims:]
+    kernel, steps, padding, _ = _windows(x, after[-dims:], s)
+    cells = []
+    for length, count, k, step, before in zip(
+        lengths, after[-dims:], kernel, steps, padding, strict=True
+    ):
+        inside = torch.arange(count)[:, None] * step - before + torch.arange(k)
+        there = (inside >= 0) & (inside < length)
+        cells.append((inside.clamp(0, length - 1), there))
+    total = sum_of_cells(x.centred(n.zero), cells)
+
+    ends = torch.iinfo(call.dtype)
+
+    def mean(sums: Tensor, divisor: Tensor) -> Tensor:
+        found: Tensor = n.rounding.divide(sums, divisor, n.zero)
+        return found.clamp(ends.min, ends.max)  # sums that windows with so few elements do not have
+
+    divisors = window_divisors(x.sizes, after, dims, s)
+    return look_up_means(call, total, math.prod(kernel), divisors, mean)
 
 
 def _record(
@@ -190,6 +256,10 @@ def _record(
         )
         return mean.round().to(call.dtype)
 
+    def tflite(call: TfliteCall) -> TfliteValue:
+        found = _average_pool_2d(call, dims) if dims < 3 else None
+        return _table_of_windows(call, dims) if found is None else found
+
     return OpSpec(
         name=function.__name__,
         function=function,
@@ -205,6 +275,7 @@ def _record(
         kernel=kernel,
         accumulator=accumulator,
         onnx=onnx,
+        tflite=tflite,
         qdq=qdq,
     )
 

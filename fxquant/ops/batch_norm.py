@@ -29,6 +29,7 @@ from fxquant.ops.spec import (
     not_spelled,
     signature_reader,
 )
+from fxquant.ops.tflite_forms import by_channel
 from fxquant.rounding import Rounding, rescale_of
 
 _OFFSET_LIMIT = 2.0**62  # so that the sum stays inside int64
@@ -142,6 +143,7 @@ BATCH_NORM = OpSpec(
     kernel=_kernel,
     accumulator=_accumulator,
     onnx=_onnx,
+    tflite=by_channel,
     real=("batch_norm",),
 )
 
@@ -160,6 +162,7 @@ FIXED_BATCH_NORM = OpSpec(
     kernel=_kernel,
     accumulator=_accumulator,
     onnx=_onnx,
+    tflite=by_channel,
     real=("running_mean", "running_var", "weight", "bias", "eps"),
 )
 """Called as a function, with `training=False`."""

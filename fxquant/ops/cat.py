@@ -29,6 +29,9 @@ from fxquant.ops.operands import (
 )
 from fxquant.ops.qdq import grids_of, to_codes, to_real
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall
+from fxquant.ops.tflite import TfliteCall
+from fxquant.ops.tflite import Value as TfliteValue
+from fxquant.ops.tflite_forms import by_table, concatenated
 from fxquant.rounding import Rescale, common_rescale
 
 
@@ -131,11 +134,23 @@ def _qdq(call: OnnxCall) -> Value | None:
     return to_codes(call, real)
 
 
-def _keeps_codes(x: Value, zero: Tensor, rescale: Rescale, n: OperandNumbers) -> bool:
+def _tflite(call: TfliteCall) -> TfliteValue:
+    """CONCATENATION of codes that share a scale: the others are looked up before."""
+    n: OperandNumbers = call.numbers
+    parts = []
+    for i, x in enumerate(call.codes):
+        rescale = Rescale(n.multiplier[i], n.shift[i])
+        same = x.dtype == call.dtype and _keeps_codes(x, n.x_zero[i], rescale, n)
+        one = call._replace(codes=(x,), kernel=partial(_rescaled, n, call.dtype, i))
+        parts.append(x if same else by_table(one))
+    return concatenated(call, parts, call.settings["dim"])
+
+
+def _keeps_codes(x: Value | TfliteValue, zero: Tensor, rescale: Rescale, n: OperandNumbers) -> bool:
     """Whether an operand comes through unchanged."""
     one = float(rescale.multiplier) == 2.0 ** int(rescale.shift)
     ends = torch.iinfo(x.dtype)
-    unlimited = int(n.low) <= ends.min and int(n.high) >= ends.max
+    unlimited = int(n.low.max()) <= ends.min and int(n.high.min()) >= ends.max
     return one and int(zero) == int(n.y_zero) and unlimited
 
 
@@ -154,6 +169,7 @@ CAT = OpSpec(
     kernel=_kernel,
     accumulator=adds_nothing,
     onnx=_onnx,
+    tflite=_tflite,
     qdq=_qdq,
     fast=_fast,
 )

@@ -27,6 +27,8 @@ from fxquant.ops.spec import (
     RealCall,
     signature_reader,
 )
+from fxquant.ops.tflite import TfliteCall
+from fxquant.ops.tflite import Value as TfliteValue
 from fxquant.schemes import code_of
 
 
@@ -102,6 +104,10 @@ def _onnx(call: OnnxCall) -> Value:
     return call.codes[0].clamp(call.numbers.low, call.numbers.high)
 
 
+def _tflite(call: TfliteCall) -> TfliteValue:
+    return call.codes[0].clamp(call.numbers.low, call.numbers.high)
+
+
 def _record(
     name: str,
     functions: tuple[Any, ...],
@@ -124,6 +130,7 @@ def _record(
         kernel=_kernel,
         accumulator=adds_nothing,
         onnx=_onnx,
+        tflite=_tflite,
         fast=_fast,
         real=("low", "high"),
     )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fxquant.kernels.sums import Geometry
 from fxquant.ops.layer import (
     LAYER_REAL,
+    convolve_in_tflite,
     fast_layer,
     layer_accumulator,
     layer_kernel,
@@ -27,7 +28,8 @@ from fxquant.ops.layer import (
     layer_reader,
     unsigned,
 )
-from fxquant.ops.onnx import OnnxCall, Value, padded_with_copies
+from fxquant.ops.movable import padded_with_copies
+from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.qdq import (
     Picture,
     QdqForm,
@@ -46,6 +48,9 @@ from fxquant.ops.spec import (
     module_options,
     per_dimension,
 )
+from fxquant.ops.tflite import TfliteCall, TfliteForm
+from fxquant.ops.tflite import Value as TfliteValue
+from fxquant.ops.tflite_forms import pictures, two
 
 
 def conv1d(
@@ -198,6 +203,24 @@ def _sum_up(dims: int) -> Callable[..., Value]:
     return sum_up
 
 
+def _tflite(dims: int) -> TfliteForm:
+    """CONV_2D; what pads with copies picks them beforehand."""
+
+    def form(call: TfliteCall) -> TfliteValue:
+        x, settings = pictures(call, dims), dict(call.settings)
+        mode = settings.get("padding_mode", "zeros")
+        if mode != "zeros":
+            widths = _widths(call.numbers.weight, settings["padding"], settings["dilation"])
+            x = padded_with_copies(x, widths, mode)
+            settings |= {"padding": 0, "padding_mode": "zeros"}
+        moves = _moves(call.numbers.weight, settings)
+        assert moves is not None  # as nothing pads with copies any more
+        found = convolve_in_tflite(call, x, moves, two(call.shape[2:], 1))
+        return found if dims == 2 else found.reshape(call.sizes)
+
+    return form
+
+
 def _record(
     function: Callable[..., Tensor],
     spellings: tuple[Any, ...],
@@ -219,6 +242,7 @@ def _record(
         kernel=layer_kernel(function, spatial),
         accumulator=layer_accumulator(0),
         onnx=layer_onnx(_sum_up(spatial), spatial),
+        tflite=_tflite(spatial),
         qdq=_qdq(spatial),
         real=LAYER_REAL,
         fast=fast_layer(function, spatial, _moves),

@@ -21,6 +21,7 @@ from fxquant.intmath import centred
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.onnx import OnnxCall, Value, centred_value
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall, signature_reader
+from fxquant.ops.tflite_forms import by_pairs
 from fxquant.rounding import Rounding, rescale_of
 
 
@@ -105,4 +106,5 @@ DIV = OpSpec(
     kernel=_kernel,
     accumulator=_accumulator,
     onnx=_onnx,
+    tflite=by_pairs,
 )

@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.ops.accumulator import adds_nothing
-from fxquant.ops.onnx import OnnxCall, Value
+from fxquant.ops.onnx import OnnxCall
 from fxquant.ops.selection import NoNumbers, no_numbers
 from fxquant.ops.spec import Argument, Call, OpSpec, Output, Parameter, signature_reader
+from fxquant.ops.tflite import TfliteCall
 
 
 def embedding(
@@ -67,7 +68,7 @@ def _kernel(
     return codes[indices]
 
 
-def _onnx(call: OnnxCall) -> Value:
+def _form(call: OnnxCall | TfliteCall) -> Any:
     return call.codes[0].gather(call.settings["indices"])
 
 
@@ -85,6 +86,7 @@ EMBEDDING = OpSpec(
     numbers=no_numbers,
     kernel=_kernel,
     accumulator=adds_nothing,
-    onnx=_onnx,
+    onnx=_form,
+    tflite=_form,
     indices=("indices",),
 )

@@ -12,6 +12,7 @@ from torch import Tensor
 from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import OpSpec, Output
 from fxquant.ops.table import look_up, look_up_onnx, table_numbers, table_reader
+from fxquant.ops.tflite_forms import by_table
 
 
 def exp(input: Tensor) -> Tensor:
@@ -34,4 +35,5 @@ EXP = OpSpec(
     kernel=look_up,
     accumulator=adds_nothing,
     onnx=look_up_onnx,
+    tflite=by_table,
 )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import OpSpec, Output, module_options
 from fxquant.ops.table import look_up, look_up_onnx, table_numbers, table_reader
+from fxquant.ops.tflite_forms import by_table
 
 
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
@@ -41,5 +42,6 @@ GELU = OpSpec(
     kernel=look_up,
     accumulator=adds_nothing,
     onnx=look_up_onnx,
+    tflite=by_table,
     real=("approximate",),
 )

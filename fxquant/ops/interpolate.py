@@ -27,9 +27,11 @@ from torch import Tensor, nn
 from fxquant.intmath import ACCUMULATOR_BITS
 from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
 from fxquant.ops.accumulator import Accumulator, IntegerCall, adds_nothing
-from fxquant.ops.onnx import OnnxCall, Value, along_axes
+from fxquant.ops.movable import along_axes
+from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.selection import no_numbers, selection_kernel
 from fxquant.ops.spec import Call, OpSpec, Output, Reader, RealCall, per_dimension, signature_reader
+from fxquant.ops.tflite import TfliteCall
 from fxquant.rounding import Rounding
 
 NEAREST = ("nearest", "nearest-exact")
@@ -201,8 +203,8 @@ def _resized(
     return rounding.divide_shift(total, shift).to(dtype)
 
 
-def _nearest_onnx(call: OnnxCall) -> Value:
-    (x,) = call.codes
+def _nearest_form(call: OnnxCall | TfliteCall) -> Any:
+    x: Any = call.codes[0]
     dims = len(x.sizes) - 2
 
     def index(axis: int) -> Tensor:
@@ -243,7 +245,8 @@ INTERPOLATE_NEAREST = OpSpec(
     numbers=no_numbers,
     kernel=selection_kernel(interpolate),
     accumulator=adds_nothing,
-    onnx=_nearest_onnx,
+    onnx=_nearest_form,
+    tflite=_nearest_form,
 )
 
 INTERPOLATE_LINEAR = OpSpec(

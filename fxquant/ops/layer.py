@@ -39,7 +39,10 @@ from fxquant.ops.onnx import (
     requantize,
 )
 from fxquant.ops.spec import Call, FastKernel, Reader, RealCall, signature_reader
-from fxquant.rounding import Rescale
+from fxquant.ops.tflite import LAST, TfliteCall
+from fxquant.ops.tflite import Value as TfliteValue
+from fxquant.ops.tflite_forms import Frame, fused, padded, scale_that_gives, two
+from fxquant.rounding import HIGH_MUL_SHIFT, RUY, Rescale
 from fxquant.schemes import Channels, QParams
 
 LAYER_REAL = ("weight", "bias", "batch_norm")
@@ -132,6 +135,74 @@ def unsigned(graph: OnnxGraph, weight: Tensor) -> tuple[Value, Tensor]:
     zero = 8 if fits_nibbles(weight) else 128
     stored = graph.weight((weight.to(torch.int16) + zero).to(torch.uint8))
     return stored, torch.tensor(zero, dtype=torch.uint8)
+
+
+def convolve_in_tflite(
+    call: TfliteCall, x: TfliteValue, moves: Geometry, count: tuple[int, int]
+) -> TfliteValue:
+    """CONV_2D or DEPTHWISE_CONV_2D of [N, C, H, W] to so many rows and columns; LiteRT makes the
+    multipliers of the scales.
+
+    Raises ExportError where it would not make ours of them, or would add them up otherwise.
+    """
+    n: LayerNumbers = call.numbers
+    scale = _scale_of_weight(call, x)
+    weight = n.weight.reshape(*n.weight.shape[:2], *two(n.weight.shape[2:], 1))
+    outputs, inputs, *kernel = weight.shape
+    depthwise = inputs == 1 and moves.groups == x.shape[1]
+    if moves.groups > 1 and not depthwise and n.rounding is RUY:
+        raise call.refuse("has groups, which LiteRT's optimized kernels round otherwise",
+                          'QuantConfig(rounding="gemmlowp")')
+    stride, dilation = two(moves.stride, 1), two(moves.dilation, 1)
+    spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    before = two([width for width, _ in moves.padding], 0)
+    x, padding = padded(x, Frame(count, stride, tuple(spans), before), int(n.x_zero))
+    activation = fused(call)
+    settings: dict[str, Any] = {
+        "padding": padding, "strideH": stride[0], "strideW": stride[1],
+        "dilationHFactor": dilation[0], "dilationWFactor": dilation[1],
+        "fusedActivationFunction": activation,
+    }
+    assert x.grid is not None  # or its scale were not known
+    bias = call.graph.weight(n.bias, x.grid.scale.float() * scale, 0)
+    like: dict[str, Any] = {
+        "shape": (x.shape[0], outputs, *count), "dtype": call.dtype, "order": LAST,
+        "grid": call.output,
+    }
+    if depthwise:
+        kernels = call.graph.weight(weight.permute(1, 2, 3, 0), scale, 3)
+        y = call.graph.operator(
+            "DEPTHWISE_CONV_2D", x.laid_out(LAST), kernels, bias, **like,
+            options="DepthwiseConv2D", depthMultiplier=outputs // moves.groups, **settings,
+        )
+    else:
+        kernels = call.graph.weight(weight.permute(0, 2, 3, 1), scale, 0)
+        y = call.graph.operator(
+            "CONV_2D", x.laid_out(LAST), kernels, bias, **like, options="Conv2D", **settings
+        )
+    return y if activation != "NONE" else y.clamp(n.low, n.high)
+
+
+def _scale_of_weight(call: TfliteCall, x: TfliteValue) -> Tensor:
+    """Float32 [C], of which LiteRT makes the multipliers of the layer."""
+    n: LayerNumbers = call.numbers
+    if x.grid is None or x.grid.scheme.bits > 8 or n.weight.dtype is not torch.int8:
+        raise call.refuse("has codes or weights of more than 8 bits", "quantize it with 8")
+    scale = scale_that_gives(
+        n.rounding, (n.multiplier, n.shift), x.grid.scale, call.output.scale
+    )
+    if scale is None:
+        raise call.refuse("has multipliers that no float32 scale of its weight gives",
+                          "export what `convert` gave, of a network in float32")
+    left = (HIGH_MUL_SHIFT - n.shift).clamp(min=0)
+    if n.rounding.reals is torch.float64 and bool(
+        ((n.bound + n.bias.abs()) << left >= 2**HIGH_MUL_SHIFT).any()
+    ):
+        raise call.refuse(
+            "has outputs on a much finer scale than its sums, which LiteRT shifts out of 32 bits",
+            "calibrate with data that make it give more",
+        )
+    return scale
 
 
 def _in_carrier(

@@ -6,14 +6,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.kernels.sums import Geometry
 from fxquant.ops.layer import (
     LAYER_REAL,
+    convolve_in_tflite,
     fast_layer,
     layer_accumulator,
     layer_kernel,
@@ -24,6 +27,8 @@ from fxquant.ops.layer import (
 from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.qdq import grids_of, to_codes, to_real, weight_and_bias
 from fxquant.ops.spec import OpSpec, Output, Parameter, signature_reader
+from fxquant.ops.tflite import TfliteCall
+from fxquant.ops.tflite import Value as TfliteValue
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -61,6 +66,17 @@ def _qdq(call: OnnxCall) -> Value | None:
     return found if flat else found.reshape([*shape[:-1], len(call.numbers.weight)])
 
 
+def _tflite(call: TfliteCall) -> TfliteValue:
+    """A convolution of pictures of one element: FULLY_CONNECTED of LiteRT's reference kernels
+    rounds otherwise, half away from 0.
+    """
+    (x,), moves = call.codes, Geometry((1, 1), ((0, 0), (0, 0)), (1, 1), 1)
+    *rows, inputs = x.shape
+    count = None if None in rows else math.prod(x.sizes[:-1])
+    found = convolve_in_tflite(call, x.reshape((count, inputs, 1, 1)), moves, (1, 1))
+    return found.reshape(call.sizes)
+
+
 LINEAR = OpSpec(
     name="linear",
     function=linear,
@@ -77,6 +93,7 @@ LINEAR = OpSpec(
     accumulator=layer_accumulator(0),
     onnx=layer_onnx(_sum_up, spatial=0),
     qdq=_qdq,
+    tflite=_tflite,
     real=LAYER_REAL,
     fast=fast_layer(linear, spatial=0, geometry=None),
 )

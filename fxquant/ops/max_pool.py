@@ -20,6 +20,9 @@ from fxquant.ops.accumulator import IntegerCall, adds_nothing
 from fxquant.ops.onnx import OnnxCall, OnnxForm, Value
 from fxquant.ops.selection import no_numbers, reader_without_indices, selection_kernel
 from fxquant.ops.spec import OpSpec, Output, module_options, per_dimension
+from fxquant.ops.tflite import TfliteCall, TfliteForm
+from fxquant.ops.tflite import Value as TfliteValue
+from fxquant.ops.tflite_forms import Frame, padded, pictures, pool, two
 
 
 def max_pool1d(
@@ -75,6 +78,24 @@ def _onnx(dims: int) -> OnnxForm:
     return form
 
 
+def _tflite(dims: int) -> TfliteForm:
+    def form(call: TfliteCall) -> TfliteValue:
+        s = call.settings
+        stride = s["kernel_size"] if s["stride"] in (None, []) else s["stride"]
+        if any(step > 1 for step in per_dimension(s["dilation"], dims)):
+            raise call.refuse("is a dilated max pool, which LiteRT does not have")
+        x = pictures(call, dims)
+        kernel, steps, before = (
+            two(per_dimension(setting, dims), missing)
+            for setting, missing in ((s["kernel_size"], 1), (stride, 1), (s["padding"], 0))
+        )
+        frame = Frame(two(call.shape[2:], 1), steps, kernel, before)
+        x, padding = padded(x, frame, torch.iinfo(x.dtype).min)
+        return pool(call, "MAX_POOL_2D", x, frame, padding).reshape(call.sizes)
+
+    return form
+
+
 def _fast(
     function: Callable[..., Tensor], dims: int, call: IntegerCall, dtype: torch.dtype,
     choice: KernelChoice,
@@ -117,6 +138,7 @@ def _record(
         kernel=selection_kernel(function),  # which pads with -inf
         accumulator=adds_nothing,
         onnx=_onnx(dims),
+        tflite=_tflite(dims),
         fast=partial(_fast, function, dims),
     )
 

@@ -17,6 +17,7 @@ from fxquant.ops.average import (
     accumulator_over_dimensions,
     average_numbers,
     average_onnx,
+    average_tflite,
     finish_average,
 )
 from fxquant.ops.spec import OpSpec, Output, as_tuple, signature_reader
@@ -61,4 +62,5 @@ MEAN = OpSpec(
     kernel=_kernel,
     accumulator=accumulator_over_dimensions,
     onnx=average_onnx(counted=True),
+    tflite=average_tflite(counted=True),
 )

@@ -14,11 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fxquant.intmath import centred
+from fxquant.intmath import Target, centred
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.onnx import OnnxCall, Value, centred_value, requantize
 from fxquant.ops.spec import OpSpec, Output, RealCall, signature_reader
-from fxquant.rounding import Rescale, Rounding
+from fxquant.ops.tflite import TfliteCall
+from fxquant.ops.tflite import Value as TfliteValue
+from fxquant.ops.tflite_forms import by_operator, by_pairs
+from fxquant.rounding import FP32_RNE, GEMMLOWP, HIGH_MUL_SHIFT, Rescale, Rounding
 
 
 class MulNumbers(NamedTuple):
@@ -66,6 +69,19 @@ def _onnx(call: OnnxCall) -> Value:
     return requantize(acc, n.rounding, Rescale(n.multiplier, n.shift), n, call.dtype)
 
 
+def _tflite(call: TfliteCall) -> TfliteValue:
+    """MUL, where LiteRT makes our multiplier of the scales and shifts to the right."""
+    n: MulNumbers = call.numbers
+    a, b = (x.grid for x in call.codes)
+    native = n.rounding in (GEMMLOWP, FP32_RNE) and int(n.shift) >= HIGH_MUL_SHIFT
+    if a is None or b is None or max(a.scheme.bits, b.scheme.bits) > 8 or not native:
+        return by_pairs(call)
+    target = Target(call.output, n.low, n.high, n.rounding)
+    if not all(map(torch.equal, target.rescale(a.scale, b.scale), (n.multiplier, n.shift))):
+        return by_pairs(call)
+    return by_operator(call, "MUL")
+
+
 MUL = OpSpec(
     name="mul",
     function=mul,
@@ -81,4 +97,5 @@ MUL = OpSpec(
     kernel=_kernel,
     accumulator=_accumulator,
     onnx=_onnx,
+    tflite=_tflite,
 )

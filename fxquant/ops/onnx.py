@@ -91,6 +91,14 @@ class OnnxGraph:
         )
         return found
 
+    def sizes(self, shape: Sequence[int | None], batch: Value | None) -> Value:
+        """A shape as int64 [n], with the number of rows, int64 [1], in the place of None."""
+        given = torch.tensor([1 if size is None else size for size in shape])
+        if None not in shape:
+            return self.value(given)
+        assert batch is not None  # where a batch has any size, its size is asked for
+        return self.value(torch.tensor([size is None for size in shape])).where(batch, given)
+
     def rename(self, value: Value, name: str, since: int) -> None:
         """Call what one of the nodes from `since` on gives `name`; add an Identity if none does."""
         made = {output for node in self.nodes[since:] for output in node.outputs}
@@ -256,6 +264,11 @@ class Value:
         )
         return found
 
+    def largest(self, dims: Sequence[int], keepdim: bool = True) -> Value:
+        """The largest along those dimensions; there is none of 16 bits."""
+        wide = self.to(torch.int32) if self.dtype is torch.int16 else self
+        return wide.reduce("ReduceMax", dims, keepdim).to(self.dtype)
+
     def gather(self, index: Any, axis: int = 0) -> Value:
         """The elements at `index` along `axis`; an index of n dimensions makes n of one."""
         found: Value = self.graph.node(
@@ -282,6 +295,48 @@ class Value:
     def permute(self, order: Sequence[int]) -> Value:
         """Its dimensions in another order."""
         found: Value = self.graph.node("Transpose", self, dtype=self.dtype, perm=list(order))
+        return found
+
+    def slice(self, dim: int, start: int | None, end: int | None, step: int = 1) -> Value:
+        """Every step-th element along `dim`, as Python slices a list."""
+        ends = torch.tensor([2**62 if end is None else end])
+        found: Value = self.graph.node(
+            "Slice", self, torch.tensor([start or 0]), ends, torch.tensor([dim]),
+            torch.tensor([step]), dtype=self.dtype,
+        )
+        return found
+
+    def flip(self, dims: Sequence[int]) -> Value:
+        """Backwards along those dimensions."""
+        last = torch.full((len(dims),), -1)
+        far = torch.full((len(dims),), -(2**62))
+        found: Value = self.graph.node(
+            "Slice", self, last, far, torch.tensor(dims), last, dtype=self.dtype
+        )
+        return found
+
+    def split(self, sizes: Sequence[int], dim: int) -> tuple[Value, ...]:
+        """Parts of those sizes."""
+        parts = self.graph.node(
+            "Split", self, torch.tensor(sizes), dtype=self.dtype, outputs=len(sizes), axis=dim
+        )
+        return parts if len(sizes) > 1 else (parts,)
+
+    def expand(self, shape: Sequence[int | None], batch: Value | None = None) -> Value:
+        """Broadcast to that shape; `batch` is the number of rows, int64 [1], where it is None."""
+        sizes = self.graph.sizes(shape, batch)
+        found: Value = self.graph.node("Expand", self, sizes, dtype=self.dtype)
+        return found
+
+    def repeat(self, repeats: Sequence[int | None], batch: Value | None = None) -> Value:
+        """So many copies along each dimension; None as for `expand`."""
+        x = self
+        assert x.shape is not None  # as of all that a move reads
+        if len(repeats) > len(x.shape):
+            x = x.reshape([*[1] * (len(repeats) - len(x.shape)), *x.shape])
+        found: Value = self.graph.node(
+            "Tile", x, self.graph.sizes(repeats, batch), dtype=self.dtype
+        )
         return found
 
     def round(self) -> Value:
@@ -439,21 +494,6 @@ def finish_value(
     return y.clamp(n.low, n.high).to(dtype)
 
 
-def along_axes(
-    codes: Value, dims: int, index: Callable[[int], Tensor], reduce: str | None = None
-) -> Value:
-    """Pick elements along each of the last `dims` dimensions: `index(length)` says which; one of
-    two dimensions picks a cell for each place, which `reduce` then makes one element of.
-    """
-    lengths = codes.sizes
-    value = codes
-    for axis in range(len(lengths) - dims, len(lengths)):
-        value = value.gather(index(axis), axis)
-        if reduce is not None:
-            value = value.reduce(reduce, [axis + 1], keepdim=False)
-    return value
-
-
 def bytes_of(codes: Value, zero: Tensor) -> list[tuple[Value, Tensor]]:
     """Codes in bytes, most significant first, each with its part of the zero point: integer
     products of ONNX take bytes only. `add_bytes` puts together what is made of them.
@@ -494,14 +534,3 @@ def pad_codes(
         "Pad", wide, torch.tensor(pads), fill, dtype=wide.dtype, mode="constant"
     )
     return padded.to(codes.dtype)
-
-
-def padded_with_copies(codes: Value, widths: Sequence[tuple[int, int]], mode: str) -> Value:
-    """Copies of what is there before and behind, along the last dimensions, as torch's F.pad."""
-
-    def index(axis: int) -> Tensor:
-        places = torch.arange(codes.sizes[axis], dtype=torch.float64)[None]
-        width = widths[axis - len(codes.sizes)]
-        return torch.nn.functional.pad(places, width, mode)[0].to(torch.int64)
-
-    return along_axes(codes, len(widths), index)

@@ -7,9 +7,10 @@ That is half-up; the other ways to round add up as their engines do (`rounding.p
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,12 @@ from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
 from fxquant.ops.accumulator import Accumulator, IntegerCall, Operand, reach
 from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.spec import RealCall
-from fxquant.rounding import Rescale, Rounding
+from fxquant.ops.tflite import TfliteCall, TfliteForm
+from fxquant.ops.tflite import Value as TfliteValue
+from fxquant.ops.tflite_forms import TWO_STEPS, by_operator, by_pairs, every_code, rounded
+from fxquant.rounding import HIGH_MUL_SHIFT, Rescale, Rounding, shift_gemmlowp
+
+_LEFT_SHIFT = 20  # by which LiteRT's sums of codes of 8 bits are finer than their terms
 
 
 class OperandNumbers(NamedTuple):
@@ -96,6 +102,55 @@ def sum_onnx(call: OnnxCall) -> Value:
     y: Any = n.rounding.add_up(wide, n.x_zero, Rescale(n.multiplier, n.shift), n.y_zero)
     found: Value = y.clamp(n.low, n.high).to(call.dtype)
     return found
+
+
+def sum_tflite(native: str, signs: tuple[float, float]) -> TfliteForm:
+    """The form of sums of operands, of which the operator `native` adds two up, with these signs.
+    """
+
+    def form(call: TfliteCall) -> TfliteValue:
+        n: OperandNumbers = call.numbers
+        if len(call.codes) != 2:
+            return terms_tflite(call)
+        grids = [x.grid for x in call.codes]
+        known = [q for q in grids if q is not None and q.scheme.bits <= 8]
+        if len(known) < 2 or n.rounding not in TWO_STEPS:
+            return by_pairs(call)
+        scales = torch.stack([q.scale.double() for q in known])
+        factors = scales / call.output.scale * scales.new_tensor(signs)
+        rescale = n.rounding.rescale_terms(factors, 8)
+        as_scales_say = all(map(torch.equal, rescale, (n.multiplier, n.shift)))
+        # what it multiplies the sum by has to be below 1
+        finer = 2 * float(factors.abs().max()) >= 2**_LEFT_SHIFT
+        if finer or not as_scales_say:
+            return by_pairs(call)
+        return by_operator(call, native)
+
+    return form
+
+
+def terms_tflite(call: TfliteCall) -> TfliteValue:
+    """Of two terms a table. Of more each is looked up in units of 32 bits, and QUANTIZE rounds
+    their sum.
+
+    As LiteRT adds two; in all its kernel sets QUANTIZE rounds 32 bits as gemmlowp does.
+    """
+    n: OperandNumbers = call.numbers
+    if len(call.codes) == 2:
+        return by_pairs(call)
+    if n.rounding not in TWO_STEPS:
+        raise call.refuse(f"adds {len(call.codes)} terms up as {n.rounding.name} does, and LiteRT "
+                          "has no such operator", 'QuantConfig(rounding="gemmlowp")')
+    if int(n.shift[-1]) < HIGH_MUL_SHIFT:  # it would shift to the left, out of 32 bits
+        raise call.refuse("has a sum that is coarser than its output's scale")
+    terms = []
+    for x, zero, multiplier, shift in zip(
+        call.codes, n.x_zero, n.multiplier[:-1], n.shift[:-1], strict=True
+    ):
+        of_codes = shift_gemmlowp((every_code(x).to(torch.int64) - zero) * multiplier, shift)
+        terms.append(x.index.look_up(of_codes.to(torch.int32)))
+    total = reduce(operator.add, terms)
+    return rounded(call, total, Rescale(n.multiplier[-1], n.shift[-1]))
 
 
 def fast_sum(call: IntegerCall, dtype: torch.dtype, choice: KernelChoice) -> Kernel:

@@ -30,6 +30,9 @@ from fxquant.ops.spec import (
     signature_reader,
     zero_point,
 )
+from fxquant.ops.tflite import TfliteCall
+from fxquant.ops.tflite import Value as TfliteValue
+from fxquant.ops.tflite_forms import by_table
 from fxquant.rounding import Rescale, Rounding
 from fxquant.schemes import code_of
 
@@ -147,6 +150,16 @@ def _value_onnx(call: OnnxCall) -> Value:
     return pad_codes(inner, _pairs(call.settings["pad"]), n.fill.clamp(n.low, n.high))
 
 
+def _zero_tflite(call: TfliteCall) -> TfliteValue:
+    return call.codes[0].pad(_pairs(call.settings["pad"]), int(call.numbers.zero))
+
+
+def _value_tflite(call: TfliteCall) -> TfliteValue:
+    n: PadValueNumbers = call.numbers
+    inner = by_table(call._replace(kernel=partial(_rescaled, n, call.dtype)))
+    return inner.pad(_pairs(call.settings["pad"]), int(_fill(n)))
+
+
 PAD = OpSpec(
     name="pad",
     function=pad,
@@ -170,6 +183,7 @@ PAD = OpSpec(
     fast=_fast_zero,
     accumulator=adds_nothing,
     onnx=_zero_onnx,
+    tflite=_zero_tflite,
     real=("value",),
 )
 
@@ -193,5 +207,6 @@ PAD_VALUE = OpSpec(
     fast=_fast_value,
     accumulator=adds_nothing,
     onnx=_value_onnx,
+    tflite=_value_tflite,
     real=("value",),
 )

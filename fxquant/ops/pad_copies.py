@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.ops.accumulator import adds_nothing
-from fxquant.ops.onnx import OnnxCall, Value, padded_with_copies
+from fxquant.ops.movable import padded_with_copies
+from fxquant.ops.onnx import OnnxCall
 from fxquant.ops.selection import no_numbers, selection_kernel
 from fxquant.ops.spec import Call, OpSpec, Output, signature_reader
+from fxquant.ops.tflite import TfliteCall
 
 _MODES = ("reflect", "replicate", "circular")
 
@@ -42,10 +44,11 @@ def _options(mode: str) -> Callable[[Any], dict[str, Any]]:
     return lambda module: {"pad": module.padding, "mode": mode}
 
 
-def _onnx(call: OnnxCall) -> Value:
+def _form(call: OnnxCall | TfliteCall) -> Any:
+    x: Any = call.codes[0]
     pad = call.settings["pad"]
     widths = [(pad[i], pad[i + 1]) for i in range(len(pad) - 2, -1, -2)]
-    return padded_with_copies(call.codes[0], widths, call.settings["mode"])
+    return padded_with_copies(x, widths, call.settings["mode"])
 
 
 PAD_COPIES = OpSpec(
@@ -72,5 +75,6 @@ PAD_COPIES = OpSpec(
     numbers=no_numbers,
     kernel=selection_kernel(pad_copies),
     accumulator=adds_nothing,
-    onnx=_onnx,
+    onnx=_form,
+    tflite=_form,
 )

@@ -18,6 +18,9 @@ from fxquant.intmath import centred, per_channel
 from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.onnx import OnnxCall, Value, centred_value, requantize
 from fxquant.ops.spec import OpSpec, Output, Parameter, RealCall, signature_reader
+from fxquant.ops.tflite import TfliteCall
+from fxquant.ops.tflite import Value as TfliteValue
+from fxquant.ops.tflite_forms import by_channel, by_table
 from fxquant.rounding import Rescale, Rounding
 
 
@@ -84,6 +87,10 @@ def _onnx(call: OnnxCall) -> Value:
     return (d > 0).where(above, below).to(call.dtype)
 
 
+def _tflite(call: TfliteCall) -> TfliteValue:
+    return by_channel(call) if call.numbers.multiplier.shape[1] > 1 else by_table(call)
+
+
 PRELU = OpSpec(
     name="prelu",
     function=prelu,
@@ -99,5 +106,6 @@ PRELU = OpSpec(
     kernel=_kernel,
     accumulator=adds_nothing,
     onnx=_onnx,
+    tflite=_tflite,
     real=("weight",),
 )

@@ -17,6 +17,8 @@ from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
 from fxquant.ops.accumulator import IntegerCall, adds_nothing
 from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.spec import OpSpec, Output, ZeroPoint, signature_reader, zero_point
+from fxquant.ops.tflite import TfliteCall
+from fxquant.ops.tflite import Value as TfliteValue
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
@@ -34,6 +36,11 @@ def _kernel(n: ZeroPoint, dtype: torch.dtype, codes: Tensor, inplace: bool) -> T
 
 def _onnx(call: OnnxCall) -> Value:
     return call.codes[0].clamp(min=call.numbers.zero)
+
+
+def _tflite(call: TfliteCall) -> TfliteValue:
+    (x,), zero = call.codes, call.numbers.zero
+    return x.clamp(zero, torch.full_like(zero, torch.iinfo(call.dtype).max))
 
 
 def _fast(call: IntegerCall, dtype: torch.dtype, choice: KernelChoice) -> Kernel:
@@ -59,5 +66,6 @@ RELU = OpSpec(
     kernel=_kernel,
     accumulator=adds_nothing,
     onnx=_onnx,
+    tflite=_tflite,
     fast=_fast,
 )

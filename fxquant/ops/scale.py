@@ -18,6 +18,9 @@ from fxquant.intmath import centred
 from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.onnx import OnnxCall, Value, centred_value, requantize
 from fxquant.ops.spec import OpSpec, Output, RealCall, not_spelled
+from fxquant.ops.tflite import TfliteCall
+from fxquant.ops.tflite import Value as TfliteValue
+from fxquant.ops.tflite_forms import by_table
 from fxquant.rounding import Rescale, Rounding
 
 
@@ -56,6 +59,11 @@ def _onnx(call: OnnxCall) -> Value:
     return requantize(d, n.rounding, Rescale(n.multiplier, n.shift), n, call.dtype)
 
 
+def _tflite(call: TfliteCall) -> TfliteValue:
+    """A factor may be one for each row, too, where the batch is known."""
+    return by_table(call, call.numbers.multiplier.shape)
+
+
 SCALE = OpSpec(
     name="scale",
     function=scale,
@@ -71,6 +79,7 @@ SCALE = OpSpec(
     kernel=_kernel,
     accumulator=adds_nothing,
     onnx=_onnx,
+    tflite=_tflite,
     real=("factors",),
 )
 """Spelled as a product, of which the pass scale_by_parameters makes it."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import OpSpec, Output
 from fxquant.ops.table import look_up, look_up_onnx, table_numbers, table_reader
+from fxquant.ops.tflite_forms import by_table
 
 
 def sigmoid(input: Tensor) -> Tensor:
@@ -40,4 +41,5 @@ SIGMOID = OpSpec(
     kernel=look_up,
     accumulator=adds_nothing,
     onnx=look_up_onnx,
+    tflite=by_table,
 )

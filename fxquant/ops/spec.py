@@ -18,6 +18,7 @@ from fxquant.kernels.kernel import Kernel, KernelChoice
 from fxquant.ops.accumulator import Accumulator, IntegerCall
 from fxquant.ops.onnx import OnnxForm
 from fxquant.ops.qdq import QdqForm
+from fxquant.ops.tflite import TfliteForm
 from fxquant.rounding import Rounding
 from fxquant.schemes import Channels, QParams, QuantScheme
 
@@ -131,6 +132,8 @@ class OpSpec:
     kernel        `kernel(numbers, dtype, *codes, **options)`: integer tensors in and out
     accumulator   what it sums before it rounds, at most; the result is None where that is nothing
     onnx          what it is in ONNX: the kernel's integers by operators of ONNX
+    tflite        what it is in a .tflite file; None where LiteRT has no operators that give the
+                  kernel's integers
     qdq           the real operator between codes, if an engine is known to give the kernel's
                   integers so, under fp32_rne
     indices       the options that are integer tensors of the network: they say what to pick
@@ -153,6 +156,7 @@ class OpSpec:
     kernel: Callable[..., Tensor]
     accumulator: Callable[[IntegerCall], Accumulator | None]
     onnx: OnnxForm
+    tflite: TfliteForm | None = None
     qdq: QdqForm | None = None
     indices: tuple[str, ...] = ()
     real: tuple[str, ...] = ()

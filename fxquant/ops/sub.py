@@ -24,6 +24,7 @@ from fxquant.ops.operands import (
     sum_numbers,
     sum_onnx,
     sum_operands,
+    sum_tflite,
 )
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall, signature_reader
 
@@ -65,4 +66,5 @@ SUB = OpSpec(
     fast=fast_sum,
     accumulator=accumulator_of_operands,
     onnx=sum_onnx,
+    tflite=sum_tflite("SUB", (1.0, -1.0)),
 )

@@ -18,6 +18,7 @@ from fxquant.ops.average import (
     accumulator_over_dimensions,
     average_numbers,
     average_onnx,
+    average_tflite,
     finish_average,
 )
 from fxquant.ops.spec import Call, OpSpec, Output, signature_reader
@@ -64,4 +65,5 @@ SUM = OpSpec(
     kernel=_kernel,
     accumulator=accumulator_over_dimensions,
     onnx=average_onnx(counted=False),
+    tflite=average_tflite(counted=False),
 )

@@ -22,6 +22,7 @@ from fxquant.ops.operands import (
     sum_numbers,
     sum_onnx,
     sum_operands,
+    terms_tflite,
 )
 from fxquant.ops.spec import OpSpec, Output, RealCall, not_spelled
 
@@ -58,6 +59,7 @@ WEIGHTED_SUM = OpSpec(
     fast=fast_sum,
     accumulator=accumulator_of_operands,
     onnx=sum_onnx,
+    tflite=terms_tflite,
     real=("factors",),
 )
 """Spelled as products and sums, of which the passes weigh_terms and join_adds make it."""

@@ -18,6 +18,8 @@ from torch import Tensor, fx
 from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.spec import Call, OpSpec, Output, ZeroPoint, zero_point
+from fxquant.ops.tflite import TfliteCall
+from fxquant.ops.tflite import Value as TfliteValue
 
 
 def zero(input: Tensor) -> Tensor:
@@ -43,6 +45,10 @@ def _onnx(call: OnnxCall) -> Value:
     return found
 
 
+def _tflite(call: TfliteCall) -> TfliteValue:
+    return call.codes[0].clamp(call.numbers.zero, call.numbers.zero)
+
+
 ZERO = OpSpec(
     name="zero",
     function=zero,
@@ -58,4 +64,5 @@ ZERO = OpSpec(
     kernel=_kernel,
     accumulator=adds_nothing,
     onnx=_onnx,
+    tflite=_tflite,
 )

@@ -1,6 +1,6 @@
 """One LiteRT operator as a model of its own, and what each of its three kernel sets gives.
 
-The model is built from the schema's own objects; no converter is between its numbers and ours.
+The model is built as `export_tflite` builds its own; no converter is between its numbers and ours.
 LiteRT lays images out as [N, H, W, C], convolution weights as [O, H, W, I], depthwise ones as
 [1, H, W, C].
 """
@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
-flatbuffers = pytest.importorskip("flatbuffers", reason="LiteRT's models are flatbuffers")
+from fxquant.export.tflite import flatbuffer
+from fxquant.ops.tflite import Operator, Stored
+
 schema = pytest.importorskip(
     "ai_edge_litert.schema_py_generated", reason="LiteRT is in the extra `engines`"
 )
@@ -26,12 +29,6 @@ RESOLVERS = {
     "reference": interpreter.OpResolverType.BUILTIN_REF,
     "optimized": interpreter.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
     "xnnpack": interpreter.OpResolverType.AUTO,
-}
-_TYPES = {
-    np.dtype(np.int8): schema.TensorType.INT8,
-    np.dtype(np.uint8): schema.TensorType.UINT8,
-    np.dtype(np.int32): schema.TensorType.INT32,
-    np.dtype(np.float32): schema.TensorType.FLOAT32,
 }
 
 
@@ -67,49 +64,21 @@ def run(
 
 
 def _model(operator: str, options: Any, values: Sequence[Value], output: Value) -> bytes:
-    model = schema.ModelT()
-    model.version, model.buffers = 3, [schema.BufferT()]
-    graph = schema.SubGraphT()
-    graph.tensors = [_tensor(model, i, value) for i, value in enumerate((*values, output))]
-    graph.inputs = [i for i, value in enumerate(values) if value.data is None]
-    graph.outputs = [len(values)]
-    call = schema.OperatorT()
-    call.inputs, call.outputs = list(range(len(values))), [len(values)]
-    if options is not None:
-        kind = type(options).__name__.removesuffix("T")
-        call.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
-        call.builtinOptions = options
-    graph.operators, model.subgraphs = [call], [graph]
-    code = schema.OperatorCodeT()
-    code.builtinCode = getattr(schema.BuiltinOperator, operator)
-    code.deprecatedBuiltinCode, code.version = min(code.builtinCode, 127), 2
-    model.operatorCodes = [code]
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    tensors = {f"t{i}": _stored(value) for i, value in enumerate((*values, output))}
+    *read, given = tensors
+    kind, settings = options or ("", {})
+    called = Operator(operator, tuple(read), (given,), kind, settings)
+    inputs = {name: name for name in read if tensors[name].data is None}
+    return flatbuffer([called], tensors, inputs, {given: given})
 
 
-def _tensor(model: Any, index: int, value: Value) -> Any:
-    tensor = schema.TensorT()
-    tensor.name, tensor.shape = f"t{index}", list(value.shape)
-    tensor.type = _TYPES[np.dtype(value.dtype)]
-    if len(value.scales):
-        tensor.quantization = schema.QuantizationParametersT()
-        tensor.quantization.scale = np.asarray(value.scales, np.float32)
-        tensor.quantization.zeroPoint = np.full(len(value.scales), value.zero, np.int64)
-        tensor.quantization.quantizedDimension = value.axis
-    if value.data is not None:
-        buffer = schema.BufferT()
-        buffer.data = np.frombuffer(value.data.astype(value.dtype).tobytes(), np.uint8)
-        tensor.buffer = len(model.buffers)
-        model.buffers.append(buffer)
-    return tensor
+def _stored(value: Value) -> Stored:
+    dtype = torch.from_numpy(np.empty(0, value.dtype)).dtype
+    data = None if value.data is None else torch.from_numpy(np.array(value.data, value.dtype))
+    scale = torch.tensor(np.array(value.scales, np.float32)) if len(value.scales) else None
+    return Stored(dtype, value.shape, data, scale, value.zero, value.axis)
 
 
-def options(kind: str, **settings: Any) -> Any:
+def options(kind: str, **settings: Any) -> tuple[str, dict[str, Any]]:
     """An options object of the schema, such as `options("Conv2D", strideH=2)`."""
-    made = getattr(schema, f"{kind}OptionsT")()
-    for name, value in settings.items():
-        assert hasattr(made, name), f"{kind}Options has no {name}"
-        setattr(made, name, value)
-    return made
+    return kind, settings
