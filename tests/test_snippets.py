@@ -18,7 +18,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipP
 from fxquant.errors import MissingExtraError
 
 ROOT = Path(__file__).parent.parent
-OPTIONAL = ("torchvision", "sklearn", "onnx", "onnxruntime", "lightning", "pytorch_lightning")
+OPTIONAL = ("torchvision", "sklearn", "onnx", "onnxruntime", "lightning", "accelerate")
 
 Printed = pytest.CaptureFixture[str]
 
