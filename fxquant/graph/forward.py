@@ -65,6 +65,10 @@ class Forward:
         self.model, self.example_inputs, self.leaves = model, example_inputs, leaves
         inside = {m for path in leaves for m in model.get_submodule(path).modules()}
         self.overwriting = overwriting_modules(model) - inside
+        # batch norms that do more, of which torch's own is in the graph of that mode, and those
+        # of which it must not be
+        self.reduced: dict[bool, set[nn.Module]] = {False: set(), True: set()}
+        self.frozen: set[nn.Module] = set()
         self.results: dict[str, Any] = {}  # examples that all traces share
 
     def traced(self, training: bool, inverted: frozenset[str] = frozenset()) -> Traced:
@@ -87,7 +91,9 @@ class Forward:
         for module in self.model.modules():
             module.training = training
         decisions = Decisions(inverted)
-        tracer = Tracer(self.example_inputs, self.leaves, decisions, functions, self.results)
+        tracer = Tracer(
+            self.example_inputs, self.leaves, decisions, functions, self.results, self.frozen
+        )
         random_state = _random_state()
         try:
             with (
@@ -101,6 +107,7 @@ class Forward:
                 raise TraceError(
                     "it draws random numbers whose shape or use does not depend on inputs"
                 )
+            self.reduced[training] |= tracer.reduced
         except CaptureError:
             raise
         except Exception as error:

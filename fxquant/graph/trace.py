@@ -21,6 +21,7 @@ from fxquant.graph.forward import Forward
 from fxquant.graph.live import make_plain
 from fxquant.graph.merge import merge
 from fxquant.graph.network import Network, network
+from fxquant.graph.norms import do_no_more
 from fxquant.graph.tensors import register_tensors
 from fxquant.graph.training import network_in_training, trace_training
 
@@ -43,11 +44,16 @@ def trace(
     try:
         in_eval = forward.traced(training=False)
         in_training = trace_training(forward)
+        forward.frozen = forward.reduced[False] - forward.reduced[True]
+        if forward.frozen:  # training does not do what torch's own would
+            in_eval = forward.traced(training=False)
     finally:
         for module, mode in modes.items():
             module.training = mode
     for module in forward.overwriting:
         module.inplace = False  # type: ignore[assignment]
+    for module in forward.reduced[True]:
+        do_no_more(module)
     make_plain(in_eval.graph)
     trained, gm = network_in_training(model, in_training), network(model, in_eval.graph)
     if hasattr(trained, SITES):

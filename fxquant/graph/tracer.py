@@ -6,7 +6,7 @@ import importlib
 import operator
 import sys
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from fxquant.graph.guard import require_shapes
 from fxquant.graph.inplace import IN_PLACE
 from fxquant.graph.live import Decisions, LiveFloat, is_constant
 from fxquant.graph.modes import is_identity_in_eval
+from fxquant.graph.norms import NormCall, does_more
 from fxquant.graph.place import caller_place, set_example, set_place
 from fxquant.graph.spell_out import is_spelled_out
 from fxquant.graph.tensors import lists_replaced
@@ -93,6 +94,7 @@ class Tracer(fx.Tracer):
         decisions: Decisions | None = None,
         functions: tuple[Callable[..., Any], ...] = (),
         results: dict[str, Any] | None = None,
+        frozen: set[nn.Module] | None = None,
     ) -> None:
         """All default, because unpickling a GraphModule makes its tracer without arguments."""
         super().__init__(autowrap_functions=(*functions, *FACTORIES, *UNKNOWN_FACTORIES))
@@ -108,6 +110,9 @@ class Tracer(fx.Tracer):
         self.names: dict[int, str] = {}
         self.read: dict[str, fx.Proxy] = {}
         self.writes = False  # whether a list or dict that the user's modules hold was changed
+        self.norms: list[NormCall] = []  # the forwards under way, from the outside in
+        self.reduced: set[nn.Module] = set()  # batch norms that do more, now a node of torch's own
+        self.frozen = set() if frozen is None else frozen  # those that stay as they are
         self.failed_in = ""  # the innermost module whose forward could not be captured
 
     def trace(
@@ -171,7 +176,7 @@ class Tracer(fx.Tracer):
         path = self.path_of_module(m)
 
         def followed(*args: Any, **kwargs: Any) -> Any:  # which torch.fx calls unless m is a leaf
-            with self.calls.follow(path, [args, kwargs], self.graph) as result:
+            with self.calls.follow(path, [args, kwargs], self.graph) as result, self._inside(m):
                 result.append(forward(*args, **kwargs))
             return result[0]
 
@@ -180,6 +185,42 @@ class Tracer(fx.Tracer):
         except Exception:
             self.failed_in = self.failed_in or path
             raise
+
+    @contextmanager
+    def _inside(self, m: nn.Module) -> Iterator[None]:
+        """The forward of `m`; of a batch norm that does more, torch's own is one node."""
+        if not does_more(m) or m in self.frozen:
+            yield
+            return
+        self.norms.append(NormCall(m))
+        yield
+        call = self.norms.pop()
+        if call.normalised:
+            self.reduced.add(m)
+            for node in call.counting:
+                self.graph.erase_node(node)
+
+    def create_proxy(
+        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any,
+        **more: Any,
+    ) -> fx.Proxy:
+        call = self.norms[-1] if self.norms else None
+        x = call.normalises(target, args, kwargs) if call is not None else None
+        if call is not None and x is not None:
+            return self._normalised(call, x)
+        result = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        if call is not None and call.counts(target, args):
+            call.counting.append(result.node)
+        return result
+
+    def _normalised(self, call: NormCall, x: fx.Proxy) -> fx.Proxy:
+        result = super().create_proxy("call_module", self.path_of_module(call.norm), (x,), {})
+        call.normalised = True
+        example = self.examples.of(x.node)
+        if example is not UNKNOWN:
+            self.examples.values[result.node] = example
+            set_example(result.node, example)
+        return result
 
     def _known(self, node: fx.Node) -> Hashable:
         """What this tracer tells a forward of the value of `node`, in whatever way it asks."""
