@@ -23,12 +23,21 @@ ARGUMENTS = {
     "05_low_bits": ["1", "1"],
     "06_ddp": ["1"],
     "09_lightning": ["1"],
+    "10_accelerate": ["2"],
+    "11_timm": ["1"],
 }
 NEEDS = {
     "08_export": ("onnx", "onnxruntime", "safetensors"),
     "09_lightning": ("lightning", "tensorboard"),
+    "10_accelerate": ("accelerate", "torchmetrics"),
+    "11_timm": ("timm",),
 }
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+ACCELERATE = (
+    *("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+)
+LAUNCHERS = {"06_ddp": TORCHRUN, "10_accelerate": ACCELERATE}
 
 
 @cache
@@ -36,10 +45,12 @@ def run(stem: str) -> str:
     """What an example prints; what it writes is thrown away."""
     for package in ("sklearn", *NEEDS.get(stem, ())):
         pytest.importorskip(package, reason=f"{package} is not installed")
-    launcher = TORCHRUN if stem == "06_ddp" else ()
     with TemporaryDirectory() as folder:
         done = subprocess.run(
-            [sys.executable, *launcher, FOLDER / f"{stem}.py", *ARGUMENTS.get(stem, ())],
+            [
+                *(sys.executable, *LAUNCHERS.get(stem, ())),
+                *(FOLDER / f"{stem}.py", *ARGUMENTS.get(stem, ())),
+            ],
             cwd=folder, capture_output=True, text=True, check=False,
             env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         )  # fmt: skip
