@@ -27,11 +27,6 @@ def arguments(
     Raises DataError where a batch is empty, holds NaN or infinity or too few arguments, where there
     is none, and for what holds no batches.
     """
-    if not isinstance(batches, Iterable):
-        raise DataError(
-            f"data is a {type(batches).__name__}, which holds no batches.\n"
-            "What to do: hand in a list of batches or a DataLoader."
-        )
     takes = [node for node in gm.graph.nodes if node.op == "placeholder"]
     needs = sum(not node.args for node in takes)  # those without a default
     number = -1

@@ -25,6 +25,7 @@ from fxquant.demo import Digits, load_digits, train
 
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "pictures"
 SIZE = {"width": 1200, "height": 840}
+TALL = {"width": 1200, "height": 1180}  # of the report: histograms are seen to their end
 DAMAGED = "cells_2_preprocess1_op_1"  # whose weights one picture doubles
 
 
@@ -82,7 +83,8 @@ def photograph(chromium: str, pages: Path) -> None:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
 
         def page(name: str, scheme: str = "light") -> Page:
-            opened = browser.new_page(viewport=SIZE, color_scheme=scheme)
+            size = SIZE if name in ("graph.html", "passes.html") else TALL
+            opened = browser.new_page(viewport=size, color_scheme=scheme)
             opened.goto((pages / name).as_uri())
             opened.wait_for_selector("html[data-ready=yes]")
             return opened
@@ -110,6 +112,7 @@ def photograph(chromium: str, pages: Path) -> None:
         while "fuse_conv_bn_relu" not in passes.inner_text(".steps strong"):
             passes.click("text=Next →")
         passes.click('.pair > :first-child [data-group="cells.0"]')
+        passes.click('.pair > :first-child [data-group="cells.0._ops.2"]')
         shoot(passes, "see_passes.png")
         browser.close()
 

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     import networkx
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-_SHARED = ("dagre.min.js", "elements.js", "graph.js")
+_SHARED = ("dagre.min.js", "elements.js", "layout.js", "graph.js")
 _SCRIPTS = {
     "graph": ("graph_page.js",),
-    "passes": ("passes_page.js",),
-    "report": ("table.js", "report_page.js"),
+    "passes": ("log.js", "passes_page.js"),
+    "report": ("log.js", "table.js", "tabs.js", "histogram.js", "report_page.js"),
 }
 
 
@@ -68,8 +68,14 @@ def graph_data(graph: networkx.DiGraph) -> dict[str, Any]:
         if a in number and b in number
     ]
     nodes = [_node(name, graph.nodes[name], groups.of[name]) for name in shown]
+    parents = {_id_of(group): _id_of(parent) for group, parent in groups.parents.items()}
     about = {"name": graph.name, "stage": graph.graph["stage"]}
-    return {**about, "nodes": nodes, "edges": edges, "groups": groups.parents}
+    return {**about, "nodes": nodes, "edges": edges, "groups": parents}
+
+
+def _id_of(group: str) -> str:
+    """Another than any operator's: `def forward(self, stem): self.stem(stem)` has two of a name."""
+    return f"{group}/" if group else ""
 
 
 def _node(name: str, facts: dict[str, Any], group: str) -> dict[str, Any]:
@@ -80,7 +86,7 @@ def _node(name: str, facts: dict[str, Any], group: str) -> dict[str, Any]:
         "id": name,
         "kind": kind,
         "family": family_of(kind),
-        "group": group,
+        "group": _id_of(group),
         "name": "" if inside == kind else inside,
         "module": facts["module"],
         "dtype": dtype,

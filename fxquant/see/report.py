@@ -92,14 +92,22 @@ def _cards(found: Report, alone: bool) -> Iterator[dict[str, str]]:
         bad = {"value": first.node, "tone": "bad", "node": first.node} if first else {}
         what = "no operator is bad" if first is None else f"first bad operator, {first.why}"
         yield {"what": what, "value": "none", "tone": "good", **bad}
-    sizes = [f"{size:,}" for size in (found.float_bytes, found.integer_bytes) if size is not None]
-    yield {"what": "bytes of parameters and numbers", "value": " → ".join(sizes)}
+    yield _bytes(found)
     yield {"what": "multiply-adds for one input", "value": f"{found.multiplies:,}"}
     if isinstance(found.audit, Audit):
         sums = [row for row in found.audit.rows if row.width is not None]
         proved = sum(row.proved for row in sums)
         tone = "good" if proved == len(sums) else "bad"
         yield {"what": "sums proved to fit", "value": f"{proved} of {len(sums)}", "tone": tone}
+
+
+def _bytes(found: Report) -> dict[str, str]:
+    """Of what it converts to, beside the float network; of one of them where there is no other."""
+    what, size = "bytes of parameters and numbers", found.integer_bytes
+    if size is None:
+        return {"what": f"{what}, in float", "value": f"{found.float_bytes or 0:,}"}
+    beside = "" if found.float_bytes is None else f"; {found.float_bytes:,} in float"
+    return {"what": what + beside, "value": f"{size:,}"}
 
 
 def _layer_told(layer: Layer) -> dict[str, Any]:

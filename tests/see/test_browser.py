@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch import nn
 
 import fxquant
 from fxquant import QuantConfig
@@ -107,6 +108,58 @@ def test_an_operator_shows_its_facts(browser, folder):
         assert "conv2d" in text
         assert "uint8" in text
         assert "stem.0" in text
+
+
+def test_an_operator_is_found(browser, folder):
+    with opened(browser, folder / "graph.html") as page:
+        chosen = "document.querySelector('.chosen').dataset.id"
+        page.fill("[aria-label='Find an operator']", "cells.1._ops")
+        found = []
+        for _ in range(3):
+            page.keyboard.press("Enter")
+            found.append(page.evaluate(chosen))
+            assert "cells.1._ops" in page.inner_text("aside")
+        assert len(set(found)) == 3
+        assert page.inner_text(".finder [role=status]").startswith("3 of ")
+        page.fill("[aria-label='Find an operator']", "nowhere")
+        page.keyboard.press("Enter")
+        assert page.inner_text(".finder [role=status]") == "none"
+
+
+def test_tab_stops_once_wherever_the_arrows_went(browser, folder):
+    with opened(browser, folder / "graph.html") as page:
+        page.focus('[data-id="x"]')
+        for key in ("ArrowDown", "ArrowDown", "ArrowRight", "ArrowUp"):
+            page.keyboard.press(key)
+            assert page.locator(".graph svg [tabindex='0']").count() == 1
+
+
+class Named(nn.Module):
+    """Blocks of these names, and an input of the first one's."""
+
+    def __init__(self, names):
+        super().__init__()
+        self.names = names
+        for name in names:
+            self.add_module(name, nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU()))
+        self.constructor = nn.Conv2d(1, 1, 1)
+
+    def forward(self, stem):
+        for name in self.names:
+            stem = self.get_submodule(name)(stem)
+        return self.constructor(stem)
+
+
+def test_names_that_are_others_too(browser, tmp_path):
+    """An input called as a module is, and names that a script could take for its own."""
+    names = ("stem", "from x", "to y", "<a>", "a|b", "toString", "blöck")
+    fxquant.visualize(Named(names), tmp_path / "graph.html", torch.zeros(1, 1, 4, 4))
+    with opened(browser, tmp_path / "graph.html") as page:
+        assert {"stem", "stem_0", "constructor", *names} <= set(boxes(page))
+        assert boxes(page).count("stem") == 2
+        page.click('[data-group="stem"]')
+        assert page.get_attribute('[data-group="stem"]', "aria-expanded") == "false"
+        assert "stem_0" not in boxes(page)
 
 
 def test_edges_say_what_they_carry(browser, folder):
@@ -239,3 +292,6 @@ def test_darts_v2_of_20_cells_stands_in_three_seconds(browser, tmp_path):
             page.click("text=Open all")
             assert len(boxes(page)) > 900
             assert time.perf_counter() - start < 2 * SECONDS
+            page.fill("[aria-label='Find an operator']", "cells_13__ops_4_op_6")
+            page.keyboard.press("Enter")
+            assert page.locator(".chosen[data-id=cells_13__ops_4_op_6]").count() == 1

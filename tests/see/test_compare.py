@@ -365,7 +365,7 @@ def test_no_data_is_refused(one):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (None, "data is a NoneType, which holds no batches"),
+        (None, "batches are many, .* not a NoneType"),
         ([torch.zeros(2, 5, 8, 8)], "batch 0, of shape \\(2, 5, 8, 8\\), does not run"),
         ([torch.zeros(2, 4, 8, 8), torch.zeros(3)], "batch 1, of shape \\(3,\\), does not run"),
         (torch.full((2, 4, 8, 8), math.nan), "batch 0, .* holds NaN or infinity"),

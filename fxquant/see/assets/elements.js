@@ -19,9 +19,23 @@ function dress(element, attributes, children) {
   return element;
 }
 
+// What the page was told, or one part of it.
+function told(part) {
+  const all = JSON.parse(document.getElementById("data").textContent);
+  return part ? all[part] : all;
+}
+
+// A list of terms and what they are; what is not known is left out.
+function terms(pairs) {
+  const known = pairs.filter(([, value]) => ![undefined, null, "", UNKNOWN].includes(value));
+  return el("dl", {class: "facts"}, ...known.flatMap(([term, value]) => [el("dt", {}, term), el("dd", {}, String(value))]));
+}
+
+const UNKNOWN = "–";
+
 // A number in few characters; what is not known is a dash.
 function short(value, digits = 3) {
-  if (value === null || value === undefined) return "–";
+  if (value === null || value === undefined) return UNKNOWN;
   if (typeof value !== "number") return String(value);
   if (Number.isInteger(value)) return value.toLocaleString("en");
   const size = Math.abs(value);
@@ -29,13 +43,13 @@ function short(value, digits = 3) {
 }
 
 function percent(share) {
-  return share === null || share === undefined ? "–" : `${(100 * share).toFixed(share < 0.1 ? 2 : 0)} %`;
+  return share === null || share === undefined ? UNKNOWN : `${(100 * share).toFixed(share < 0.1 ? 2 : 0)} %`;
 }
 
 // What is told to screen readers when something happens elsewhere on the page.
-const told = el("div", {class: "unseen", role: "status", "aria-live": "polite"});
+const announced = el("div", {class: "unseen", role: "status", "aria-live": "polite"});
 function tell(text) {
-  told.textContent = text;
+  announced.textContent = text;
 }
 
 function themeButton() {
@@ -54,6 +68,6 @@ function heading(title, text) {
 
 // A page is its parts, from top to bottom.
 function show(...parts) {
-  document.body.append(...parts, told);
+  document.body.append(...parts, announced);
   document.documentElement.dataset.ready = "yes"; // for tests and for those who print
 }

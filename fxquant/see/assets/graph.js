@@ -1,34 +1,23 @@
-// A graph whose groups open and close.
-//
-// Each open group is laid out by itself (dagre) and then stands in its parent as one box, so that
-// opening a cell costs as much as that cell. What comes from outside starts at a small mark
-// that says where from, and what leaves ends at another.
+// A graph whose groups open and close: how it is drawn, and what one can do with it.
 "use strict";
 
-const PAD = 12, HEADER = 24, LINE = 15, TOP = "";
-const pen = document.createElement("canvas").getContext("2d");
-
-function textWidth(text, bold) {
-  pen.font = `${bold ? 600 : 400} 12px Inter, system-ui, sans-serif`;
-  return pen.measureText(text).width;
-}
+const LINE = 15;
 
 class GraphView {
   // graph: what `graph_data` in page.py makes. options:
   //   classOf(node)    further classes of a node's box       colourOf(node)  its fill, or nothing
-  //   badgeOf(group)   a few words behind a group's name     groupColourOf   its fill, or nothing
-  //   onselect(node)   a node was chosen
+  //   badgeOf(group)   a few words below a group's name      groupColourOf   its fill, or nothing
+  //   groupClassOf     further classes of a group's box
+  //   onselect(node)   a node was chosen                     ontoggle(group) one, or none said, opened or closed
   constructor(graph, options = {}) {
-    this.graph = graph;
     this.options = options;
-    this.open = new Set([TOP]);
+    this.boxes = new Boxes(graph, options.badgeOf);
     this.zoom = 1;
     this.chosen = null;
-    this.read();
-    if (graph.nodes.length <= 60) this.openAll(false);
     this.picture = svg("svg", {role: "group", "aria-label": `Graph of ${graph.name}`});
     this.host = el("div", {class: "graph", tabindex: 0, "aria-label": "Graph, scrolls"}, this.picture);
-    this.element = el("div", {class: "graph-frame"}, this.toolbar(), this.host);
+    this.tools = this.toolbar();
+    this.element = el("div", {class: "graph-frame"}, this.tools, this.host);
     this.host.addEventListener("wheel", (event) => this.wheel(event), {passive: false});
     this.host.addEventListener("pointerdown", (event) => this.drag(event));
     this.picture.addEventListener("keydown", (event) => this.key(event));
@@ -42,110 +31,42 @@ class GraphView {
       button("Close all", "Close every group", () => this.closeAll()),
       button("−", "Smaller", () => this.scale(this.zoom / 1.25)),
       button("+", "Larger", () => this.scale(this.zoom * 1.25)),
-      button("Fit", "Fit the width", () => this.fit()));
+      button("Fit", "Fit the width", () => this.fit()),
+      this.finder());
   }
 
-  // ---- what is inside what
-
-  read() {
-    const {nodes, edges, groups} = this.graph;
-    this.byId = new Map(nodes.map((node) => [node.id, node]));
-    this.children = new Map([[TOP, []], ...Object.keys(groups).map((id) => [id, []])]);
-    this.size = new Map();
-    const placed = new Set([TOP]);
-    for (const node of nodes) {
-      for (const id of this.path(node)) { // each group stands where its first node does
-        this.size.set(id, (this.size.get(id) ?? 0) + 1);
-        if (!placed.has(id)) { this.children.get(groups[id]).push(id); placed.add(id); }
-      }
-      this.children.get(node.group).push(node.id);
-    }
-    this.inside = new Map([...this.children.keys()].map((id) => [id, new Map()]));
-    for (const [from, to, reads] of edges) this.lift(nodes[from], nodes[to], reads);
-  }
-
-  // The groups around a node, from the outside in, without the top.
-  path(node) {
-    const found = [];
-    for (let id = node.group; id !== TOP; id = this.graph.groups[id]) found.unshift(id);
-    return found;
-  }
-
-  // An edge is drawn once where both ends are, and as a mark in each group that it enters or leaves.
-  lift(source, reader, reads) {
-    const a = [...this.path(source), source.id], b = [...this.path(reader), reader.id];
-    let level = 0;
-    while (a[level] === b[level]) level += 1;
-    this.add(level ? a[level - 1] : TOP, a[level], b[level], source, reader, reads);
-    for (let i = level; i < b.length - 1; i++) this.add(b[i], `from ${a[level]}`, b[i + 1], source, reader, reads);
-    for (let i = level; i < a.length - 1; i++) this.add(a[i], a[i + 1], `to ${b[level]}`, source, reader, reads);
-  }
-
-  add(group, from, to, source, reader, reads) {
-    const key = `${from}|${to}`, edges = this.inside.get(group);
-    if (!edges.has(key)) edges.set(key, {from, to, source, count: 0, reader, reads});
-    edges.get(key).count += 1;
-  }
-
-  // ---- layout
-
-  measure(id) {
-    const mark = /^(from|to) (.*)$/.exec(id);
-    if (mark) {
-      const text = this.nameOf(mark[2]);
-      return {id, mark: mark[1], text, width: textWidth(text, false) + 26, height: 18};
-    }
-    const node = this.byId.get(id);
-    if (node) {
-      const below = [node.name, node.dtype === "float" ? "" : node.text].filter(Boolean).join(" · ");
-      const width = Math.max(textWidth(node.kind, true), 0.92 * textWidth(below, false)) + 22;
-      return {id, node, below, width, height: below ? 40 : 26};
-    }
-    if (this.open.has(id)) {
-      const inner = this.layout(id);
-      const title = textWidth(this.nameOf(id), true) + 40;
-      return {id, inner, width: Math.max(inner.width, title) + 2 * PAD, height: inner.height + HEADER + PAD};
-    }
-    const below = [`${this.size.get(id)} operators`, this.options.badgeOf?.(id)].filter(Boolean).join(" · ");
-    const width = Math.max(textWidth(this.nameOf(id), true) + 24, textWidth(below, false)) + 26;
-    return {id, closed: true, below, width, height: 44};
-  }
-
-  nameOf(id) {
-    const parent = this.graph.groups[id];
-    const node = this.byId.get(id);
-    if (node) return node.name || node.id;
-    return parent ? id.slice(parent.length + 1) : id;
-  }
-
-  layout(group) {
-    const edges = [...this.inside.get(group).values()];
-    const ids = new Set([...this.children.get(group), ...edges.flatMap(({from, to}) => [from, to])]);
-    const g = new dagre.graphlib.Graph();
-    g.setGraph({
-      rankdir: "TB", nodesep: 16, ranksep: 26, marginx: 4, marginy: 6,
-      ranker: ids.size > 150 ? "longest-path" : "network-simplex",
+  // Enter goes to the next operator that has these words in its name, module or kind.
+  finder() {
+    const count = el("span", {class: "soft", role: "status"});
+    let words = "", at = 0;
+    const find = (text) => {
+      [words, at] = [text, text === words ? at + 1 : 0];
+      const found = this.boxes.graph.nodes.filter(({id, module, kind}) => `${id} ${module} ${kind}`.toLowerCase().includes(words));
+      count.textContent = found.length ? `${(at % found.length) + 1} of ${found.length}` : "none";
+      if (found.length) this.reveal(found[at % found.length].id);
+    };
+    const input = el("input", {
+      type: "search", placeholder: "Find an operator", "aria-label": "Find an operator",
+      oninput: () => { words = count.textContent = ""; },
+      onkeydown: (event) => {
+        if (event.key !== "Enter" || !input.value.trim()) return;
+        find(input.value.trim().toLowerCase());
+        input.focus({preventScroll: true});
+      },
     });
-    g.setDefaultEdgeLabel(() => ({}));
-    for (const id of ids) g.setNode(id, this.measure(id));
-    for (const edge of edges) g.setEdge(edge.from, edge.to, {edge});
-    dagre.layout(g);
-    const items = g.nodes().map((id) => g.node(id));
-    const lines = g.edges().map((e) => g.edge(e));
-    return {items, lines, width: g.graph().width, height: g.graph().height};
+    return el("span", {class: "finder"}, input, count);
   }
 
   // ---- drawing
 
   draw() {
-    const plan = this.layout(TOP);
-    this.extent = plan;
-    this.boxes = new Map();
+    this.extent = this.boxes.plan(TOP);
+    this.drawn = new Map(); // what is drawn of each box, and takes the focus
     this.picture.replaceChildren(
       svg("defs", {}, svg("marker", {
         id: "tip", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 6, markerHeight: 6, orient: "auto",
       }, svg("path", {d: "M0,0 L8,4 L0,8 z", fill: "context-stroke"}))),
-      this.drawPlan(plan, 0, 0));
+      this.drawPlan(this.extent, 0, 0));
     this.scale(this.zoom);
     this.mark();
   }
@@ -159,7 +80,7 @@ class GraphView {
 
   drawLine({points, edge}) {
     const {source, reader, reads, count} = edge;
-    const path = `M${points[0].x},${points[0].y}` + curve(points.slice(1), points[0]);
+    const path = `M${points[0].x},${points[0].y}` + curve(points.slice(1));
     const more = count > 1 ? ` and ${count - 1} more` : "";
     const what = `${source.id} → ${reader.id} (${reads})${more}\n${source.text || source.dtype || ""}`;
     return svg("path", {
@@ -176,7 +97,7 @@ class GraphView {
   }
 
   drawMark(item, place) {
-    const from = item.mark === "from";
+    const from = item.mark === "<";
     return svg("g", {...place, class: "mark"},
       svg("rect", {width: item.width, height: item.height, rx: 9}),
       svg("text", {x: item.width / 2, y: 13, "text-anchor": "middle"}, `${from ? "↓" : "→"} ${item.text}`),
@@ -195,45 +116,45 @@ class GraphView {
       svg("text", {x: middle, y: 17, "text-anchor": "middle", class: "strong"}, node.kind),
       item.below ? svg("text", {x: middle, y: 17 + LINE, "text-anchor": "middle", class: "small"}, item.below) : null,
       svg("title", {}, label));
-    this.boxes.set(node.id, box);
+    this.drawn.set(node.id, box);
     return box;
   }
 
   drawGroup(item, place) {
-    const opened = !item.closed, id = item.id;
+    const opened = Boolean(item.inner), id = item.id;
     const rect = {width: item.width, height: item.height, rx: 8, style: opened ? null : fill(this.options.groupColourOf?.(id))};
     const button = svg("g", {
-      class: "title", tabindex: -1, role: "button", "aria-expanded": String(opened), "data-group": id,
-      "aria-label": `${id}, group of ${this.size.get(id)} operators`, onclick: () => this.toggle(id),
+      class: "title", tabindex: -1, role: "button", "aria-expanded": String(opened), "data-group": pathOf(id),
+      "aria-label": `${pathOf(id)}, group of ${this.boxes.size.get(id)} operators`, onclick: () => this.toggle(id),
     });
     const box = svg("g", {...place, class: `group ${opened ? "open" : "closed"} ${this.options.groupClassOf?.(id) ?? ""}`}, svg("rect", rect), button);
     if (opened) {
       button.append(svg("rect", {class: "hit", width: item.width, height: HEADER, rx: 8}),
-        svg("text", {x: 10, y: 16, class: "strong"}, `▾ ${this.nameOf(id)}`));
+        svg("text", {x: 10, y: 16, class: "strong"}, `▾ ${this.boxes.nameOf(id)}`));
       box.append(this.drawPlan(item.inner, (item.width - item.inner.width) / 2, HEADER));
     } else {
       button.append(svg("rect", {class: "hit", width: item.width, height: item.height, rx: 8}),
-        svg("text", {x: item.width / 2, y: 18, "text-anchor": "middle", class: "strong"}, `▸ ${this.nameOf(id)}`),
+        svg("text", {x: item.width / 2, y: 18, "text-anchor": "middle", class: "strong"}, `▸ ${this.boxes.nameOf(id)}`),
         svg("text", {x: item.width / 2, y: 18 + LINE, "text-anchor": "middle", class: "small"}, item.below));
     }
-    this.boxes.set(id, button);
+    this.drawn.set(id, button);
     return box;
   }
 
   // ---- what one can do with it
 
   toggle(id) {
-    if (!this.open.delete(id)) this.open.add(id);
+    const opened = this.boxes.toggle(id);
     this.redraw(id);
-    tell(`${id} is ${this.open.has(id) ? "open" : "closed"}`);
+    tell(`${pathOf(id)} is ${opened ? "open" : "closed"}`);
     this.options.ontoggle?.(id);
   }
 
   // Draw anew; the box `id` stays where it was on the screen, and has the focus.
   redraw(id, focus = true) {
-    const before = this.boxes.get(id)?.getBoundingClientRect();
+    const before = this.drawn.get(id)?.getBoundingClientRect();
     this.draw();
-    const box = this.boxes.get(id), after = box?.getBoundingClientRect();
+    const box = this.drawn.get(id), after = box?.getBoundingClientRect();
     if (!before || !after) return;
     this.host.scrollLeft += after.left + after.width / 2 - before.left - before.width / 2;
     this.host.scrollTop += after.top - before.top;
@@ -242,19 +163,20 @@ class GraphView {
 
   // Bring a box into sight: its top in the upper third.
   scrollTo(id) {
-    const box = this.boxes.get(id)?.getBoundingClientRect(), host = this.host.getBoundingClientRect();
+    const box = this.drawn.get(id)?.getBoundingClientRect(), host = this.host.getBoundingClientRect();
     if (!box) return;
     this.host.scrollLeft += box.left + box.width / 2 - host.left - host.width / 2;
     this.host.scrollTop += box.top - host.top - host.height / 3;
   }
 
-  openAll(drawn = true) {
-    for (const id of this.children.keys()) this.open.add(id);
-    if (drawn) { this.draw(); this.options.ontoggle?.(); }
+  openAll() {
+    this.boxes.openAll();
+    this.draw();
+    this.options.ontoggle?.();
   }
 
   closeAll() {
-    this.open = new Set([TOP]);
+    this.boxes.openOnly([]);
     this.draw();
     this.options.ontoggle?.();
   }
@@ -279,15 +201,15 @@ class GraphView {
   choose(id) {
     this.chosen = id;
     this.mark();
-    this.boxes.get(id)?.focus({preventScroll: true});
-    this.options.onselect?.(this.byId.get(id));
+    this.drawn.get(id)?.focus({preventScroll: true});
+    this.options.onselect?.(this.boxes.byId.get(id));
   }
 
   // Open what a node lies in, choose it, and bring it into sight.
   reveal(id) {
-    const node = this.byId.get(id);
+    const node = this.boxes.byId.get(id);
     if (!node) return;
-    for (const group of this.path(node)) this.open.add(group);
+    this.boxes.openTo(node);
     this.draw();
     this.options.ontoggle?.();
     this.scrollTo(id);
@@ -296,9 +218,14 @@ class GraphView {
 
   mark() {
     this.picture.querySelectorAll(".chosen").forEach((box) => box.classList.remove("chosen"));
-    this.boxes.get(this.chosen)?.classList.add("chosen");
-    const first = this.boxes.get(this.chosen) ?? this.boxes.values().next().value;
-    first?.setAttribute("tabindex", 0); // one stop for Tab, arrows from there
+    this.drawn.get(this.chosen)?.classList.add("chosen");
+    this.stop(this.drawn.get(this.chosen) ?? this.drawn.values().next().value);
+  }
+
+  // Tab stops at one box alone; the arrows go on from there.
+  stop(box) {
+    this.picture.querySelectorAll("[tabindex='0']").forEach((other) => other.setAttribute("tabindex", -1));
+    box?.setAttribute("tabindex", 0);
   }
 
   // Enter opens and chooses; the arrows walk along the graph, and between what stands side by side.
@@ -313,7 +240,7 @@ class GraphView {
     const next = this.neighbour(box, event.key);
     if (!next) return;
     event.preventDefault();
-    next.setAttribute("tabindex", 0);
+    this.stop(next);
     next.focus();
     next.scrollIntoView({block: "nearest", inline: "nearest"});
   }
@@ -324,7 +251,7 @@ class GraphView {
     const centre = (b) => { const r = b.getBoundingClientRect(); return [r.left + r.width / 2, r.top + Math.min(r.height / 2, 20)]; };
     const [x, y] = centre(box);
     let best = null, least = Infinity;
-    for (const other of this.boxes.values()) {
+    for (const other of this.drawn.values()) {
       const [u, v] = centre(other), ahead = (u - x) * way[0] + (v - y) * way[1];
       const aside = Math.abs((u - x) * way[1]) + Math.abs((v - y) * way[0]);
       if (other !== box && ahead > 4 && ahead + 2 * aside < least) { best = other; least = ahead + 2 * aside; }
@@ -382,10 +309,8 @@ function legend(families) {
 
 // The facts of a node, as a list of terms.
 function facts(node) {
-  const terms = [
-    ["name", node.id], ["module", node.module], ["value", node.dtype],
-    ["scale", short(node.scale, 4)], ["zero point", short(node.zero)], ["weight", node.weight],
-    ["shape", node.shape?.join(" × ")],
-  ].filter(([, value]) => value !== undefined && value !== null && value !== "" && value !== "–");
-  return el("dl", {class: "facts"}, ...terms.flatMap(([term, value]) => [el("dt", {}, term), el("dd", {}, String(value))]));
+  return terms([
+    ["name", node.id], ["module", node.module], ["value", node.dtype], ["scale", short(node.scale, 4)],
+    ["zero point", short(node.zero)], ["weight", node.weight], ["shape", node.shape?.join(" × ")],
+  ]);
 }
