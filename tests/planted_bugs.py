@@ -1188,6 +1188,20 @@ BUGS = (
     ),
     # ---------------------------------------------------------------- compiled
     Bug(
+        "every number of a grid learns at one rate, whatever its size",
+        "fxquant/decay.py",
+        "return float(number.detach().abs().mean())",
+        "return 1.0",
+        ("tests/loops/test_loops.py::test_each_number_of_a_grid_learns_at_a_share_of_what_it_is",),
+    ),
+    Bug(
+        "grids with rates of their own lose weight, as the network does",
+        "fxquant/decay.py",
+        '"lr": grid_rate * _size(p, quantizer), "weight_decay": 0.0}',
+        '"lr": grid_rate * _size(p, quantizer)}',
+        ("tests/loops/test_loops.py::test_each_number_of_a_grid_learns_at_a_share_of_what_it_is",),
+    ),
+    Bug(
         "compiled sums are taken for those of small weights",
         "fxquant/ops/layer.py",
         "return terms * 128 * 255",

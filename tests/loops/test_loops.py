@@ -1,6 +1,7 @@
 """The prepared network is an ordinary module: what PyTorch offers for training works with it."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torch.utils.checkpoint import checkpoint
 
 import fxquant
-from fxquant import LSQ, Phase, PhaseSchedule, QuantConfig
-from fxquant.errors import StageError
+from fxquant import LSQ, PACT, TQT, LSQPlus, Phase, PhaseSchedule, QuantConfig, Stages
+from fxquant.errors import ConfigError, StageError, UncalibratedError
 from tests import laws
 from tests.loops.nets import data, net, state_hash
 
@@ -66,6 +67,41 @@ def test_a_network_without_learned_scales_has_an_empty_second_group():
     assert grids["params"] == []
     with pytest.raises(StageError, match="parameter_groups takes what prepare_qat returned"):
         fxquant.parameter_groups(net())
+
+
+LEARN = (LSQ(), LSQPlus(), PACT(), TQT(), Stages(learned=True))
+
+
+@pytest.mark.parametrize("method", LEARN, ids=lambda method: type(method).__name__)
+def test_each_number_of_a_grid_learns_at_a_share_of_what_it_is(method):
+    """The first step of Adam moves every number by its rate, whatever its gradient is."""
+    prepared = fxquant.prepare_qat(net(), config=QuantConfig(fake_quant=method))
+    laws.settle(prepared, X)
+    own, *grids = fxquant.parameter_groups(prepared, grid_rate=0.01)
+    names = {id(p): name for name, p in prepared.named_parameters()}
+    assert {id(p) for group in (own, *grids) for p in group["params"]} == set(names)
+    assert sum(len(group["params"]) for group in (own, *grids)) == len(names)
+    before = {name: p.detach().clone() for name, p in prepared.named_parameters()}
+    for p in prepared.parameters():
+        p.grad = torch.full_like(p, 1e-3)
+    torch.optim.AdamW([own, *grids], lr=0.5, weight_decay=9.0).step()
+    for group in grids:
+        (p,) = group["params"]
+        name = names[id(p)]
+        moved = (p.detach() - before[name]).abs()
+        size = 1.0 if name.endswith("log_threshold") else float(before[name].abs().mean())
+        torch.testing.assert_close(moved, torch.full_like(moved, 0.01 * size), rtol=1e-2, atol=1e-7)
+
+
+def test_rates_of_grids_need_a_number_and_grids_that_have_started():
+    prepared = fxquant.prepare_qat(net(), config=CONFIGS["learned"])
+    for rate in (0, -0.01, math.nan, math.inf, "0.01"):
+        with pytest.raises(ConfigError, match="grid_rate is a positive number"):
+            fxquant.parameter_groups(prepared, rate)
+    with pytest.raises(UncalibratedError, match="has seen no finite data"):
+        fxquant.parameter_groups(prepared, 0.01)
+    observed = fxquant.prepare_qat(net())  # nothing of it is learned
+    assert len(fxquant.parameter_groups(observed, 0.01)) == 1
 
 
 OPTIMIZERS = {
