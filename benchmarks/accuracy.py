@@ -2,7 +2,7 @@
 
     python benchmarks/accuracy.py                        all that is missing, then docs/accuracy.md
     python benchmarks/accuracy.py --networks ResNet      one network
-    python benchmarks/accuracy.py --ways "QAT, LSQ"      ways whose name begins with this
+    python benchmarks/accuracy.py --ways "QAT, LSQ,*" "*AdaRound*W4A8"     these, in this order
     python benchmarks/accuracy.py --page                 the page alone, from what is there
 
 Each row stands in benchmarks/results/accuracy/ as soon as it is measured, so that a run which was
@@ -23,7 +23,9 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -42,6 +44,8 @@ import fxquant
 from digits import BATCH, NETWORKS, Digits, accuracy, digits, seeded, train
 from fxquant import BINARY, INQ, LSQ, TERNARY, TWN, QuantConfig, Stages, StraightThrough
 from fxquant.fake_quant import FAKE_QUANTS, FakeQuant, Tanh
+from fxquant.fake_quant.quantizer import Quantizer
+from fxquant.files import write_whole
 from fxquant.observers import CALIBRATORS, Fixed, MinMax
 from fxquant.schemes import UINT8
 from measures import read, write
@@ -52,10 +56,19 @@ PAGE = ROOT / "docs/accuracy.md"
 
 SEEDS = (0, 1, 2)
 FLOAT_EPOCHS, EPOCHS = 24, 6  # in float, and with fake-quants from there on
-RATE, GRID_RATE = 5e-3, 0.01  # of weights; of learned grids, as a share of what they are
 CALIBRATION_BATCHES = 8
 ROUNDING_STEPS = 200
 WORST_FIRST = (8, 4, 3, 2)
+
+
+class Rates(NamedTuple):
+    """Learning rates of the network, and of each number of a learned grid as a share of it."""
+
+    network: float
+    grids: float
+
+
+RATES = Rates(5e-3, 0.01)  # as benchmarks/accuracy_rates.py chooses
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,9 @@ class Task:
     weight: int
     activation: int
     run: Callable[[nn.Module, Digits, int], nn.Module]
+
+    def __str__(self) -> str:
+        return f"{self.way}, W{self.weight}A{self.activation}" if self.weight else self.way
 
 
 @dataclass(frozen=True)
@@ -103,32 +119,25 @@ def as_it_is(model: nn.Module, data: Digits, seed: int) -> nn.Module:
     return model
 
 
-def train_all(model: nn.Module, data: Digits, epochs: int, seed: int) -> None:
+def fit(
+    model: nn.Module, data: Digits, epochs: int, seed: int, rates: Rates = RATES
+) -> None:
     """Adam, for the network and what its fake-quants learn; the model is in eval() afterwards.
 
-    Adam moves a parameter by about its rate, however small its gradient. The numbers of learned
-    grids differ by thousands, so each has a rate of its own: one percent of what it is.
+    Each number of a learned grid has a rate of its own, a share of what it is.
     """
     model.train()
     with torch.no_grad():
         model(data.images[:BATCH])  # learned grids start from a batch
-    grids = {n: p for n, p in model.named_parameters() if n.startswith("fxquant.")}
-    groups = [
-        {"params": [p for name, p in model.named_parameters() if name not in grids]},
-        *({"params": p, "lr": _grid_rate(name, p)} for name, p in grids.items()),
-    ]
-    optimizer = torch.optim.Adam(groups, lr=RATE)
+    ours = any(isinstance(module, Quantizer) for module in model.modules())
+    groups = fxquant.parameter_groups(model, rates.grids) if ours else model.parameters()
+    optimizer = torch.optim.Adam(groups, lr=rates.network)
     train(model, data, epochs, optimizer, seeded(seed))
-
-
-def _grid_rate(name: str, number: nn.Parameter) -> float:
-    size = 1.0 if name.endswith("log_threshold") else float(number.detach().abs().mean())
-    return GRID_RATE * size
 
 
 def trained_on(model: nn.Module, data: Digits, seed: int) -> nn.Module:
     """The float network after as much more training as the others have."""
-    train_all(model, data, EPOCHS, seed)
+    fit(model, data, EPOCHS, seed)
     return model
 
 
@@ -150,7 +159,7 @@ def with_fake_quants(settings: QuantConfig) -> Callable[[nn.Module, Digits, int]
 
     def run(model: nn.Module, data: Digits, seed: int) -> nn.Module:
         prepared = fxquant.prepare_qat(model, data.images[:2], settings)
-        train_all(prepared, data, EPOCHS, seed)
+        fit(prepared, data, EPOCHS, seed)
         return fxquant.convert(prepared)
 
     return run
@@ -198,7 +207,37 @@ def torch_ao(bits: int) -> Callable[[nn.Module, Digits, int], nn.Module]:
         for name in first_and_last(model):
             mapping.set_module_name(name, qconfig(8))
         prepared = prepare_qat_fx(model.train(), mapping, (data.images[:2],))
-        train_all(prepared, data, EPOCHS, seed)
+        fit(prepared, data, EPOCHS, seed)
+        return prepared
+
+    return run
+
+
+def brevitas(bits: int) -> Callable[[nn.Module, Digits, int], nn.Module]:
+    """Trained with Brevitas' layers in the place of ours: weights, and what layers read, are
+    fake-quantized, on ranges that follow the training; sums, pools and batch norms stay in float.
+    The first and the last layer with 8 bits.
+    """
+
+    def layers(bits: int) -> dict[type[nn.Module], tuple[type[nn.Module], dict[str, object]]]:
+        import brevitas.nn as qnn
+        from brevitas.quant import Int8WeightPerChannelFloat, ShiftedUint8ActPerTensorFloat
+
+        options: dict[str, object] = {
+            "weight_quant": Int8WeightPerChannelFloat, "weight_bit_width": bits,
+            "input_quant": ShiftedUint8ActPerTensorFloat, "input_bit_width": bits,
+            "bias_quant": None, "return_quant_tensor": False,
+        }
+        return {nn.Conv2d: (qnn.QuantConv2d, options), nn.Linear: (qnn.QuantLinear, options)}
+
+    def run(model: nn.Module, data: Digits, seed: int) -> nn.Module:
+        from brevitas.graph.quantize import layerwise_quantize
+
+        ends = first_and_last(model)
+        inner = [name for name in layer_names(model) if name not in ends]
+        prepared = layerwise_quantize(model, layers(8), name_blacklist=inner)
+        prepared = layerwise_quantize(prepared, layers(bits), name_blacklist=ends)
+        fit(prepared, data, EPOCHS, seed)
         return prepared
 
     return run
@@ -238,6 +277,9 @@ def tasks() -> list[Task]:
         for bits in WORST_FIRST:
             settings = config(bits, bits, fake_quant=method)
             found.append(Task(f"QAT, {_method(method)}", bits, bits, with_fake_quants(settings)))
+    for weight, activation in ((3, 8), (8, 3)):  # which of the two it is that costs
+        settings = config(weight, activation, fake_quant=LSQ())
+        found.append(Task("QAT, LSQ", weight, activation, with_fake_quants(settings)))
     for name, learn, blocks in (
         ("to the nearest", False, ()),
         ("learned, layer by layer (AdaRound)", True, ()),
@@ -246,6 +288,8 @@ def tasks() -> list[Task]:
         for bits in (4, 3, 2):
             found.append(Task(f"rounding, {name}", bits, 8, rounded(bits, learn, blocks)))
     found += [Task("peer, torch.ao", bits, bits, torch_ao(bits)) for bits in (8, 4)]
+    if find_spec("brevitas"):
+        found += [Task("peer, Brevitas", bits, bits, brevitas(bits)) for bits in (8, 4)]
     for name, scheme in (("ternary weights (TWN)", TERNARY), ("binary weights", BINARY)):
         settings = QuantConfig(
             weight=scheme, first_last_bits=8, fake_quant=LSQ(), weight_fake_quant=TWN()
@@ -277,17 +321,19 @@ def float_network(network: str, seed: int, data: Digits) -> nn.Module:
     if path.exists():
         model.load_state_dict(torch.load(path))
         return model.eval()
-    train_all(model, data, FLOAT_EPOCHS, seed)
+    fit(model, data, FLOAT_EPOCHS, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), path)
     return model
 
 
 def measure(
-    networks: Iterable[str], seeds: Iterable[int], ways: str, console: Console
+    networks: Iterable[str], seeds: Iterable[int], ways: Iterable[str], console: Console
 ) -> None:
     """Every row that is missing, seed by seed."""
-    wanted = [task for task in tasks() if task.way.startswith(ways)]
+    every = tasks()
+    fitting = [task for way in ways for task in every if fnmatch.fnmatchcase(str(task), way)]
+    wanted = list(dict.fromkeys(fitting))
     columns = (TextColumn("{task.description:44}"), BarColumn(), MofNCompleteColumn(),
                TimeElapsedColumn())
     for network in networks:
@@ -297,8 +343,7 @@ def measure(
                 done = {(r.seed, r.way, r.weight, r.activation) for r in rows_of(network)}
                 training, held_out = digits(seeded(seed), NETWORKS[network][1])
                 for task in wanted:
-                    name = f"{network}, seed {seed}, {task.way} {task.weight or ''}"
-                    progress.update(bar, description=name)
+                    progress.update(bar, description=f"{network}, seed {seed}, {task}")
                     if (seed, task.way, task.weight, task.activation) not in done:
                         row = _measured(network, seed, task, training, held_out)
                         write(results_of(network), [asdict(r) for r in (*rows_of(network), row)])
@@ -338,7 +383,40 @@ def table(prefix: str, columns: tuple[tuple[int, int], ...]) -> str:
         for way in dict.fromkeys(row.way for row in rows if row.way.startswith(prefix)):
             cells = [cell(rows, way, *column) for column in columns]
             if any(cells):
-                lines.append(f"| {network} | {way.removeprefix(prefix)} | {' | '.join(cells)} |")
+                name = way.removeprefix(prefix).removeprefix(", ") or prefix
+                lines.append(f"| {network} | {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def losses(network: str, way: str, bits: tuple[int, int]) -> dict[int, float]:
+    """By seed, how many points a way of so many bits lies below float, trained on as long."""
+    rows = rows_of(network)
+    reference = {row.seed: row.accuracy for row in rows if row.way == "float, trained on"}
+    return {
+        row.seed: 100 * (reference[row.seed] - row.accuracy)
+        for row in rows
+        if row.way == way and (row.weight, row.activation) == bits and row.seed in reference
+    }
+
+
+def goals() -> str:
+    """What training costs, seed by seed beside float, and what learned rounding wins back."""
+    wanted = (
+        ("QAT, StraightThrough", (8, 8), 0.2), ("QAT, LSQ", (8, 8), 0.2),
+        ("QAT, LSQ", (4, 4), 0.5), ("QAT, LSQ", (3, 3), 1.5),
+    )
+    lines = [
+        f"| points below float | at most | {' | '.join(NETWORKS)} |",
+        "|---|--:|" + "--:|" * len(NETWORKS),
+    ]
+    for way, bits, most in wanted:
+        cells = []
+        for network in NETWORKS:
+            found = list(losses(network, way, bits).values())
+            mean, spread = statistics.mean(found), statistics.stdev(found)
+            cells.append(f"{mean:.1f} ± {spread:.1f}" + ("" if mean <= most else ", more"))
+        name = f"{way.removeprefix('QAT, ')}, {bits[0]} bits"
+        lines.append(f"| {name} | {most} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -347,16 +425,22 @@ def write_page() -> None:
     parts = {
         "FLOAT": table("float", ((0, 0),)),
         "PTQ": table("PTQ, ", ((8, 8), (6, 6), (4, 4))),
-        "QAT": table("QAT, ", ((8, 8), (4, 4), (3, 3), (2, 2), (2, 8), (1, 8))),
+        "QAT": table("QAT, ", ((8, 8), (4, 4), (3, 3), (2, 2), (3, 8), (8, 3), (2, 8), (1, 8))),
         "ROUNDING": table("rounding, ", ((4, 8), (3, 8), (2, 8))),
+        "GOALS": goals(),
         "PEERS": table("peer, ", ((8, 8), (4, 4))),
     }
-    text = PAGE.read_text()
     for name, lines in parts.items():
-        before, rest = text.split(f"<!-- {name} -->\n")
-        _, behind = rest.split(f"<!-- end of {name} -->")
-        text = f"{before}<!-- {name} -->\n{lines}\n<!-- end of {name} -->{behind}"
-    PAGE.write_text(text)
+        put(name, lines)
+
+
+def put(name: str, lines: str) -> None:
+    """Into docs/accuracy.md, between the marks of that name."""
+    text = PAGE.read_text()
+    before, rest = text.split(f"<!-- {name} -->\n")
+    _, behind = rest.split(f"<!-- end of {name} -->")
+    text = f"{before}<!-- {name} -->\n{lines}\n<!-- end of {name} -->{behind}"
+    write_whole(PAGE, text.encode())
 
 
 def main() -> None:
@@ -364,7 +448,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--ways", default="", help="only those whose name begins with this")
+    parser.add_argument("--ways", nargs="+", default=["*"], help="patterns, in order of priority")
     parser.add_argument("--page", action="store_true", help="measure nothing, write the page")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fxquant.darts import DARTS_V2, NetworkCIFAR
 
 BATCH = 64
+ALL, TRAINING = 1797, 1078  # digits there are, and of these three in five to train on
 
 
 class Digits(NamedTuple):
@@ -33,19 +34,23 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def digits(generator: torch.Generator, channels: int = 1) -> tuple[Digits, Digits]:
-    """To train on, three in five, and held out."""
+    """To train on, and held out."""
+    training, held_out = divided(torch.arange(ALL), generator)
+    return chosen(training, channels), chosen(held_out, channels)
+
+
+def divided(which: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Of the numbers of some digits, int64 [N], 1078 by chance, and the others."""
+    order = which[torch.randperm(len(which), generator=generator)]
+    return order[:TRAINING], order[TRAINING:]
+
+
+def chosen(which: Tensor, channels: int = 1) -> Digits:
+    """The digits of those numbers, int64 [N]."""
     found = load_digits()
     images = torch.tensor(found.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
     images = images.expand(-1, channels, -1, -1)
-    return divided(Digits(images, torch.tensor(found.target)), 3 / 5, generator)
-
-
-def divided(data: Digits, share: float, generator: torch.Generator) -> tuple[Digits, Digits]:
-    """A share of the digits, chosen by chance, and the others."""
-    order = torch.randperm(len(data.labels), generator=generator)
-    cut = int(share * len(order))
-    chosen, others = (Digits(data.images[i], data.labels[i]) for i in (order[:cut], order[cut:]))
-    return chosen, others
+    return Digits(images[which], torch.tensor(found.target)[which])
 
 
 class Residual(nn.Module):
