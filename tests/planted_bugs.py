@@ -1158,6 +1158,13 @@ BUGS = (
         ("tests/see/test_report.py::test_a_histogram_by_hand",),
     ),
     Bug(
+        "a copy of a watched network takes its log along",
+        "fxquant/see/training_log.py",
+        "    def __reduce__(self) -> Any:\n        return _Watch, (_look_away, self._name)\n",
+        "",
+        ("tests/see/test_training_log.py::test_a_watched_network_is_copied_without_its_log",),
+    ),
+    Bug(
         "saturation is counted at one end",
         "fxquant/see/training_log.py",
         "            at_end |= output <= low + less\n",

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -81,7 +81,7 @@ class TrainingLog:
         self.scalars: dict[str, list[tuple[int, float]]] = {}
         self.quantizers: list[Quantizers] = []
         self._hooks = [
-            site.register_forward_hook(partial(self._see, name)) for name, site in sites.items()
+            site.register_forward_hook(_Watch(self._see, name)) for name, site in sites.items()
         ]
 
     def step(self, step: int, **scalars: float) -> None:
@@ -123,8 +123,8 @@ class TrainingLog:
             if values:
                 self._writer.add_histogram(f"quantizers/{tag}", torch.tensor(values), step)
 
-    def _see(self, name: str, site: nn.Module, inputs: Any, output: Tensor) -> None:
-        """As a forward hook: how much of what a site gave lies at the ends of its range."""
+    def _see(self, name: str, site: nn.Module, output: Tensor) -> None:
+        """How much of what a site gave lies at the ends of its range."""
         quantizer = self._quantizers[name]
         if not self._watching or not site.training or not quantizer.ready or not output.numel():
             return
@@ -160,20 +160,13 @@ class TrainingLog:
         steps = [record.step for record in self.quantizers]
         _band(saturation, steps, [_percents(record) for record in self.quantizers])
         saturation.set_ylabel("saturated, %")
-        _band(movement, steps, [self._moved(record) for record in self.quantizers])
+        _band(movement, steps, _moved(self.quantizers))
         movement.set_ylabel("scale / first scale")
         movement.set_xlabel("step")
         for plot in plots:
             plot.spines[["top", "right"]].set_visible(False)
             plot.grid(axis="y", linewidth=0.4)
         return figure
-
-    def _moved(self, record: Quantizers) -> list[float]:
-        """Each scale, as a multiple of the first that was seen of it."""
-        first: dict[str, float] = {}
-        for earlier in self.quantizers:
-            first = {**earlier.scales, **first}
-        return [scale / first[name] for name, scale in record.scales.items()]
 
     def close(self) -> None:
         """Let go of the network; what was written stays."""
@@ -190,6 +183,25 @@ class TrainingLog:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class _Watch:
+    """A forward hook that stays with its network: copies and pickles of that, as `convert` makes
+    one, are not watched, and take no writer with them.
+    """
+
+    def __init__(self, see: Callable[[str, nn.Module, Tensor], None], name: str) -> None:
+        self._see, self._name = see, name
+
+    def __call__(self, site: nn.Module, inputs: Any, output: Tensor) -> None:
+        self._see(self._name, site, output)
+
+    def __reduce__(self) -> Any:
+        return _Watch, (_look_away, self._name)
+
+
+def _look_away(name: str, site: nn.Module, output: Tensor) -> None:
+    """What copies do instead."""
 
 
 def _number(name: str, value: Any) -> float:
@@ -219,6 +231,14 @@ def _range(scale: Tensor, zero_point: Tensor, scheme: Any) -> tuple[float, float
     ends = ((end - int(zero_point)) * float(scale) for end in (scheme.qmin, scheme.qmax))
     low, high = ends
     return low, high
+
+
+def _moved(records: list[Quantizers]) -> list[list[float]]:
+    """Each scale of each record, as a multiple of the first that was seen of it."""
+    first: dict[str, float] = {}
+    for record in reversed(records):
+        first |= record.scales
+    return [[scale / first[name] for name, scale in r.scales.items()] for r in records]
 
 
 def _percents(record: Quantizers) -> list[float]:

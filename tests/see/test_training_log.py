@@ -1,7 +1,10 @@
 """What is written while a network trains: to TensorBoard's own writer, and as a plot."""
 
+import copy
 import os
+import pickle
 import sys
+import threading
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from torch import nn
 
 import fxquant
 from fxquant.errors import ConfigError, MissingExtraError, StageError
-from fxquant.see.training_log import TrainingLog
+from fxquant.see.training_log import Quantizers, TrainingLog, _moved
 from tests.strategies import chain
 
 SPEC = chain("conv", "bn", "relu", "sigmoid", head=True)
@@ -83,6 +86,28 @@ def test_training_is_the_same_with_it_and_without():
         train(log, prepared, 3)
         outputs.append(prepared.eval()(SPEC.inputs(seed=9)))
     assert torch.equal(*outputs)
+
+
+def test_a_watched_network_is_copied_without_its_log(prepared):
+    """As convert copies it in the middle of a training; a writer has threads and locks."""
+    writer = Written()
+    writer.lock = threading.Lock()
+    log = TrainingLog(prepared, writer, every=1)
+    train(log, prepared, 1)
+    seen = len(writer.scalars)
+    for copied in (copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared))):
+        copied.train()(9 * SPEC.inputs())
+    assert torch.equal(fxquant.convert(prepared)(SPEC.inputs()), prepared.eval()(SPEC.inputs()))
+    assert len(writer.scalars) == seen
+    train(log, prepared, 2)
+    assert len(writer.scalars) > seen
+
+
+def test_scales_are_drawn_beside_the_first_that_was_seen():
+    first = Quantizers(0, {"a": 2.0}, {}, {})
+    second = Quantizers(1, {"a": 3.0, "b": 4.0}, {}, {})
+    third = Quantizers(2, {"a": 1.0, "b": 6.0}, {}, {})
+    assert _moved([first, second, third]) == [[1.0], [1.5, 1.0], [0.5, 1.5]]
 
 
 def test_it_lets_go(prepared):
