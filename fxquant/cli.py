@@ -40,20 +40,22 @@ def _app() -> "typer.Typer":
         """Quantization of PyTorch networks by rewriting torch.fx graphs."""
 
     _add_quantize(app)
-    _add_others(app)
+    _add_evaluate(app)
+    _add_inspect(app)
+    _add_compare(app)
     _add_export(app)
     _add_demo(app)
     return app
 
 
-def _add_quantize(app: "typer.Typer") -> None:
+def _add_quantize(app: "typer.Typer") -> None:  # long: a command's signature is its --help
     import typer
 
     def option(*names: str, help: str) -> Any:
         return typer.Option(*names, help=help, show_default=False)
 
     @app.command()
-    def quantize(
+    def quantize(  # long: likewise
         model: Annotated[str, typer.Argument(help=_MODEL)],
         weights: Annotated[Path | None, option("--weights", help=_WEIGHTS)] = None,
         classes: Annotated[int | None, option("--classes", help="Of an architecture.")] = None,
@@ -161,7 +163,7 @@ def _add_quantize(app: "typer.Typer") -> None:
             print(f"saved in {out}")
 
 
-def _add_others(app: "typer.Typer") -> None:
+def _add_evaluate(app: "typer.Typer") -> None:
     import typer
 
     @app.command()
@@ -195,6 +197,10 @@ def _add_others(app: "typer.Typer") -> None:
             result = scores(network, images, bars, "evaluating")
         print(result)
 
+
+def _add_inspect(app: "typer.Typer") -> None:
+    import typer
+
     @app.command()
     def inspect(
         network: Annotated[Path, typer.Argument(help=_SAVED)],
@@ -226,6 +232,10 @@ def _add_others(app: "typer.Typer") -> None:
 
             images = images_for(None, size, channels, 1)
             print("", count_operations(loaded, images), sep="\n")
+
+
+def _add_compare(app: "typer.Typer") -> None:
+    import typer
 
     @app.command()
     def compare(

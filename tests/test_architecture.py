@@ -115,3 +115,13 @@ def test_torch_fx_private_names_stay_in_graph():
             assert "fx.node" not in path.read_text(), path
             private = {m for m in torch_imports(path) if "._" in m or m.startswith("torch.fx.")}
             assert not private, path
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_functions_are_short(path: Path):
+    """Up to 60 lines; a longer one says `# long:` and why beside its name."""
+    text = path.read_text()
+    lines = text.splitlines()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 60:
+            assert "# long: " in lines[node.lineno - 1], f"{path}: {node.name}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -202,6 +203,46 @@ def _table_of_windows(call: TfliteCall, dims: int) -> TfliteValue:
     return look_up_means(call, total, math.prod(kernel), divisors, mean)
 
 
+def _accumulator(dims: int, call: IntegerCall) -> Accumulator:
+    sizes = per_dimension(call.settings["kernel_size"], dims)
+    if None in sizes:
+        return Accumulator(None, None, bits=64, carrier=torch.float64)
+    window = math.prod(sizes)
+    worst = window * reach(call.inputs[0].scheme, call.numbers.zero)
+    return Accumulator((worst,), window, bits=64, carrier=torch.float64)
+
+
+def _onnx(dims: int, call: OnnxCall) -> Value:
+    (x,), s, zero = call.codes, call.settings, call.numbers.zero
+    after = call.shape
+    total = add_bytes(_window_sums(*part, after[-dims:], s) for part in bytes_of(x, zero))
+    divide: Any = call.numbers.rounding.divide
+    mean: Value = divide(total.to(torch.int64), window_divisors(x.sizes, after, dims, s), zero)
+    assert x.shape is not None  # as of all that the integer network itself gives
+    return mean.to(call.dtype).reshape([*x.shape[:-dims], *after[-dims:]])
+
+
+def _qdq(dims: int, call: OnnxCall) -> Value | None:
+    """AveragePool of codes, which float32 sums exactly: a mean that is no tie lies further
+    from one than its last bit.
+    """
+    (x,), s = call.codes, call.settings
+    padded = any(per_dimension(s["padding"], dims))
+    if (s["count_include_pad"] and (s["ceil_mode"] or padded)) or s.get("divisor_override"):
+        return None
+    kernel, steps, padding, behind = _windows(x, call.shape[-dims:], s)
+    mean: Value = call.graph.node(
+        "AveragePool", x.to(torch.float32), dtype=torch.float32, kernel_shape=list(kernel),
+        strides=list(steps), pads=[*padding, *behind], count_include_pad=0,
+    )
+    return mean.round().to(call.dtype)
+
+
+def _tflite(dims: int, call: TfliteCall) -> TfliteValue:
+    found = _average_pool_2d(call, dims) if dims < 3 else None
+    return _table_of_windows(call, dims) if found is None else found
+
+
 def _record(
     function: Callable[..., Tensor], spellings: tuple[Any, ...], module: type[nn.Module], dims: int
 ) -> OpSpec:
@@ -224,42 +265,6 @@ def _record(
         divisor = window_divisors(x.shape, mean.shape, dims, settings).to(x.device)
         return n.rounding.divide(sum_of_mean(mean, divisor), divisor, n.zero).to(dtype)
 
-    def accumulator(call: IntegerCall) -> Accumulator:
-        sizes = per_dimension(call.settings["kernel_size"], dims)
-        if None in sizes:
-            return Accumulator(None, None, bits=64, carrier=torch.float64)
-        window = math.prod(sizes)
-        worst = window * reach(call.inputs[0].scheme, call.numbers.zero)
-        return Accumulator((worst,), window, bits=64, carrier=torch.float64)
-
-    def onnx(call: OnnxCall) -> Value:
-        (x,), s, zero = call.codes, call.settings, call.numbers.zero
-        after = call.shape
-        total = add_bytes(_window_sums(*part, after[-dims:], s) for part in bytes_of(x, zero))
-        divide: Any = call.numbers.rounding.divide
-        mean: Value = divide(total.to(torch.int64), window_divisors(x.sizes, after, dims, s), zero)
-        assert x.shape is not None  # as of all that the integer network itself gives
-        return mean.to(call.dtype).reshape([*x.shape[:-dims], *after[-dims:]])
-
-    def qdq(call: OnnxCall) -> Value | None:
-        """AveragePool of codes, which float32 sums exactly: a mean that is no tie lies further
-        from one than its last bit.
-        """
-        (x,), s = call.codes, call.settings
-        padded = any(per_dimension(s["padding"], dims))
-        if (s["count_include_pad"] and (s["ceil_mode"] or padded)) or s.get("divisor_override"):
-            return None
-        kernel, steps, padding, behind = _windows(x, call.shape[-dims:], s)
-        mean: Value = call.graph.node(
-            "AveragePool", x.to(torch.float32), dtype=torch.float32, kernel_shape=list(kernel),
-            strides=list(steps), pads=[*padding, *behind], count_include_pad=0,
-        )
-        return mean.round().to(call.dtype)
-
-    def tflite(call: TfliteCall) -> TfliteValue:
-        found = _average_pool_2d(call, dims) if dims < 3 else None
-        return _table_of_windows(call, dims) if found is None else found
-
     return OpSpec(
         name=function.__name__,
         function=function,
@@ -273,10 +278,10 @@ def _record(
         weight_axis=None,
         numbers=_numbers,
         kernel=kernel,
-        accumulator=accumulator,
-        onnx=onnx,
-        tflite=tflite,
-        qdq=qdq,
+        accumulator=partial(_accumulator, dims),
+        onnx=partial(_onnx, dims),
+        tflite=partial(_tflite, dims),
+        qdq=partial(_qdq, dims),
     )
 
 
