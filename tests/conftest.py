@@ -18,6 +18,15 @@ settings.register_profile(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+    parser.addoption(
+        "--fuzz", type=float, default=0, metavar="MINUTES", help="how long to go on fuzzing"
+    )
+
+
+@pytest.fixture
+def minutes(request: pytest.FixtureRequest) -> float:
+    """How long to go on, beyond the few examples of every run."""
+    return float(request.config.getoption("--fuzz"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
