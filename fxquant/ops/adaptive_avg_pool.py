@@ -91,6 +91,51 @@ def _sums_of_cells(
     return total
 
 
+def _accumulator(dims: int, call: IntegerCall) -> Accumulator:
+    shape = call.inputs[0].shape
+    if shape is None or "output_size" not in call.settings:
+        return accumulator_of_average(call, None)
+    sizes = per_dimension(call.settings["output_size"], dims)
+    cells = [n or length for n, length in zip(sizes, shape[-dims:], strict=True)]
+    return accumulator_of_average(call, _most_elements(shape[-dims:], cells))
+
+
+def _onnx(dims: int, call: OnnxCall) -> Value:
+    n, lengths, cells = call.numbers, call.codes[0].sizes, call.shape[-dims:]
+    axes = range(len(lengths) - dims, len(lengths))
+    inside = [cell_elements(lengths[a], count) for a, count in zip(axes, cells, strict=True)]
+    size = torch.ones((1,) * dims, dtype=torch.int64)
+    for i, (_, sizes) in enumerate(inside):
+        size = size * per_channel(sizes, i - dims, dims)
+    elements = int(size.max())
+    if all(count == 1 for count in cells):
+        kind = quotient_type(call, elements, size)
+        total = sum_of(call.codes[0], n.x_zero, axes, dtype=kind)
+    else:
+        total = _sums_of_cells(centred_value(call.codes[0], n.x_zero), axes, inside)
+        total = total.to(quotient_type(call, elements, size))
+    y: Value = quotient(call, total, elements, size, 0) + n.y_zero
+    return y.clamp(n.low, n.high).to(call.dtype)
+
+
+def _tflite(dims: int, call: TfliteCall) -> TfliteValue:
+    """A table of what the sums of cells become."""
+    n, (x,), cells = call.numbers, call.codes, call.shape[-dims:]
+    lengths, total = x.sizes[-dims:], x.centred(n.x_zero)
+    size = torch.ones((1,) * dims, dtype=torch.int64)
+    for i, (length, count) in enumerate(zip(lengths, cells, strict=True)):
+        size = size * per_channel(cell_sizes(length, count), i, dims)
+    if all(count == 1 for count in cells):
+        total = total.sum(range(len(x.shape) - dims, len(x.shape)))
+    else:
+        total = sum_of_cells(total, list(map(_elements_there, lengths, cells)))
+
+    def mean(sums: Tensor, divisor: Tensor) -> Tensor:
+        return finish_cells(sums, int(divisor), divisor, n, call.dtype)
+
+    return look_up_means(call, total, int(size.max()), size, mean)
+
+
 def _record(
     function: Callable[..., Tensor], spellings: tuple[Any, ...], module: type[nn.Module], dims: int
 ) -> OpSpec:
@@ -109,48 +154,6 @@ def _record(
         elements = _most_elements(codes.shape[-dims:], mean.shape[-dims:])
         return finish_cells(sum_of_mean(mean, size), elements, size, n, dtype)
 
-    def accumulator(call: IntegerCall) -> Accumulator:
-        shape = call.inputs[0].shape
-        if shape is None or "output_size" not in call.settings:
-            return accumulator_of_average(call, None)
-        sizes = per_dimension(call.settings["output_size"], dims)
-        cells = [n or length for n, length in zip(sizes, shape[-dims:], strict=True)]
-        return accumulator_of_average(call, _most_elements(shape[-dims:], cells))
-
-    def onnx(call: OnnxCall) -> Value:
-        n, lengths, cells = call.numbers, call.codes[0].sizes, call.shape[-dims:]
-        axes = range(len(lengths) - dims, len(lengths))
-        inside = [cell_elements(lengths[a], count) for a, count in zip(axes, cells, strict=True)]
-        size = torch.ones((1,) * dims, dtype=torch.int64)
-        for i, (_, sizes) in enumerate(inside):
-            size = size * per_channel(sizes, i - dims, dims)
-        elements = int(size.max())
-        if all(count == 1 for count in cells):
-            kind = quotient_type(call, elements, size)
-            total = sum_of(call.codes[0], n.x_zero, axes, dtype=kind)
-        else:
-            total = _sums_of_cells(centred_value(call.codes[0], n.x_zero), axes, inside)
-            total = total.to(quotient_type(call, elements, size))
-        y: Value = quotient(call, total, elements, size, 0) + n.y_zero
-        return y.clamp(n.low, n.high).to(call.dtype)
-
-    def tflite(call: TfliteCall) -> TfliteValue:
-        """A table of what the sums of cells become."""
-        n, (x,), cells = call.numbers, call.codes, call.shape[-dims:]
-        lengths, total = x.sizes[-dims:], x.centred(n.x_zero)
-        size = torch.ones((1,) * dims, dtype=torch.int64)
-        for i, (length, count) in enumerate(zip(lengths, cells, strict=True)):
-            size = size * per_channel(cell_sizes(length, count), i, dims)
-        if all(count == 1 for count in cells):
-            total = total.sum(range(len(x.shape) - dims, len(x.shape)))
-        else:
-            total = sum_of_cells(total, list(map(_elements_there, lengths, cells)))
-
-        def mean(sums: Tensor, divisor: Tensor) -> Tensor:
-            return finish_cells(sums, int(divisor), divisor, n, call.dtype)
-
-        return look_up_means(call, total, int(size.max()), size, mean)
-
     return OpSpec(
         name=function.__name__,
         function=function,
@@ -164,9 +167,9 @@ def _record(
         weight_axis=None,
         numbers=average_numbers,
         kernel=kernel,
-        accumulator=accumulator,
-        onnx=onnx,
-        tflite=tflite,
+        accumulator=partial(_accumulator, dims),
+        onnx=partial(_onnx, dims),
+        tflite=partial(_tflite, dims),
     )
 
 
