@@ -19,7 +19,7 @@ from fxquant.graph.around import unwrap
 from fxquant.graph.compare import check_capture, random_like
 from fxquant.graph.modes import identities_asked_once
 from fxquant.graph.network import IntegerNetwork
-from fxquant.graph.tensors import copy_of
+from fxquant.graph.tensors import copy_of, is_sharded
 from fxquant.graph.trace import trace
 from fxquant.kernels.kernel import KernelChoice, checked
 from fxquant.observers import MinMax
@@ -155,7 +155,7 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
     only, in either mode. `prepared` is not touched and trains on as if nothing had happened.
 
     Raises:
-        StageError: `prepared` did not come from prepare_qat.
+        StageError: `prepared` did not come from prepare_qat, or its parameters are sharded.
         UncalibratedError: it has not seen data in train() yet; names the first such value.
         AccumulatorError: a sum may leave its accumulator; names the channel.
         NonFiniteError: a parameter is NaN or infinite.
@@ -163,6 +163,13 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
     layers = isinstance(prepared, fx.GraphModule) and stage_of(prepared) is Stage.MIXED
     if not layers:
         need_prepared(prepared, "convert")
+    if is_sharded(prepared):
+        raise StageError(
+            "convert takes a network that is whole, and parameters of this one are sharded.\n"
+            "What to do: gather them on each rank (torch.distributed.checkpoint.state_dict."
+            "get_model_state_dict with full_state_dict=True), load them into a network that "
+            "prepare_qat makes anew, and convert that."
+        )
     gm = copy.deepcopy(prepared).eval()
     (CONVERT_LAYERS if layers else CONVERT).run(gm)
     # a new module, which holds only what the integer graph names

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, ClassVar
 
-from torch import fx
+from torch import fx, nn
 
 from fxquant.errors import RecipeError, StageError, VerifyError
 from fxquant.graph.compare import largest_differences
@@ -272,9 +272,25 @@ def need_prepared(gm: object, name: str) -> None:
         way = "prepare it with prepare_qat, and train it, first"
         if stage is Stage.MIXED:
             way = "prepare it with mode='static': other modes have no ranges of activations"
+        elif path := _path_inside(gm):
+            way = f"hand in the network inside, which is its '{path}'"
         raise StageError(
             f"{name} takes what prepare_qat returned, got {say_stage(gm)}.\nWhat to do: {way}."
         )
+
+
+def _path_inside(wrapper: object) -> str:
+    """Where in what DistributedDataParallel, torch.compile or an average wraps a prepared network
+    is; "" if there is none.
+    """
+    for name in ("module", "_orig_mod"):
+        inner = getattr(wrapper, name, None)
+        if isinstance(inner, fx.GraphModule):
+            return name if stage_of(inner) is Stage.FAKE_QUANT else ""
+        if isinstance(inner, nn.Module):
+            rest = _path_inside(inner)
+            return f"{name}.{rest}" if rest else ""
+    return ""
 
 
 def note(gm: fx.GraphModule, name: str, summary: str, text: str) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from fxquant.graph.own import attributes_of, is_torchs_module
@@ -158,3 +159,12 @@ def _map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
         return type(value)((k, _map_tensors(v, function)) for k, v in value.items())
     parts = [_map_tensors(part, function) for part in value]
     return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether parameters of `model` lie in parts on several ranks (FSDP, tensor parallelism)."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    from torch.distributed.tensor import DTensor  # slow to import, and seldom needed
+
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())

@@ -21,6 +21,7 @@ from fxquant.config import QuantConfig
 from fxquant.errors import ConfigError, VerifyError
 from fxquant.extras import needs_extra
 from fxquant.graph.compare import arguments_apart, equal_in_eval
+from fxquant.graph.tensors import is_sharded
 from fxquant.ops.phase import Phase
 from fxquant.phases import PhasePlan, set_phase
 from fxquant.pipeline import Stage, need_prepared, stage_of
@@ -201,6 +202,12 @@ class QuantizationAwareTraining(Callback):
         """
         self._watching.close()
         net = self._net(pl_module)
+        if is_sharded(net):
+            rank_zero_warn(
+                f"'{self.network}' is sharded, hence not converted: load its checkpoint into a "
+                "module that is whole, and convert that"
+            )
+            return
         self.quantized = convert(net)
         if self._seen is None:
             rank_zero_warn(

@@ -85,11 +85,16 @@ def fsdp() -> dict[str, object]:
             losses.append(loss.item())
     sharded = type(prepared.get_parameter("4.weight")).__name__
     evaluated = prepared.eval()(X)
+    try:
+        fxquant.convert(prepared)
+        refused = ""
+    except fxquant.FxQuantError as error:
+        refused = str(error)
     state = get_model_state_dict(prepared, options=StateDictOptions(full_state_dict=True))
     whole = fxquant.prepare_qat(net())
     whole.load_state_dict(state) if dist.get_rank() == 0 else None
     equal = dist.get_rank() != 0 or torch.equal(fxquant.convert(whole)(X), evaluated)
-    return {"losses": losses, "sharded": sharded, "equal": equal}
+    return {"losses": losses, "sharded": sharded, "equal": equal, "refused": refused}
 
 
 def same_everywhere(prepared: nn.Module) -> None:

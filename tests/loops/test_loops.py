@@ -179,6 +179,30 @@ def test_averages_convert(config, use_buffers):
     assert not torch.equal(quantized(X), fxquant.convert(prepared)(X))
 
 
+@pytest.mark.parametrize(
+    ("wrap", "path"),
+    [
+        (AveragedModel, "module"),
+        (lambda p: torch.compile(p, backend="eager"), "_orig_mod"),
+        (lambda p: AveragedModel(nn.DataParallel(p)), "module.module"),
+    ],
+)
+def test_around_a_network_it_says_where_that_is(wrap, path):
+    wrapper = wrap(fxquant.prepare_qat(net()))
+    with pytest.raises(StageError, match=f"hand in the network inside, which is its '{path}'"):
+        fxquant.convert(wrapper)
+    assert isinstance(wrapper.get_submodule(path), torch.fx.GraphModule)
+
+
+def test_synchronized_batch_norms_are_like_others_where_there_is_one_process():
+    """Several train on GPUs only; eval() and convert are the same everywhere."""
+    prepared = fxquant.prepare_qat(net())
+    synchronized = fxquant.prepare_qat(nn.SyncBatchNorm.convert_sync_batchnorm(net()))
+    assert sum(isinstance(m, nn.SyncBatchNorm) for m in synchronized.modules()) == 2
+    assert train(prepared, 4) == train(synchronized, 4)
+    laws.assert_equal(fxquant.convert(synchronized)(X), prepared.eval()(X))
+
+
 def test_hooks_see_ordinary_tensors():
     prepared, seen = fxquant.prepare_qat(net()).train(), []
     site = prepared.get_submodule("fxquant._4")
