@@ -469,8 +469,8 @@ BUGS = (
     Bug(
         "the operands of a concatenation are not rescaled",
         "fxquant/ops/cat.py",
-        "rescale = Rescale(n.multiplier[i], n.shift[i])",
-        "rescale = Rescale(1 << n.shift[i], n.shift[i])",
+        "rescale = Rescale(n.multiplier[i], n.shift[i])\n    x =",
+        "rescale = Rescale(1 << n.shift[i], n.shift[i])\n    x =",
         (f"{REFERENCE}[joined-default]", f"{REAL}[joined-default]"),
     ),
     Bug(
