@@ -274,25 +274,28 @@ def _add_export(app: "typer.Typer") -> None:
     @app.command()
     def export(
         network: Annotated[Path, typer.Argument(help=_SAVED)],
-        out: Annotated[Path, typer.Argument(help="A file .onnx or .pt2, or a folder.")],
+        out: Annotated[Path, typer.Argument(help="A file .onnx, .tflite or .pt2, or a folder.")],
         form: Annotated[
             str | None, option("--form", help="Of ONNX: operators (the default) or qdq.")
         ] = None,
         c: Annotated[bool, option("--c", help="In a folder: C99, too.")] = False,
-        verify: Annotated[bool, option("--verify", help="Run the ONNX file, and compare.")] = False,
+        verify: Annotated[bool, option("--verify", help="Run the file, and compare.")] = False,
         batch: Annotated[int | None, option("--batch", help="Of this size only.")] = None,
         data: Annotated[str | None, option("--data", help=f"{_DATA} Random images if not.")] = None,
         size: Annotated[int, typer.Option(help="Height and width of images.")] = 224,
         channels: Annotated[int, typer.Option(help="Of images.")] = 3,
         limit: Annotated[int, typer.Option(help="Try, or keep, so many images.")] = 8,
     ) -> None:
-        """Write a saved network as ONNX, as a program of torch.export, or as a golden model.
+        """Write a saved network as ONNX, for LiteRT, as a program of torch.export, or as a golden
+        model.
 
         Examples:
 
             fxquant export int8.safetensors int8.onnx --verify
 
             fxquant export int8.safetensors quick.onnx --form qdq
+
+            fxquant export int8.safetensors int8.tflite --verify
 
             fxquant export int8.safetensors int8.pt2
 

@@ -1,6 +1,7 @@
 """`fxquant export`: what is written follows from the name of what is to be written.
 
     net.onnx    ONNX, in integer operators or, with --form qdq, between QuantizeLinear and its kin
+    net.tflite  a file for LiteRT
     net.pt2     a program of torch.export
     a folder    a golden model for hardware: numbers, schedule, integers of every node; --c adds C99
 """
@@ -17,7 +18,7 @@ from torch import Tensor, fx
 
 from fxquant.command.data import Images
 from fxquant.errors import ConfigError
-from fxquant.export import export_bundle, export_onnx, export_program, verify
+from fxquant.export import export_bundle, export_onnx, export_program, export_tflite, verify
 from fxquant.files import write_whole
 
 
@@ -29,7 +30,7 @@ class Export:
     form     of ONNX
     batch    the size of batches, None for any
     c        whether the folder has C99, too
-    check    whether the written ONNX is run in the engines that are installed, and compared
+    check    whether the ONNX or .tflite file is run in the engines that are installed, and compared
     """
 
     out: Path
@@ -40,13 +41,15 @@ class Export:
 
     def __post_init__(self) -> None:
         folder = self.out.is_dir() or not self.out.suffix
-        if not folder and self.out.suffix not in (".onnx", ".pt2"):
+        if not folder and self.out.suffix not in (".onnx", ".tflite", ".pt2"):
             raise ConfigError(
-                f"'{self.out}' is neither .onnx nor .pt2, nor a folder: a name without a suffix"
+                f"'{self.out}' is none of .onnx, .tflite and .pt2, nor a folder: a name without a "
+                "suffix"
             )
+        runs = self.out.suffix in (".onnx", ".tflite")
         for given, name, kind, fits in (
             (self.form is not None, "--form", ".onnx", self.out.suffix == ".onnx"),
-            (self.check, "--verify", ".onnx", self.out.suffix == ".onnx"),
+            (self.check, "--verify", ".onnx and .tflite", runs),
             (self.batch is not None, "--batch", "a file", not folder),
             (self.c, "--c", "a folder", folder),
         ):
@@ -58,6 +61,9 @@ class Export:
         if self.out.suffix == ".onnx":
             form: Any = self.form or "operators"  # which export_onnx checks
             export_onnx(quantized, self.out, images, self.batch, form)
+            return str(verify(quantized, self.out, images)) if self.check else ""
+        if self.out.suffix == ".tflite":
+            export_tflite(quantized, self.out, images, self.batch)
             return str(verify(quantized, self.out, images)) if self.check else ""
         if self.out.suffix == ".pt2":
             program = io.BytesIO()

@@ -206,11 +206,11 @@ def _rounding(gm: fx.GraphModule) -> Rounding:
         raise ExportError("the network has scales that are not float32, as LiteRT's are.\n"
                           "What to do: prepare the network in float32, model.float().")
     found = {m.rounding for m in ends if isinstance(m, Quantize)}
-    if len(found) == 1 and found <= KERNELS.keys():
-        return found.pop()
+    if len(found or {GEMMLOWP}) == 1 and found <= KERNELS.keys():
+        return found.pop() if found else GEMMLOWP  # a network of floats that only moves them
     names = ", ".join(sorted(rounding.name for rounding in found))
     raise ExportError(
-        f"the network rounds as {names or 'nobody'}, and LiteRT's kernels as gemmlowp "
+        f"the network rounds as {names}, and LiteRT's kernels as gemmlowp "
         "(reference), ruy (optimized) or fp32_rne (XNNPACK).\n"
         "What to do: QuantConfig(rounding=…), or preset('litert').config."
     )

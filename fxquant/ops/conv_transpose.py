@@ -15,8 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.intmath import LayerNumbers
+from fxquant.kernels.sums import Geometry
 from fxquant.ops.layer import (
     LAYER_REAL,
+    convolve_in_tflite,
     fast_in_carrier,
     layer_accumulator,
     layer_kernel,
@@ -27,6 +30,9 @@ from fxquant.ops.layer import (
 )
 from fxquant.ops.onnx import OnnxCall, Value, pad_codes
 from fxquant.ops.spec import OpSpec, Output, Parameter, module_options, per_dimension
+from fxquant.ops.tflite import TfliteCall, TfliteForm
+from fxquant.ops.tflite import Value as TfliteValue
+from fxquant.ops.tflite_forms import pictures, two
 
 
 def conv_transpose1d(
@@ -88,8 +94,7 @@ def _sum_up(dims: int) -> Callable[..., Value]:
             (d * (k - 1) - p, d * (k - 1) - p + e - (step - 1)) for k, step, p, e, d in settings
         ]
         groups = s["groups"]
-        turned = weight.flip(*range(2, 2 + dims)).unflatten(0, (groups, -1)).transpose(1, 2)
-        stored, weight_zero = unsigned(codes.graph, turned.flatten(0, 1))
+        stored, weight_zero = unsigned(codes.graph, turned_round(weight, groups))
         found: Value = call.graph.node(
             "ConvInteger", pad_codes(picture, around, zero), stored, zero, weight_zero,
             dtype=torch.int32, kernel_shape=list(weight.shape[2:]), group=groups,
@@ -98,6 +103,46 @@ def _sum_up(dims: int) -> Callable[..., Value]:
         return found
 
     return sum_up
+
+
+def _tflite(dims: int) -> TfliteForm:
+    """CONV_2D of a picture with codes of 0 between its own, by the weight turned round."""
+
+    def form(call: TfliteCall) -> TfliteValue:
+        n: LayerNumbers = call.numbers
+        x, s, zero = pictures(call, dims), call.settings, int(n.x_zero)
+        steps, widths, extra, dilation = (
+            two(per_dimension(s[name], dims), missing)
+            for name, missing in (
+                ("stride", 1), ("padding", 0), ("output_padding", 0), ("dilation", 1)
+            )
+        )
+        for dim, step in enumerate(steps, start=2):
+            if step > 1:
+                before, (length, *rest) = x.shape[:dim], x.sizes[dim:]
+                apart = x.reshape((*before, length, 1, *rest))
+                apart = apart.pad([(0, step - 1), *[(0, 0)] * len(rest)], zero)
+                x = apart.reshape((*before, length * step, *rest))
+        kernel = two(n.weight.shape[2:], 1)
+        around = [
+            (d * (k - 1) - p, d * (k - 1) - p + e - (step - 1))
+            for k, step, p, e, d in zip(kernel, steps, widths, extra, dilation, strict=True)
+        ]
+        turned = turned_round(n.weight, s["groups"])
+        moves = Geometry((1, 1), ((0, 0), (0, 0)), dilation, s["groups"])
+        found = convolve_in_tflite(
+            call._replace(numbers=n._replace(weight=turned)), x.pad(around, zero), moves,
+            two(call.shape[2:], 1),
+        )
+        return found.reshape(call.sizes)
+
+    return form
+
+
+def turned_round(weight: Tensor, groups: int) -> Tensor:
+    """That of the convolution which sums the same: [I, C/groups, ...] to [C, I/groups, ...]."""
+    turned = weight.flip(*range(2, weight.dim())).reshape(groups, -1, *weight.shape[1:])
+    return turned.transpose(1, 2).flatten(0, 1)
 
 
 def _record(
@@ -122,6 +167,7 @@ def _record(
         fast=fast_in_carrier(function, spatial),
         accumulator=layer_accumulator(1),
         onnx=layer_onnx(_sum_up(spatial), spatial),
+        tflite=_tflite(spatial),
         real=LAYER_REAL,
     )
 

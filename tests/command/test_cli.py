@@ -92,6 +92,7 @@ SIZE = ("--size", "16", "--channels", "1", "--limit", "4")
     [
         ("net.onnx", ("--verify", "--data", "digits"), "none differs"),
         ("net.onnx", ("--form", "qdq", "--batch", "4", "--verify"), "none differs"),
+        ("net.tflite", ("--verify", "--data", "digits"), "none differs"),
         ("net.pt2", (), ""),
         ("golden", ("--c",), "of every node for 4 images"),
     ],
@@ -99,7 +100,11 @@ SIZE = ("--size", "16", "--channels", "1", "--limit", "4")
 def test_export(monkeypatch, capsys, tmp_path, out, options, says):
     for package in ("onnxruntime", "safetensors"):
         pytest.importorskip(package, reason=f"{package} is in the extras `onnx` and `save`")
-    source = saved(tmp_path / "q.safetensors", "fp32_rne" if "qdq" in options else "half_up")
+    if out == "net.tflite":
+        pytest.importorskip("ai_edge_litert", reason="LiteRT is in the extra `litert`")
+    rounding = "gemmlowp" if out == "net.tflite" else "half_up"
+    rounding = "fp32_rne" if "qdq" in options else rounding
+    source = saved(tmp_path / "q.safetensors", rounding)
     code, text = call(monkeypatch, capsys, "export", source, tmp_path / out, *SIZE, *options)
     assert code == 0, text
     assert says in " ".join(text.split())
@@ -113,10 +118,10 @@ def test_export(monkeypatch, capsys, tmp_path, out, options, says):
 @pytest.mark.parametrize(
     ("out", "options", "message"),
     [
-        ("net.h5", (), "neither .onnx nor .pt2, nor a folder"),
+        ("net.h5", (), "none of .onnx, .tflite and .pt2, nor a folder"),
         ("net.onnx", ("--c",), "--c is for a folder"),
         ("net.pt2", ("--form", "qdq"), "--form is for .onnx"),
-        ("golden", ("--verify",), "--verify is for .onnx"),
+        ("golden", ("--verify",), "--verify is for .onnx and .tflite"),
         ("golden", ("--batch", "2"), "--batch is for a file"),
         ("net.onnx", ("--form", "qlinear"), "form is one of 'operators', 'qdq'"),
         ("net.onnx", ("--form", "qdq"), 'QuantConfig(rounding="fp32_rne")'),
