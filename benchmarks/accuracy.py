@@ -59,6 +59,7 @@ FLOAT_EPOCHS, EPOCHS = 24, 6  # in float, and with fake-quants from there on
 CALIBRATION_BATCHES = 8
 ROUNDING_STEPS = 200
 WORST_FIRST = (8, 4, 3, 2)
+PLAIN, LEARNED = "rounding, to the nearest", "rounding, learned, layer by layer (AdaRound)"
 
 
 class Rates(NamedTuple):
@@ -281,12 +282,12 @@ def tasks() -> list[Task]:
         settings = config(weight, activation, fake_quant=LSQ())
         found.append(Task("QAT, LSQ", weight, activation, with_fake_quants(settings)))
     for name, learn, blocks in (
-        ("to the nearest", False, ()),
-        ("learned, layer by layer (AdaRound)", True, ()),
-        ("learned, block by block (BRECQ)", True, BLOCKS),
+        (PLAIN, False, ()),
+        (LEARNED, True, ()),
+        ("rounding, learned, block by block (BRECQ)", True, BLOCKS),
     ):
         for bits in (4, 3, 2):
-            found.append(Task(f"rounding, {name}", bits, 8, rounded(bits, learn, blocks)))
+            found.append(Task(name, bits, 8, rounded(bits, learn, blocks)))
     found += [Task("peer, torch.ao", bits, bits, torch_ao(bits)) for bits in (8, 4)]
     if find_spec("brevitas"):
         found += [Task("peer, Brevitas", bits, bits, brevitas(bits)) for bits in (8, 4)]
@@ -388,36 +389,43 @@ def table(prefix: str, columns: tuple[tuple[int, int], ...]) -> str:
     return "\n".join(lines)
 
 
-def losses(network: str, way: str, bits: tuple[int, int]) -> dict[int, float]:
-    """By seed, how many points a way of so many bits lies below float, trained on as long."""
+def losses(network: str, way: str, bits: tuple[int, int], reference: str) -> dict[int, float]:
+    """By seed, how many points a way of so many bits lies below another that is float."""
     rows = rows_of(network)
-    reference = {row.seed: row.accuracy for row in rows if row.way == "float, trained on"}
+    real = {row.seed: row.accuracy for row in rows if row.way == reference}
     return {
-        row.seed: 100 * (reference[row.seed] - row.accuracy)
+        row.seed: 100 * (real[row.seed] - row.accuracy)
         for row in rows
-        if row.way == way and (row.weight, row.activation) == bits and row.seed in reference
+        if row.way == way and (row.weight, row.activation) == bits and row.seed in real
     }
 
 
 def goals() -> str:
-    """What training costs, seed by seed beside float, and what learned rounding wins back."""
-    wanted = (
-        ("QAT, StraightThrough", (8, 8), 0.2), ("QAT, LSQ", (8, 8), 0.2),
-        ("QAT, LSQ", (4, 4), 0.5), ("QAT, LSQ", (3, 3), 1.5),
-    )
-    lines = [
-        f"| points below float | at most | {' | '.join(NETWORKS)} |",
-        "|---|--:|" + "--:|" * len(NETWORKS),
-    ]
-    for way, bits, most in wanted:
+    """What training costs, seed by seed, and how much of what it costs rounding wins back."""
+    lines = [f"| | goal | {' | '.join(NETWORKS)} |", "|---|---|" + "--:|" * len(NETWORKS)]
+    for way, bits, most in (
+        ("StraightThrough", 8, 0.2), ("LSQ", 8, 0.2), ("LSQ", 4, 0.5), ("LSQ", 3, 1.5),
+    ):
         cells = []
         for network in NETWORKS:
-            found = list(losses(network, way, bits).values())
+            found = losses(network, f"QAT, {way}", (bits, bits), "float, trained on").values()
             mean, spread = statistics.mean(found), statistics.stdev(found)
-            cells.append(f"{mean:.1f} ± {spread:.1f}" + ("" if mean <= most else ", more"))
-        name = f"{way.removeprefix('QAT, ')}, {bits[0]} bits"
-        lines.append(f"| {name} | {most} | {' | '.join(cells)} |")
+            cells.append(f"{mean:.1f} ± {spread:.1f}" + ("" if mean <= most else ", missed"))
+        lines.append(f"| {way}, {bits} bits, loses | at most {most} | {' | '.join(cells)} |")
+    for bits in (4, 3):
+        cells = [_won_back(network, (bits, 8)) for network in NETWORKS]
+        lines.append(f"| AdaRound, W{bits}A8, wins back | half | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _won_back(network: str, bits: tuple[int, int]) -> str:
+    plain, learned = (losses(network, way, bits, "float") for way in (PLAIN, LEARNED))
+    both = plain.keys() & learned.keys()
+    if not both:
+        return ""
+    lost = statistics.mean(plain[seed] for seed in both)
+    won = lost - statistics.mean(learned[seed] for seed in both)
+    return f"{won:.1f} of {lost:.1f}" + ("" if won >= lost / 2 else ", missed")
 
 
 def write_page() -> None:
