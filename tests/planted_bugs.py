@@ -1331,8 +1331,8 @@ BUGS = (
     Bug(
         "pixels become channels column by column",
         "fxquant/ops/qdq.py",
-        "by_fours.permute(0, 3, 5, 1, 2, 4)",
-        "by_fours.permute(0, 5, 3, 1, 2, 4)",
+        "in_blocks.permute(0, 3, 5, 1, 2, 4)",
+        "in_blocks.permute(0, 5, 3, 1, 2, 4)",
         ("tests/export/test_onnx.py::test_first_layers_are_arranged_for_engines",),
     ),
     Bug(

@@ -70,40 +70,71 @@ class Picture(NamedTuple):
 
 def arranged(picture: Picture, zero: Tensor, groups: int, dilation: tuple[int, ...]) -> Picture:
     """Channels by fours, which is how engines sum bytes: a picture of three has a fourth of zeros,
-    or, where the stride is 2, its pixels by fours become channels.
+    and, where the stride is 2, pixels side by side become channels, or those of a square do.
 
-        7×7, stride 2, of 3 channels     4×4, stride 1, of 12
+        3×3, stride 2, of 3 channels     3×2, stride 2 and 1, of 8 in a picture half as wide
+        7×7, stride 2, of 3 channels     4×4, stride 1, of 12 in one half as wide and high
     """
     codes, weight, strides, pads = picture
     if groups > 1 or len(strides) != 2 or weight.shape[1] % 4 == 0 or weight.shape[1] > 4:
         return picture
-    if strides == (2, 2) and dilation == (1, 1) and min(weight.shape[2:]) > 1:
-        return _pixels_as_channels(picture, zero)
+    if dilation == (1, 1):
+        blocks = [b for b in (_Block(1, 2), _Block(2, 2)) if b.fits(weight, strides)]
+        if blocks:  # the shortest sum; of two, the picture that is moved less
+            return min(blocks, key=lambda block: block.terms(weight)).arrange(picture, zero)
     missing = -weight.shape[1] % 4
     wide = pad_codes(codes, [(0, missing), (0, 0), (0, 0)], zero)
     return Picture(wide, F.pad(weight, (0, 0, 0, 0, 0, missing)), strides, pads)
 
 
-def _pixels_as_channels(picture: Picture, zero: Tensor) -> Picture:
-    codes, weight, _, pads = picture
-    assert codes.shape is not None  # as of all that the integer network itself gives
-    rows, columns = (k + k % 2 for k in weight.shape[2:])  # even, the rest zeros
-    even = F.pad(weight, (0, columns - weight.shape[3], 0, rows - weight.shape[2]))
-    around, halves = [], []
-    for length, (before, behind), k, whole in zip(
-        codes.sizes[2:], pads, weight.shape[2:], (rows, columns), strict=True
-    ):
-        windows = (length + before + behind - k) // 2 + 1
-        halves.append(windows - 1 + whole // 2)
-        around.append((before, 2 * halves[-1] - length - before))
-    batch, channels, (h, w) = codes.shape[0], weight.shape[1], halves
-    # channels last, so that what moves are rows of two pixels; engines convolve so anyway
-    last = pad_codes(codes, around, zero).permute((0, 2, 3, 1))
-    pixels = last.reshape([batch, h, 2, w, 2 * channels]).permute((0, 1, 3, 2, 4))
-    pixels = pixels.reshape([batch, h, w, 4 * channels]).permute((0, 3, 1, 2))
-    by_fours = even.reshape(-1, channels, rows // 2, 2, columns // 2, 2)
-    by_fours = by_fours.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
-    return Picture(pixels, by_fours.contiguous(), (1, 1), ((0, 0), (0, 0)))
+class _Block(NamedTuple):
+    """So many pixels below and beside each other that become channels of one, as strides have it.
+    """
+
+    rows: int
+    columns: int
+
+    def fits(self, weight: Tensor, strides: tuple[int, ...]) -> bool:
+        """Whether windows start where blocks do, and some reach further."""
+        sides = zip(self, strides, weight.shape[2:], strict=True)
+        return all(side == 1 or (side == stride and k > 1) for side, stride, k in sides)
+
+    def channels(self, weight: Tensor) -> int:
+        """How many of the picture there have to be, for those of a block to come by fours."""
+        return weight.shape[1] + -weight.shape[1] % (4 // (self.rows * self.columns))
+
+    def terms(self, weight: Tensor) -> int:
+        """How many products a sum has then."""
+        return self.whole(weight, 2) * self.whole(weight, 3) * self.channels(weight)
+
+    def whole(self, weight: Tensor, dim: int) -> int:
+        """That size of the weight in whole blocks."""
+        return weight.shape[dim] + -weight.shape[dim] % self[dim - 2]
+
+    def arrange(self, picture: Picture, zero: Tensor) -> Picture:
+        """The picture in blocks, and the weight that gives the same sums of it."""
+        codes, weight, strides, pads = picture
+        assert codes.shape is not None  # as of all that the integer network itself gives
+        channels, around, blocks, steps = self.channels(weight), [], [], []
+        for i, (length, (before, behind)) in enumerate(zip(codes.sizes[2:], pads, strict=True)):
+            side, windows = self[i], (length + before + behind - weight.shape[i + 2]) // strides[i]
+            steps.append(strides[i] // side)
+            blocks.append(windows * steps[i] + self.whole(weight, i + 2) // side)
+            around.append((before, side * blocks[i] - length - before))
+        batch, (h, w), (rows, columns) = codes.shape[0], blocks, self
+        # channels last, so that what moves are rows of pixels; engines convolve so anyway
+        around = [(0, channels - weight.shape[1]), *around]
+        pixels = pad_codes(codes, around, zero).permute((0, 2, 3, 1))
+        if rows > 1:
+            apart = pixels.reshape([batch, h, rows, w, columns * channels])
+            pixels = apart.permute((0, 1, 3, 2, 4))
+        pixels = pixels.reshape([batch, h, w, rows * columns * channels]).permute((0, 3, 1, 2))
+        sizes = [(0, self.whole(weight, dim) - weight.shape[dim]) for dim in (3, 2)]
+        even = F.pad(weight, (*sizes[0], *sizes[1], *around[0]))
+        high, wide = even.shape[2] // rows, even.shape[3] // columns
+        in_blocks = even.reshape(-1, channels, high, rows, wide, columns)
+        in_blocks = in_blocks.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
+        return Picture(pixels, in_blocks.contiguous(), tuple(steps), ((0, 0), (0, 0)))
 
 
 def weight_and_bias(call: OnnxCall, x: QParams, weight: Tensor, axis: int) -> tuple[Value, Value]:

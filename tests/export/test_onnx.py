@@ -331,7 +331,8 @@ def test_every_operator_that_engines_have(name, tmp_path):
 
 @pytest.mark.parametrize("size", [(12, 15), (9, 8)])
 @pytest.mark.parametrize(("channels", "kernel", "stride", "padding"), [
-    (3, 7, 2, 3), (3, 3, 2, 1), (3, (3, 2), 2, 0), (1, 5, 2, 2), (3, 3, 1, 1), (2, 1, 2, 0),
+    (3, 7, 2, 3), (3, 3, 2, 1), (3, (3, 2), 2, 0), (1, 5, 2, 2), (3, 3, (1, 2), 1), (2, 1, 2, 0),
+    (3, 3, 1, 1),
 ])
 def test_first_layers_are_arranged_for_engines(channels, kernel, stride, padding, size, tmp_path):
     """Three channels become four, or pixels channels: the sums are the same."""
