@@ -28,7 +28,7 @@ from fxquant.fake_quant import (
     weight_quantizer,
 )
 from fxquant.graph.edit import called_module
-from fxquant.graph.place import describe, place_of
+from fxquant.graph.place import describe, place_of, taken_in
 from fxquant.observers import Calibrator
 from fxquant.ops.flow import grids, inputs_of, sites
 from fxquant.ops.site import CallSite, InputQuantizer
@@ -42,7 +42,8 @@ class Override:
     """Calls that are quantized otherwise than the rest: those that match all that is given.
 
     path, operator, site
-                 which calls; `*` and `?` are allowed; a path means all that lies inside, too;
+                 which calls; `*` and `?` are allowed; a path means all that lies inside, too, and
+                 that of a module that a layer took in, such as a ReLU, the layer's output;
                  "quantize" is the operator where a float value enters the integers
     activation   the integers of their outputs: a scheme, or its bits alone
     weight       the integers of their weights, likewise; symmetric
@@ -169,7 +170,7 @@ class Choices:
             chosen[node] = replace(chosen[node], activation=INT16, why=why)
         for number, override in enumerate(self.overrides):
             for node in _matches(gm, override, f"overrides[{number}], {override}"):
-                chosen[node] = _overridden(chosen[node], override)
+                chosen[node] = _overridden(chosen[node], override, _is_own(node, override))
         for node, choice in chosen.items():
             _check_steps(node, choice)
         return chosen
@@ -187,12 +188,15 @@ def _check_steps(node: fx.Node, choice: Choice) -> None:
             )
 
 
-def _overridden(choice: Choice, override: Override) -> Choice:
+def _overridden(choice: Choice, override: Override, own: bool) -> Choice:
+    """`own`: of the call itself, its weight included; else of the output that it took over."""
     activation = _scheme(override.activation, choice.activation)
-    weight = _scheme(override.weight, choice.weight)
     calibrator = override.calibrator or choice.calibrator
     method = override.fake_quant or choice.fake_quant
-    of_weight = override.weight_fake_quant or override.fake_quant or choice.weight_fake_quant
+    weight, of_weight = choice.weight, choice.weight_fake_quant
+    if own:
+        weight = _scheme(override.weight, weight)
+        of_weight = override.weight_fake_quant or override.fake_quant or of_weight
     return Choice(activation, weight, method, of_weight, calibrator, str(override))
 
 
@@ -217,6 +221,17 @@ def _operators(gm: fx.GraphModule) -> dict[fx.Node, str]:
     return found
 
 
+def _is_own(node: fx.Node, override: Override) -> bool:
+    """Whether the path, if there is one, means the call itself, not one that it took in."""
+    own = _around(place_of(node).module)
+    return override.path is None or bool(fnmatch.filter(own, override.path))
+
+
+def _paths(node: fx.Node) -> list[str]:
+    """Those of the modules around the call and around those that it took in."""
+    return [path for place in (place_of(node), *taken_in(node)) for path in _around(place.module)]
+
+
 def _around(path: str) -> list[str]:
     """The path itself and those of the modules around it, the model itself first, which is ""."""
     parts = path.split(".") if path else []
@@ -229,7 +244,7 @@ def _matches(gm: fx.GraphModule, override: Override, name: str) -> list[fx.Node]
     """
     operators = _operators(gm)
     names: dict[str, Callable[[fx.Node], Iterable[str]]] = {
-        "path": lambda node: _around(place_of(node).module),
+        "path": _paths,
         "operator": lambda node: (operators[node],),
         "site": lambda node: (node.name,),
     }
@@ -237,23 +252,29 @@ def _matches(gm: fx.GraphModule, override: Override, name: str) -> list[fx.Node]
     for kind, pattern in override._which.items():
         of_kind = {n for n in operators if fnmatch.filter(names[kind](n), pattern)}
         if not of_kind:
+            passed = [n.name for n in gm.graph.nodes if fnmatch.filter(_paths(n), pattern)]
+            if kind == "path" and passed:
+                raise ConfigError(
+                    f"{name}: what lies in '{pattern}' ({', '.join(passed[:3])}) is not quantized "
+                    "by itself: it hands on what it reads, or stays in float"
+                )
             known = dict.fromkeys(text for node in operators for text in names[kind](node))
             raise ConfigError(f"{name}: no {kind} matches '{pattern}'{near_misses(pattern, known)}")
         found = [node for node in found if node in of_kind]
     if not found:
         raise ConfigError(f"{name}: no call matches all of it, though some match each part")
     for setting in override._sets:
-        if not any(_takes(gm, node, setting) for node in found):
+        if not any(_takes(gm, node, setting, _is_own(node, override)) for node in found):
             lacks = "a weight" if "weight" in setting else "a range of its own"
             calls = ", ".join(node.name for node in found[:3])
             raise ConfigError(f"{name} sets {setting}, but what matches, {calls}, has not {lacks}")
     return found
 
 
-def _takes(gm: fx.GraphModule, node: fx.Node, setting: str) -> bool:
+def _takes(gm: fx.GraphModule, node: fx.Node, setting: str, own_weight: bool) -> bool:
     module = called_module(gm, node)
     site = module if isinstance(module, CallSite) else None
-    weight = site is not None and site.op.weight_axis is not None
+    weight = own_weight and site is not None and site.op.weight_axis is not None
     own = site is None or site.op.output is Output.OWN
     if setting == "fake_quant":
         return own or weight

@@ -30,6 +30,7 @@ from fxquant.graph.edit import (
     source_of,
 )
 from fxquant.graph.normal import Normal, set_normal
+from fxquant.graph.place import take_in
 from fxquant.graph.sharing import parameter_reads, read_elsewhere, shared_parameter
 from fxquant.ops.batch_norm import BATCH_NORM
 from fxquant.ops.cat import CAT
@@ -141,6 +142,7 @@ def _fold_before(
     for layer in layers:
         set_source(gm, layer, str(layer.target))  # behind a concat a part of the norm's value
     set_source(gm, value, source_of(gm, norm))
+    take_in(value, norm)
     erase(norm, value)
 
 

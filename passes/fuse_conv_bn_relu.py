@@ -14,6 +14,7 @@ from __future__ import annotations
 from torch import fx
 
 from fxquant.graph.edit import erase, set_source, source_of
+from fxquant.graph.place import take_in
 from fxquant.graph.sharing import read_elsewhere
 from fxquant.ops.clamp import CLAMP, HARDTANH, RELU6
 from fxquant.ops.flow import inputs_of, site_of
@@ -66,6 +67,7 @@ class FuseConvBnRelu(RewritePass):
             assert site is not None
             site.activation = _clamp(gm, readers[0])
         for reader in readers:
+            take_in(first, reader)
             reader.replace_all_uses_with(first, delete_user_cb=lambda user: user is not first)
             erase(reader)
         return f"took in {', '.join(repr(reader.name) for reader in readers)}"

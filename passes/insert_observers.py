@@ -14,6 +14,7 @@ An operator without an integer form is an error here, unless it was kept in floa
 from __future__ import annotations
 
 from torch import fx
+from torch.nn.utils.parametrize import is_parametrized
 
 from fxquant.errors import UnsupportedOperatorError
 from fxquant.graph.edit import call_site, called_module, set_source, source_of
@@ -28,6 +29,20 @@ from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.spec import Output
 from fxquant.ops.width import is_attention
 from fxquant.pipeline import Log, Pass, Stage, history
+
+
+def _way_out(gm: fx.GraphModule, path: str) -> str:
+    owner, computed, _ = f"{path}.".partition("parametrizations.")
+    if computed or is_parametrized(gm.get_submodule(path)):
+        owner = owner.rstrip(".")
+        module = f"model.get_submodule('{owner}')" if owner else "model"
+        return (
+            "make the weights that are computed permanent first, as with "
+            f"torch.nn.utils.parametrize.remove_parametrizations({module}, 'weight')"
+        )
+    if path:
+        return f"keep the module in float: QuantConfig(keep_float=('{path}',))"
+    return "move it into a submodule and keep that in float: QuantConfig(keep_float=(…,))"
 
 
 class InsertObservers(Pass):
@@ -83,12 +98,7 @@ class InsertObservers(Pass):
         why = {entry.node: f": {entry.text}" for entry in left_alone}
         lines = "\n".join(f"  {describe(node)}{why.get(node.name, '')}" for node in unknown[:10])
         more = f"\n  and {len(unknown) - 10} more" if len(unknown) > 10 else ""
-        path = place_of(unknown[0]).module
-        way_out = (
-            f"keep the module in float: QuantConfig(keep_float=('{path}',))"
-            if path
-            else "move it into a submodule and keep that in float: QuantConfig(keep_float=(…,))"
-        )
+        way_out = _way_out(gm, place_of(unknown[0]).module)
         raise UnsupportedOperatorError(
             f"no integer form for:\n{lines}{more}\nWhat to do: {way_out}."
         )

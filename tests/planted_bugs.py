@@ -61,6 +61,16 @@ class Bug(NamedTuple):
 BUGS = (
     # ---------------------------------------------------------------- a layer's numbers
     Bug(
+        "a path of what a layer took in means its weight, too",
+        "fxquant/overrides.py",
+        "return override.path is None or bool(fnmatch.filter(own, override.path))",
+        "return True or bool(own)",
+        (
+            "tests/test_overrides.py::"
+            "test_a_module_that_a_layer_took_in_means_what_the_layer_gives",
+        ),
+    ),
+    Bug(
         "any truth value is a flag",
         "fxquant/fields.py",
         'if field.type == "bool" and type(value) is not bool:',

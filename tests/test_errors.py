@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import fxquant
 from fxquant import Override, QuantConfig, QuantScheme, convert, prepare_qat
@@ -157,6 +158,7 @@ CATALOGUE = (
     # what has no integers
     Wrong("an operator without integers", lambda: prepared(lambda s, x: s.conv(x).sort().values), UnsupportedOperatorError, "no integer form", f"node 'sort'.*{HERE}", "keep_float"),
     Wrong("a number of the values", lambda: prepared(lambda s, x: s.conv(x) * x.max().item()), UnsupportedOperatorError, "no integer form", f"node 'item'.*{HERE}", "keep_float"),
+    Wrong("a weight that is parametrized", lambda: prepare_qat(nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4))), torch.randn(2, 4)), UnsupportedOperatorError, "no integer form", "in '0'", r"remove_parametrizations\(model.get_submodule\('0'\)"),
     Wrong("a module without integers", lambda: prepare_qat(nn.Sequential(nn.LSTM(4, 4)), torch.randn(2, 3, 4)), UnsupportedOperatorError, "no integer form", "in '0'", r"keep_float=\('0',\)"),
     # settings
     Wrong("a dictionary as config", lambda: prepare_qat(Net(), X, {"bits": 8}), ConfigError, "'bits'", "config", "is a QuantConfig"),

@@ -86,6 +86,39 @@ def test_which_calls_and_what(override, expected):
     assert differences(override) == expected
 
 
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4)
+        self.act, self.flat = nn.ReLU(), nn.Flatten()
+
+    def forward(self, x):
+        return self.flat(self.act(self.bn(self.conv(x))))
+
+
+@pytest.mark.parametrize("batch_norm", ["train", "fold"])
+@pytest.mark.parametrize("path", ["bn", "act", "a?t"])
+def test_a_module_that_a_layer_took_in_means_what_the_layer_gives(path, batch_norm):
+    def prepared(**settings):
+        override = Override(path=path, **settings)
+        config = QuantConfig(overrides=(override,), batch_norm=batch_norm)
+        return fxquant.prepare_qat(Block(), config=config)
+
+    assert schemes(prepared(activation=5))["conv"] == "int8/channel → uint5"
+    learned = prepared(fake_quant=fxquant.LSQ())
+    (site,) = (site for _, site in sites(learned))
+    assert type(site.output).__name__ == "LearnedStep"
+    assert type(site.weight_quant).__name__ == "ObservedWeight"  # the weight is not its own
+    with pytest.raises(ConfigError, match="sets weight, but what matches, conv, has not a weight"):
+        prepared(weight=4)
+
+
+def test_a_path_of_what_is_not_quantized_by_itself_is_known():
+    config = QuantConfig(overrides=(Override(path="flat", activation=4),))
+    with pytest.raises(ConfigError, match=r"what lies in 'flat' \(flat\) is not quantized by"):
+        fxquant.prepare_qat(Block(), config=config)
+
+
 def test_the_later_one_wins():
     overrides = (Override(path="*", weight=4), Override(path="body", weight=6, activation=7))
     assert bits(*overrides)["body_0"] == "int6/channel → uint7"

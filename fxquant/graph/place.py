@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-_KEY, _EXAMPLE = "fxquant_place", "fxquant_example"
+_KEY, _EXAMPLE, _TAKEN = "fxquant_place", "fxquant_example", "fxquant_taken_in"
 _OWN = tuple(
     os.path.dirname(os.path.abspath(path)) + os.sep
     for path in (torch.__file__, __file__)
@@ -46,9 +46,21 @@ def place_of(node: fx.Node) -> Place:
     return place if isinstance(place, Place) else Place("")
 
 
+def take_in(node: fx.Node, other: fx.Node) -> None:
+    """Write down that `node` gives from here on what `other`, which goes, gave."""
+    node.meta[_TAKEN] = (*taken_in(node), place_of(other), *taken_in(other))
+
+
+def taken_in(node: fx.Node) -> tuple[Place, ...]:
+    """The places of the calls whose values `node` gives in their stead."""
+    found: tuple[Place, ...] = node.meta.get(_TAKEN, ())
+    return found
+
+
 def copy_place(source: fx.Node, target: fx.Node) -> None:
     """Let a new node stand for the one it replaces: at its place, with its example."""
     set_place(target, place_of(source))
+    target.meta[_TAKEN] = taken_in(source)
     set_example(target, example_of(source))
 
 
