@@ -209,9 +209,10 @@ class GraphView {
   reveal(id) {
     const node = this.boxes.byId.get(id);
     if (!node) return;
-    this.boxes.openTo(node);
-    this.draw();
-    this.options.ontoggle?.();
+    if (this.boxes.openTo(node)) {
+      this.draw();
+      this.options.ontoggle?.();
+    }
     this.scrollTo(id);
     this.choose(id);
   }

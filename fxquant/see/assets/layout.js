@@ -85,17 +85,19 @@ class Boxes {
 
   // Open these groups, those of them that there are, and no others.
   openOnly(ids) {
-    this.open = new Set([TOP, ...ids].filter((id) => this.children.has(id)));
-    this.plans.clear();
+    const wanted = new Set([TOP, ...ids]);
+    for (const id of this.children.keys()) if (this.open.has(id) !== wanted.has(id)) this.toggle(id);
   }
 
   openAll() {
     this.openOnly(this.children.keys());
   }
 
-  // Open what a node lies in.
+  // Open what a node lies in; whether anything of it was closed.
   openTo(node) {
-    this.openOnly([...this.open, ...groupsAround(this.graph, node)]);
+    const closed = groupsAround(this.graph, node).filter((id) => !this.open.has(id));
+    closed.forEach((id) => this.toggle(id));
+    return closed.length > 0;
   }
 
   // ---- where they lie
