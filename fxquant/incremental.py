@@ -8,16 +8,15 @@ Source: see fake_quant/inq.py.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, fx
 
-from fxquant.errors import ConfigError, NonFiniteError, StageError
+from fxquant.errors import ConfigError, StageError
 from fxquant.fake_quant import IncrementalWeight
 from fxquant.fields import is_number
 from fxquant.graph.edit import called_module
 from fxquant.graph.place import describe
 from fxquant.ops.mixed import QuantizedLayer
-from fxquant.ops.parameters import parameters_of
+from fxquant.ops.parameters import parameters_of, refuse_nonfinite
 from fxquant.ops.site import CallSite
 from fxquant.pipeline import Stage, say_stage, stage_of
 
@@ -78,8 +77,4 @@ def _check(node: fx.Node, quantizer: IncrementalWeight, weight: Tensor, share: f
             f"share={share}, but {fixed} of {weight.numel()} weights of {describe(node)} are fixed "
             "already, and stay.\nWhat to do: give a larger share."
         )
-    if not bool(torch.isfinite(weight).all()):
-        raise NonFiniteError(
-            f"the weight of {describe(node)} holds NaN or infinity.\n"
-            "What to do: the training has diverged; go back to an earlier checkpoint."
-        )
+    refuse_nonfinite(f"the weight of {describe(node)}", weight)

@@ -74,9 +74,14 @@ class QuantScheme:
         return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
 
     @property
+    def is_byte(self) -> bool:
+        """Whether a code is a byte: kernels, tables and engines have more for these."""
+        return self.bits <= 8
+
+    @property
     def dtype(self) -> torch.dtype:
         """The integer type that stores the codes."""
-        if self.bits > 8:
+        if not self.is_byte:
             return torch.int16
         return torch.int8 if self.signed else torch.uint8
 

@@ -10,14 +10,14 @@ dropped.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from fxquant.errors import NonFiniteError
 from fxquant.graph.edit import called_module, map_nodes, replace_site
 from fxquant.graph.eval_only import drop_training, erase_dead
 from fxquant.graph.held import held_values
 from fxquant.graph.place import describe
 from fxquant.ops.mixed import QuantizedLayer
+from fxquant.ops.parameters import refuse_nonfinite
 from fxquant.pipeline import Keeps, Log, Pass, Stage
 
 
@@ -41,12 +41,8 @@ class LowerLayers(Pass):
                 continue
             known = map_nodes(dict(node.kwargs), lambda part: constants.get(part, part))
             weight, bias = known["weight"], known.get("bias")
-            for tensor in (weight, bias):
-                if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor).all()):
-                    raise NonFiniteError(
-                        f"a parameter of {describe(node)} holds NaN or infinity.\n"
-                        "What to do: go back to an earlier checkpoint."
-                    )
+            refuse_nonfinite(f"the weight of {describe(node)}", weight)
+            refuse_nonfinite(f"the bias of {describe(node)}", bias)
             with torch.no_grad():
                 layer = module.lowered(weight, bias)
             replace_site(gm, node, layer)

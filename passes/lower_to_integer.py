@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from fxquant.errors import NonFiniteError, UncalibratedError
+from fxquant.errors import UncalibratedError
 from fxquant.fake_quant import ActivationFakeQuant
 from fxquant.graph.edit import (
     call_site,
@@ -33,6 +33,7 @@ from fxquant.ops.accumulator import Operand, prove
 from fxquant.ops.flow import grids, inputs_of, quantizer_of
 from fxquant.ops.integer import Dequantize, Facts, IntegerOp, Quantize
 from fxquant.ops.move import is_move
+from fxquant.ops.parameters import refuse_nonfinite
 from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.verify import verify_fake_quant
 from fxquant.pipeline import Keeps, Log, Pass, Stage
@@ -82,7 +83,7 @@ def _refuse_uncalibrated(
     missing = [node for node, quantizer in quantizers.items() if not quantizer.ready]
     if missing:
         for path, parameter in gm.named_parameters():
-            _refuse_nonfinite(f"'{path}'", parameter)  # then data would not help
+            refuse_nonfinite(f"'{path}'", parameter)  # then data would not help
         raise UncalibratedError(
             f"{len(missing)} of {len(quantizers)} values have no range yet, the first at "
             f"{describe(missing[0])}: it has seen no finite data.\n"
@@ -128,7 +129,7 @@ def _lower_site(
 
     options = {name: map_nodes(value, known) for name, value in node.kwargs.items()}
     for name, value in options.items():
-        _refuse_nonfinite(f"the {name} of {describe(node)}", value)
+        refuse_nonfinite(f"the {name} of {describe(node)}", value)
     with torch.no_grad():
         numbers, settings = site.numbers_and_settings(options)
     q, sources = site.target.qparams, zip(site.sources, inputs_of(node), strict=True)
@@ -148,15 +149,3 @@ def _lower_site(
 def _shape(value: fx.Node) -> tuple[int, ...] | None:
     example = example_of(value)
     return tuple(example.shape) if isinstance(example, Tensor) else None
-
-
-def _refuse_nonfinite(name: str, value: object) -> None:
-    if isinstance(value, nn.Module):
-        value = tuple(value.state_dict().values())
-    for tensor in value if isinstance(value, tuple) else (value,):
-        if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor).all()):
-            raise NonFiniteError(
-                f"{name} holds NaN or infinity.\n"
-                "What to do: the training has diverged, or the model came so; go back to an "
-                "earlier checkpoint."
-            )

@@ -145,7 +145,7 @@ class _Writer:
         output = self.grids[node]
         assert output is not None  # an integer operator knows what its codes stand for
         read = [self.values[x] for x in leaves(node.args)]
-        wide = [q for q in (output, *(x.grid for x in read)) if q and q.scheme.bits > 8]
+        wide = [q for q in (output, *(x.grid for x in read)) if q and not q.scheme.is_byte]
         if module.op.tflite is None or wide:
             why = "has codes of more than 8 bits, and LiteRT's operators" if wide else (
                 f"is {module.op.name}, and LiteRT has no operators that"
@@ -221,7 +221,7 @@ def quantize_tflite(module: Quantize, x: Value) -> Value:
     round by a division, or a division.
     """
     q = module.qparams
-    if q.scheme.bits > 8:
+    if not q.scheme.is_byte:
         raise ExportError(f"node '{x.graph.place}' gives codes of more than 8 bits")
     real, low, high = x.to(torch.float32), torch.tensor(q.scheme.qmin), torch.tensor(q.scheme.qmax)
     if module.rounding is GEMMLOWP:

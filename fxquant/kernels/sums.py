@@ -266,7 +266,7 @@ def _is_clamped_anyway(n: LayerNumbers, bias: Tensor) -> bool:
 def _not_8_bits(layer: Layer) -> str | None:
     if layer.weight.device.type != "cpu":
         return "it is not on the CPU"
-    narrow = layer.codes.bits <= 8 and layer.weight.dtype is torch.int8
+    narrow = layer.codes.is_byte and layer.weight.dtype is torch.int8
     return None if narrow else "its codes or weights have more than 8 bits"
 
 

@@ -186,7 +186,7 @@ def convolve_in_tflite(
 def _scale_of_weight(call: TfliteCall, x: TfliteValue) -> Tensor:
     """Float32 [C], of which LiteRT makes the multipliers of the layer."""
     n: LayerNumbers = call.numbers
-    if x.grid is None or x.grid.scheme.bits > 8 or n.weight.dtype is not torch.int8:
+    if x.grid is None or not x.grid.scheme.is_byte or n.weight.dtype is not torch.int8:
         raise call.refuse("has codes or weights of more than 8 bits", "quantize it with 8")
     scale = scale_that_gives(
         n.rounding, (n.multiplier, n.shift), x.grid.scale, call.output.scale

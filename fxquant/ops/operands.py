@@ -84,7 +84,7 @@ def accumulator_of_operands(call: IntegerCall) -> Accumulator | None:
     n: OperandNumbers = call.numbers
     terms = [reach(x.scheme, zero) for x, zero in zip(call.inputs, n.x_zero, strict=True)]
     worst = n.rounding.worst_sum(terms, Rescale(n.multiplier, n.shift))
-    bits = ACCUMULATOR_BITS if all(x.scheme.bits <= 8 for x in call.inputs) else 64
+    bits = ACCUMULATOR_BITS if all(x.scheme.is_byte for x in call.inputs) else 64
     return None if worst is None else Accumulator((worst,), len(terms), bits)
 
 
@@ -113,7 +113,7 @@ def sum_tflite(native: str, signs: tuple[float, float]) -> TfliteForm:
         if len(call.codes) != 2:
             return terms_tflite(call)
         grids = [x.grid for x in call.codes]
-        known = [q for q in grids if q is not None and q.scheme.bits <= 8]
+        known = [q for q in grids if q is not None and q.scheme.is_byte]
         if len(known) < 2 or n.rounding not in TWO_STEPS:
             return by_pairs(call)
         scales = torch.stack([q.scale.double() for q in known])

@@ -1,11 +1,13 @@
-"""The weight and bias of a layer in a graph: read, replaced, and asked what they would admit."""
+"""The weight and bias of a layer in a graph: read, replaced, refused, and asked what they admit."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, fx
+import torch
+from torch import Tensor, fx, nn
 
+from fxquant.errors import NonFiniteError
 from fxquant.graph.edit import free_path, set_parameter
 from fxquant.graph.held import held_value
 from fxquant.graph.place import copy_place
@@ -72,3 +74,16 @@ def why_not_shifted(gm: fx.GraphModule, layer: fx.Node) -> str | None:
     if any(width not in (0, "valid") for width in as_tuple(padding)):
         return f"'{layer.name}' pads with zeros, which an offset would have moved"
     return None
+
+
+def refuse_nonfinite(name: str, value: object) -> None:
+    """Refuse a tensor, several, or those of a module, of which one is not finite."""
+    if isinstance(value, nn.Module):
+        value = tuple(value.state_dict().values())
+    for tensor in value if isinstance(value, tuple) else (value,):
+        if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor).all()):
+            raise NonFiniteError(
+                f"{name} holds NaN or infinity.\n"
+                "What to do: the training has diverged, or the model came so; go back to an "
+                "earlier checkpoint."
+            )

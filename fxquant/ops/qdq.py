@@ -34,7 +34,7 @@ def grids_of(call: OnnxCall) -> tuple[QParams, ...] | None:
 
 
 def _has_kernels(q: QParams) -> bool:
-    return q.scheme.bits <= 8 and q.scale.dtype is torch.float32
+    return q.scheme.is_byte and q.scale.dtype is torch.float32
 
 
 def to_real(codes: Value, scale: Tensor, zero: Tensor, axis: int | None = None) -> Value:

@@ -90,7 +90,7 @@ def _numbers(call: RealCall) -> SoftmaxNumbers:
 def _farthest(x: QParams) -> int:
     """The largest distance in the table: of any two codes, or one whose exponential is 0."""
     steps = x.scheme.qmax - x.scheme.qmin
-    if x.scheme.bits <= 8:
+    if x.scheme.is_byte:
         return steps  # which does not wait for the device
     return int(min(steps, _NOTHING / float(x.scale) + 2))
 
