@@ -63,6 +63,7 @@ def _lines(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # torch 2.13's own compiler
 # Lightning's words: of torch's pytrees, of loaders without workers
 @pytest.mark.filterwarnings("ignore:.*(isinstance.treespec|TreeSpec|LeafSpec)")
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
