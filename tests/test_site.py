@@ -96,7 +96,8 @@ def test_every_example_is_listed_with_what_starts_it():
     text = pages.examples().text
     for path in (pages.ROOT / "examples").glob("[0-9]*.py"):
         assert f"(../examples/{path.name})" in text
-        assert re.search(rf"^(python|torchrun|accelerate) .*examples/{path.name}", text, re.MULTILINE)
+        starts = rf"^(python|torchrun|accelerate launch) .*examples/{path.name}"
+        assert re.search(starts, text, re.MULTILINE)
 
 
 def test_an_unlisted_page_is_found():
