@@ -47,12 +47,15 @@ class OneCell(nn.Module):
         return self.cell(x, x)
 
 
+PRIMITIVES = ("none", "max_pool_3x3", "skip_connect", "dil_conv_3x3")
 NETWORKS = {
     "convolutions": (convolutions, (4, 3, 12, 12)),
     "transformer": (transformer, (2, 5, 16)),
     "cell": (OneCell, (2, 4, 8, 8)),
     "network": (lambda: NetworkCIFAR(4, 10, 3, DARTS_V2), (2, 3, 16, 16)),
-    "search network": (lambda: SearchNetwork(4, 10, 2), (2, 3, 8, 8)),
+    "search network": (
+        lambda: SearchNetwork(4, 10, 3, nodes=2, primitives=PRIMITIVES), (2, 3, 8, 8),
+    ),
 }
 QUICK = ("convolutions", "transformer")
 
