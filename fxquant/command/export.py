@@ -61,10 +61,10 @@ class Export:
         if self.out.suffix == ".onnx":
             form: Any = self.form or "operators"  # which export_onnx checks
             export_onnx(quantized, self.out, images, self.batch, form)
-            return str(verify(quantized, self.out, images)) if self.check else ""
+            return self._verified(quantized, images)
         if self.out.suffix == ".tflite":
             export_tflite(quantized, self.out, images, self.batch)
-            return str(verify(quantized, self.out, images)) if self.check else ""
+            return self._verified(quantized, images)
         if self.out.suffix == ".pt2":
             program = io.BytesIO()
             torch.export.save(export_program(quantized, images, self.batch), program)
@@ -72,6 +72,13 @@ class Export:
             return ""
         export_bundle(quantized, self.out, images, self.c)
         return f"with the integers of every node for {len(images)} images"
+
+    def _verified(self, quantized: fx.GraphModule, images: Tensor) -> str:
+        if not self.check:
+            return ""
+        batches = torch.split(images, self.batch or len(images))
+        whole = [batch for batch in batches if len(batch) == (self.batch or len(images))]
+        return str(verify(quantized, self.out, whole))
 
 
 def images_for(data: str | None, size: int, channels: int, count: int) -> Tensor:

@@ -91,7 +91,7 @@ SIZE = ("--size", "16", "--channels", "1", "--limit", "4")
     ("out", "options", "says"),
     [
         ("net.onnx", ("--verify", "--data", "digits"), "none differs"),
-        ("net.onnx", ("--form", "qdq", "--batch", "4", "--verify"), "none differs"),
+        ("net.onnx", ("--form", "qdq", "--batch", "3", "--verify"), "none differs"),
         ("net.tflite", ("--verify", "--data", "digits"), "none differs"),
         ("net.pt2", (), ""),
         ("golden", ("--c",), "of every node for 4 images"),
