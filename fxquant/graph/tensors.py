@@ -162,9 +162,14 @@ def _map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether parameters of `model` lie in parts on several ranks (FSDP, tensor parallelism)."""
+    """Whether parameters of `model` lie in parts on several ranks (FSDP, tensor parallelism).
+
+    Those of an FSDP module are whole behind a forward, for a while.
+    """
     if not (dist.is_available() and dist.is_initialized()):
         return False
-    from torch.distributed.tensor import DTensor  # slow to import, and seldom needed
+    from torch.distributed.fsdp import FSDPModule  # slow to import, and seldom needed
+    from torch.distributed.tensor import DTensor
 
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    in_parts = (isinstance(parameter, DTensor) for parameter in model.parameters())
+    return any(in_parts) or any(isinstance(module, FSDPModule) for module in model.modules())
