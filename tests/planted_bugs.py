@@ -1374,6 +1374,45 @@ BUGS = (
         "",
         ("tests/test_examples.py::test_five_lines_make_a_loop_one_that_ends_in_integers",),
     ),
+    # ---------------------------------------------------------------- other people's loops
+    Bug(
+        "Lightning: each epoch is the first",
+        "fxquant/integrations/lightning.py",
+        "self._let_begin(pl_module, self.plan.after(trainer.current_epoch))",
+        "self._let_begin(pl_module, self.plan.after(0))",
+        ("tests/integrations/test_lightning.py::test_each_epoch_has_its_phase",),
+    ),
+    Bug(
+        "Lightning: a second path to a weight keeps the old one",
+        "fxquant/integrations/lightning.py",
+        "        self._refuse_sharing(pl_module, net)\n",
+        "",
+        ("tests/integrations/test_lightning.py::test_mistakes_are_told[shared weights]",),
+    ),
+    Bug(
+        "Lightning: a network is prepared for fit alone",
+        "fxquant/integrations/lightning.py",
+        "        net = self._find(pl_module)\n",
+        "        net = self._find(pl_module)\n        if stage != 'fit':\n            return\n",
+        ("tests/integrations/test_lightning.py::test_a_checkpoint_is_tested_and_loaded",),
+    ),
+    Bug(
+        "a frozen batch norm that does more is live",
+        "fxquant/graph/norms.py",
+        ' and given["training"] is self.norm.training',
+        "",
+        ("tests/graph/test_norms.py::test_kept[Frozen]",),
+    ),
+    Bug(
+        "a batch norm that does more has its own eps",
+        "fxquant/graph/norms.py",
+        'same = float(given["eps"]) == float(self.norm.eps)',
+        "same = True",
+        (
+            "tests/graph/test_norms.py::"
+            "test_one_that_counts_and_normalises_otherwise_is_refused",
+        ),
+    ),
 )
 
 

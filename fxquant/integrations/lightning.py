@@ -20,6 +20,7 @@ from fxquant.api import convert, prepare_qat
 from fxquant.config import QuantConfig
 from fxquant.errors import ConfigError, VerifyError
 from fxquant.extras import needs_extra
+from fxquant.graph.around import unwrap
 from fxquant.graph.compare import arguments_apart, equal_in_eval
 from fxquant.graph.tensors import is_sharded
 from fxquant.ops.phase import Phase
@@ -98,8 +99,9 @@ class QuantizationAwareTraining(Callback):
             CaptureError, UnsupportedOperatorError: as prepare_qat does.
         """
         net = self._find(pl_module)
-        if isinstance(net, fx.GraphModule) and stage_of(net) is Stage.FAKE_QUANT:
-            self._refuse_settings(net)
+        inner, _ = unwrap(net)  # it may be compiled
+        if isinstance(inner, fx.GraphModule) and stage_of(inner) is Stage.FAKE_QUANT:
+            self._refuse_settings(inner)
             return
         if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
             raise ConfigError(
@@ -188,7 +190,7 @@ class QuantizationAwareTraining(Callback):
 
     def _net(self, pl_module: LightningModule) -> fx.GraphModule:
         """The network, which nobody has replaced since it was prepared."""
-        net = pl_module.get_submodule(self.network)
+        net, _ = unwrap(pl_module.get_submodule(self.network))
         need_prepared(net, f"QuantizationAwareTraining of '{self.network}'")
         assert isinstance(net, fx.GraphModule)
         return net

@@ -1,6 +1,10 @@
 """The callback of Lightning: what it does in a fit, and with all else that a trainer can do."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
     pytest.mark.filterwarnings("ignore:.*(isinstance.treespec|TreeSpec|LeafSpec)"),
 ]
+ROOT = Path(__file__).parents[2]
 X, Y = data(32, seed=5)
 FROZEN = Phase(observe=False, batch_statistics=False)
 
@@ -242,6 +247,13 @@ def test_one_that_is_prepared_already_trains_on():
     laws.assert_equal(callback.quantized(X), module.eval()(X))
 
 
+def test_one_that_is_prepared_and_compiled_stays_so():
+    module = Classifier(torch.compile(fxquant.prepare_qat(net()), backend="eager"))
+    network = module.net
+    QuantizationAwareTraining("net").setup(trainer(), module, "fit")
+    assert module.net is network
+
+
 # ------------------------------------------------------------------------ mistakes
 
 
@@ -336,3 +348,19 @@ def test_the_network_is_left_without_hooks():
     module = fitted(QuantizationAwareTraining("net"))
     assert not module.net._forward_pre_hooks
     copy.deepcopy(module.net)
+
+
+@pytest.mark.slow
+def test_on_two_processes(tmp_path):
+    """Scales that stand still have no gradient: DDP has to look for them."""
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", "-m", "tests.integrations.parallel"),
+            *("ddp_find_unused_parameters_true", str(tmp_path)),
+        ],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert torch.load(tmp_path / "result") == {"agree": True, "equal": True}
