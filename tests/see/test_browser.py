@@ -6,7 +6,6 @@ FXQUANT_CHROMIUM.
 
 import os
 import shutil
-import time
 from contextlib import contextmanager
 
 import pytest
@@ -25,13 +24,25 @@ NAMES = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chro
 CHROMIUM = os.environ.get("FXQUANT_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on PATH")
 
-SECONDS = 3.0  # until a page stands
+SECONDS = 3.0  # of a page's own thread until it stands
 
 
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as started:
         yield started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+
+
+def clock(page):
+    """Tells the seconds that the page's thread has computed, whatever else the machine does."""
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    def seconds():
+        metrics = session.send("Performance.getMetrics")["metrics"]
+        return next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration")
+
+    return seconds
 
 
 @contextmanager
@@ -42,10 +53,9 @@ def opened(browser, path, **options):
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
-    start = time.perf_counter()
+    page.busy = clock(page)
     page.goto(path.as_uri())
     page.wait_for_selector("html[data-ready=yes]")
-    page.seconds = time.perf_counter() - start
     yield page
     assert said == []
     assert asked == [path.as_uri()]
@@ -282,16 +292,16 @@ def test_darts_v2_of_20_cells_stands_in_three_seconds(browser, tmp_path):
     assert (tmp_path / "report.html").stat().st_size < 5e6
     for name in ("graph", "report"):
         with opened(browser, tmp_path / f"{name}.html") as page:
-            assert page.seconds < SECONDS
+            stands = page.busy()
+            assert 0 < stands < SECONDS
             assert {f"cells.{i}" for i in range(20)} <= set(boxes(page))
-            start = time.perf_counter()
             page.click('[data-group="cells.7"]')
             assert "cells_7_preprocess1_op_1" in boxes(page)
-            assert time.perf_counter() - start < 1.0
-            start = time.perf_counter()
+            opens = page.busy()
+            assert opens - stands < 1.0
             page.click("text=Open all")
             assert len(boxes(page)) > 900
-            assert time.perf_counter() - start < 2 * SECONDS
+            assert page.busy() - opens < 2 * SECONDS
             page.fill("[aria-label='Find an operator']", "cells.13._ops")
             page.keyboard.press("Enter")
-            assert page.locator(".chosen").count() == 1
+            assert page.locator(".graph .chosen").count() == 1
