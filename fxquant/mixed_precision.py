@@ -24,7 +24,7 @@ from fxquant.batches import arguments, each, named
 from fxquant.config import QuantConfig
 from fxquant.errors import ConfigError, DataError
 from fxquant.extras import needs_extra
-from fxquant.fake_quant import WeightFakeQuant, weight_quantizer
+from fxquant.fake_quant import StraightThrough, WeightFakeQuant, weight_quantizer
 from fxquant.fields import is_number
 from fxquant.files import ending_of, write_whole
 from fxquant.graph.modes import evaluating
@@ -140,8 +140,11 @@ def sensitivity(
         raise DataError("there is no batch to measure on.\nWhat to do: hand in a list of batches.")
     if example_inputs is None and isinstance(batches[0], Tensor):
         example_inputs = batches[0]
-    config = replace(config, first_last_bits=None, overrides=())
-    network = as_float(prepare_ptq(model, example_inputs, config))
+    real = replace(  # what shapes weights shapes those of one layer at a time, too
+        config, weight=config.weight.with_bits(8), weight_fake_quant=StraightThrough(),
+        first_last_bits=None, overrides=(),
+    )
+    network = as_float(prepare_ptq(model, example_inputs, real))
     inputs = list(arguments(network, batches))
     with evaluating(network), torch.no_grad():
         runs = _Runs(network, inputs, batches, loss)

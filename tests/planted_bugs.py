@@ -71,6 +71,13 @@ BUGS = (
         ),
     ),
     Bug(
+        "sensitivity takes shaped weights for real ones",
+        "fxquant/mixed_precision.py",
+        "as_float(prepare_ptq(model, example_inputs, real))",
+        "as_float(prepare_ptq(model, example_inputs, replace(config, overrides=())))",
+        ("tests/test_mixed_precision.py::test_it_is_compared_with_the_float_model",),
+    ),
+    Bug(
         "any truth value is a flag",
         "fxquant/fields.py",
         'if field.type == "bool" and type(value) is not bool:',

@@ -1,6 +1,7 @@
 """Calibrators: their formulas, their sources' numbers, and that merging loses nothing."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -344,3 +345,14 @@ def test_calibrators_check_themselves(make, message):
 def test_calibrators_are_values():
     assert Percentile(99.9) == Percentile(99.9) != Percentile(99.0)
     assert len({MinMax(), MinMax(), KL()}) == 2
+
+
+def test_the_page_has_a_formula_and_a_picture_of_each():
+    docs = Path(__file__).parent.parent / "docs"
+    page = (docs / "calibrators.md").read_text()
+    for kind in CALIBRATORS:
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{kind.__name__}("))
+        assert len(row.split("|")[2].strip()) > 5, row
+        picture = f"pictures/calibrator_{kind.__name__.lower()}.svg"
+        assert f"]({picture})" in page
+        assert (docs / picture).is_file()

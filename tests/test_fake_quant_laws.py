@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -437,3 +438,8 @@ def test_methods_are_chosen_for_all_for_weights_and_for_single_calls():
     entrance = fxquant.Override(operator="quantize", weight_fake_quant=LSQ())
     with pytest.raises(ConfigError, match="sets weight_fake_quant, but what matches"):
         fxquant.prepare_qat(spec.build(), config=QuantConfig(overrides=(entrance,)))
+
+
+def test_the_page_has_each():
+    page = (Path(__file__).parent.parent / "docs/fake_quants.md").read_text()
+    assert [kind for kind in FAKE_QUANTS if f"| `{kind.__name__}(" not in page] == []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxquant
-from fxquant import QuantConfig
+from fxquant import BINARY, INQ, TERNARY, TWN, QuantConfig
 from fxquant.errors import ConfigError, DataError
 from fxquant.mixed_precision import Layer, Sensitivity, cheapest
 from fxquant.ops.flow import sites
@@ -71,6 +71,22 @@ def test_noise_by_hand():
     assert one.cost[2] == pytest.approx(1.0)
     assert one.cost[4] == pytest.approx(((0.4 - 3 / 7) / 0.4) ** 2, rel=1e-4)
     assert (one.weights, one.products, one.activation) == (2, 2, 8)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        QuantConfig(weight=BINARY), QuantConfig(fake_quant=INQ("uniform")),
+        QuantConfig(weight_fake_quant=INQ()), QuantConfig(weight_fake_quant=TWN(), weight=TERNARY),
+    ],
+    ids=("binary", "uniform", "powers of two", "ternary"),
+)
+def test_it_is_compared_with_the_float_model(config):
+    """However weights are rounded: but for the one layer, nothing is."""
+    found = fxquant.sensitivity(SPEC.build(), BATCHES, bits=(2, 16), config=config)
+    powers = config.weight_fake_quant == INQ()
+    for layer in found.layers:
+        assert layer.cost[16] < (layer.cost[2] if powers else 1e-7) <= layer.cost[2]
 
 
 def test_the_rise_of_a_loss_with_labels():
