@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 
+TFLITE = "tests/export/test_tflite.py"
 REFERENCE = "tests/test_reference.py::test_every_activation_is_the_reference"
 REAL = "tests/test_reference.py::test_every_operator_is_within_half_a_step_of_the_real_one"
 NO_FLOAT = "tests/test_reference.py::test_there_is_no_float_between_quantize_and_dequantize"
@@ -166,6 +167,49 @@ BUGS = (
         "return max(scheme.qmax - int(zero_point), int(zero_point) - scheme.qmin)",
         "return scheme.qmax - int(zero_point)",
         ("tests/test_audit.py::test_the_reach_of_a_code_is_that_of_its_far_side",),
+    ),
+    # ---------------------------------------------------------------- files for LiteRT
+    Bug(
+        "codes that are uint8 keep their zero point in a .tflite file",
+        "fxquant/ops/tflite.py",
+        "zero = 0 if grid is None else int(grid.zero_point) - lift(dtype)",
+        "zero = 0 if grid is None else int(grid.zero_point)",
+        (f"{TFLITE}::test_a_network_in_each_set_of_kernels",),
+    ),
+    Bug(
+        "LiteRT's SAME is taken for torch's at a stride",
+        "fxquant/ops/tflite_forms.py",
+        "n == -(-length // step) and before == max((n - 1) * step + span - length, 0) // 2",
+        "n == -(-length // step) and before == span // 2",
+        (f"{TFLITE}::test_windows", f"{TFLITE}::test_convolutions"),
+    ),
+    Bug(
+        "a dimension is looked for where torch has it, not where it lies",
+        "fxquant/ops/tflite.py",
+        "axis=x.order.index(axis))",
+        "axis=axis)",
+        (f"{TFLITE}::test_moves_between_convolutions_are_transposed_once",),
+    ),
+    Bug(
+        "all divisors of a mean share the table of the first",
+        "fxquant/ops/tflite_forms.py",
+        "places: Tensor = which.reshape(divisor.shape).to(torch.int32) * len(sums) - int(sums[0])",
+        "places: Tensor = torch.zeros(divisor.shape, dtype=torch.int32) - int(sums[0])",
+        (f"{TFLITE}::test_windows", f"{TFLITE}::test_means_over_dimensions"),
+    ),
+    Bug(
+        "sums that LiteRT shifts out of 32 bits are written",
+        "fxquant/ops/layer.py",
+        "left = (HIGH_MUL_SHIFT - n.shift).clamp(min=0)",
+        "left = (HIGH_MUL_SHIFT - n.shift).clamp(max=0)",
+        (f"{TFLITE}::test_sums_that_would_leave_32_bits_are_refused",),
+    ),
+    Bug(
+        "the rounded sum of several terms has the scale that it was divided by",
+        "fxquant/ops/tflite_forms.py",
+        "y = replace(y, grid=call.output).copy",
+        "pass",
+        (f"{TFLITE}::test_sums_of_terms_with_scales_of_their_own",),
     ),
     # ---------------------------------------------------------------- resizing, rows, slopes
     Bug(

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -145,14 +146,16 @@ class _Writer:
         output = self.grids[node]
         assert output is not None  # an integer operator knows what its codes stand for
         read = [self.values[x] for x in leaves(node.args)]
-        wide = [q for q in (output, *(x.grid for x in read)) if q and not q.scheme.is_byte]
-        if module.op.tflite is None or wide:
-            why = "has codes of more than 8 bits, and LiteRT's operators" if wide else (
-                f"is {module.op.name}, and LiteRT has no operators that"
-            )
+        grids = output, *(x.grid for x in read)
+        if any(q is not None and not q.scheme.is_byte for q in grids):
             raise ExportError(
-                f"{describe(node)} {why} {'round those otherwise' if wide else 'give its integers'}"
-                f".\nWhat to do: {'QuantConfig(widen=False)' if wide else 'another way out'}."
+                f"{describe(node)} has codes of more than 8 bits, which LiteRT rounds otherwise.\n"
+                "What to do: QuantConfig(widen=False), and activations of 8 bits or fewer."
+            )
+        if module.op.tflite is None:
+            raise ExportError(
+                f"{describe(node)}: LiteRT has no operators that give the integers of "
+                f"{module.op.name}.\nWhat to do: export_onnx, or a network without it."
             )
         settings = map_nodes(node.kwargs, lambda n: self.values.get(n, self.walk.of(n)))
         kernel = partial(module.op.kernel, module.numbers, module.scheme.dtype)
@@ -183,20 +186,27 @@ class _Writer:
         return found
 
     def _give(self, node: fx.Node) -> None:
-        """What is given twice, comes in or is constant is given as a copy."""
-        taken = {value.name for value in self.inputs.values()}
+        """What is given twice, comes in or is constant is given as a copy, of another name."""
+        labels = self.graph.labels
+        given = {value.name for value in self.inputs.values()}
         for part in leaves(map_nodes(node.args, lambda n: self.values.get(n, n))):
             if not isinstance(part, Value):
                 continue
             found = part.plain
-            if found.name in taken or found.data is not None:
-                found = found.copy
-            taken.add(found.name)
-            name, _ = self.graph.labels.get(part.name, (part.name, part))
-            while name in self.outputs or name in self.inputs:
-                name += "_1"
+            name, _ = labels.get(found.name) or labels.get(part.name, (part.name, part))
+            if found.name in given or found.data is not None:
+                found, name = found.copy, self._free(name)
+            elif found.name != part.name:
+                labels.pop(part.name, None)  # what is called so is what comes out
+            given.add(found.name)
             self.outputs[name] = found
             self.graph.label(found, name)
+
+    def _free(self, name: str) -> str:
+        taken = {node.name for node in self.walk.gm.graph.nodes} | {*self.inputs, *self.outputs}
+        return next(
+            free for i in count(1) if (free := f"{name}_{i}") not in taken
+        )
 
 
 def _rounding(gm: fx.GraphModule) -> Rounding:
@@ -222,7 +232,10 @@ def quantize_tflite(module: Quantize, x: Value) -> Value:
     """
     q = module.qparams
     if not q.scheme.is_byte:
-        raise ExportError(f"node '{x.graph.place}' gives codes of more than 8 bits")
+        raise ExportError(
+            f"node '{x.graph.place}' gives codes of more than 8 bits.\n"
+            "What to do: QuantConfig(widen=False), and activations of 8 bits or fewer."
+        )
     real, low, high = x.to(torch.float32), torch.tensor(q.scheme.qmin), torch.tensor(q.scheme.qmax)
     if module.rounding is GEMMLOWP:
         return real.quantized(q).clamp(low, high)
@@ -436,7 +449,7 @@ def run_tflite(model: bytes, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
     found = {}
     for detail in runner.get_output_details():
         order, less = facts["tensors"][detail["name"]]
-        lies = torch.from_numpy(runner.get_tensor(detail["index"]))
+        lies = torch.as_tensor(runner.get_tensor(detail["index"]))  # a number where it is one
         value = lies.permute([order.index(d) for d in range(len(order))])
         found[detail["name"]] = value.to(torch.int16) + less if less else value
     return found

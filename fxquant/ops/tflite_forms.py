@@ -78,7 +78,10 @@ def rounded(call: TfliteCall, total: Value, rescale: Rescale) -> Value:
     """Sums of 32 bits, rescaled, as codes: QUANTIZE rounds them as gemmlowp does, in all of
     LiteRT's kernels. It divides one scale by another: a copy then has the right one.
     """
-    above, below = _scales_that_give(rescale, call.output.scale)
+    scales = _scales_that_give(rescale, call.output.scale)
+    if scales is None:
+        raise call.refuse("has a sum on another scale than LiteRT can bring to its output's")
+    above, below = scales
     stored = call.graph.tensors[total.name]
     call.graph.tensors[total.name] = stored._replace(scale=above.reshape(1))
     y = total.quantized(call.output._replace(scale=below))
@@ -87,10 +90,11 @@ def rounded(call: TfliteCall, total: Value, rescale: Rescale) -> Value:
     return y.clamp(call.numbers.low, call.numbers.high)
 
 
-def _scales_that_give(rescale: Rescale, near: Tensor) -> tuple[Tensor, Tensor]:
-    """Two float32 numbers of which one over the other, below, is that rescale in LiteRT's 31 bits,
-    and the one below is near another: some of 2^14 float32 numbers in a row do, as quotients of two
-    have 48 bits to choose from.
+def _scales_that_give(rescale: Rescale, near: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Two float32 numbers of which one over the other, below, is that rescale in LiteRT's 31 bits.
+
+    The one below is near another: of 2^14 float32 numbers in a row about a hundred do, since
+    quotients of two have 48 bits to choose from.
     """
     one = near.float().reshape(1).view(torch.int32)
     below = (one + torch.arange(2**14, dtype=torch.int32)).view(torch.float32)
@@ -99,8 +103,7 @@ def _scales_that_give(rescale: Rescale, near: Tensor) -> tuple[Tensor, Tensor]:
     found = GEMMLOWP.rescale(above.double() / below.double())
     fits = (found.multiplier == rescale.multiplier) & (found.shift == rescale.shift)
     first = int(fits.to(torch.int8).argmax())
-    assert bool(fits[first])  # as 2^14 is a hundred times what is tried on average
-    return above[first], below[first]
+    return (above[first], below[first]) if bool(fits[first]) else None
 
 
 def concatenated(call: TfliteCall, parts: Sequence[Value], dim: int) -> Value:
@@ -113,7 +116,9 @@ def concatenated(call: TfliteCall, parts: Sequence[Value], dim: int) -> Value:
 
 
 def fused(call: TfliteCall) -> str:
-    """The activation that clamps to the limits of the call; NONE if they are to be clamped to."""
+    """The activation of LiteRT that clamps to the limits of the call, else NONE: what comes out is
+    then still to be clamped, which writes nothing where all codes are within.
+    """
     n, q = call.numbers, call.output
     if n.low.numel() > 1 or n.high.numel() > 1:
         return "NONE"

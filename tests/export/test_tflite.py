@@ -371,3 +371,7 @@ def test_means_over_dimensions(tmp_path):
                      lambda x: F.adaptive_avg_pool2d(x, 1), lambda x: F.interpolate(x, (9, 5))):
         quantized = converted(nn.Sequential(nn.Conv2d(4, 4, 1), Call(function)), x)
         is_equal(quantized, tmp_path / "net.tflite", [x])
+    of_all = converted(nn.Sequential(Call(lambda x: x.mean())), x)
+    is_equal(of_all, tmp_path / "net.tflite", [x], len(x))
+    with pytest.raises(ExportError, match="how many rows"):
+        is_equal(of_all, tmp_path / "net.tflite", [x])
