@@ -206,7 +206,7 @@ def nncf_int8(net: nn.Module, x: Tensor) -> Callable[[Tensor], Any]:
     """The same, run by OpenVINO."""
     import nncf
 
-    return _openvino(nncf.strip(nncf_step(net, x).eval()), x)
+    return _openvino(nncf.strip(nncf_step(net, x).eval(), example_input=x), x)
 
 
 def openvino_float(net: nn.Module, x: Tensor) -> Callable[[Tensor], Any]:
