@@ -24,7 +24,7 @@ from fxquant.ops.spec import RealCall
 from fxquant.ops.tflite import TfliteCall, TfliteForm
 from fxquant.ops.tflite import Value as TfliteValue
 from fxquant.ops.tflite_forms import TWO_STEPS, by_operator, by_pairs, every_code, rounded
-from fxquant.rounding import HIGH_MUL_SHIFT, Rescale, Rounding, shift_gemmlowp
+from fxquant.rounding import GEMMLOWP, HIGH_MUL_SHIFT, Rescale, Rounding, shift_gemmlowp
 
 _LEFT_SHIFT = 20  # by which LiteRT's sums of codes of 8 bits are finer than their terms
 
@@ -114,8 +114,8 @@ def sum_tflite(native: str, signs: tuple[float, float]) -> TfliteForm:
             return terms_tflite(call)
         grids = [x.grid for x in call.codes]
         known = [q for q in grids if q is not None and q.scheme.is_byte]
-        if len(known) < 2 or n.rounding not in TWO_STEPS:
-            return by_pairs(call)
+        if len(known) < 2 or n.rounding is not GEMMLOWP:
+            return by_pairs(call)  # of the optimized ADD a few codes in ten thousand part from ruy
         scales = torch.stack([q.scale.double() for q in known])
         factors = scales / call.output.scale * scales.new_tensor(signs)
         rescale = n.rounding.rescale_terms(factors, 8)
