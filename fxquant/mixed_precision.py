@@ -100,6 +100,18 @@ class Sensitivity:
         write_whole(path, _picture(self, chosen or {}, ending))
 
 
+def _schemes(bits: Sequence[int], config: QuantConfig) -> dict[int, QuantScheme]:
+    """Of weights, for each number of bits that is tried."""
+    if not isinstance(config, QuantConfig):
+        raise ConfigError(f"config is a QuantConfig, got {config!r}")
+    if not isinstance(bits, Sequence) or any(type(number) is not int for number in bits):
+        raise ConfigError(f"bits are numbers of them, such as (4, 8), got {bits!r}")
+    schemes = {number: config.weight.with_bits(number) for number in sorted(set(bits))}
+    if not schemes:
+        raise ConfigError("sensitivity tries some numbers of bits, got none")
+    return schemes
+
+
 def sensitivity(
     model: nn.Module,
     batches: Iterable[Any],
@@ -128,13 +140,7 @@ def sensitivity(
         … and whatever prepare_ptq raises.
     """
     config = QuantConfig() if config is None else config
-    if not isinstance(config, QuantConfig):
-        raise ConfigError(f"config is a QuantConfig, got {config!r}")
-    if not isinstance(bits, Sequence) or any(type(number) is not int for number in bits):
-        raise ConfigError(f"bits are numbers of them, such as (4, 8), got {bits!r}")
-    schemes = {number: config.weight.with_bits(number) for number in sorted(set(bits))}
-    if not schemes:
-        raise ConfigError("sensitivity tries some numbers of bits, got none")
+    schemes = _schemes(bits, config)
     batches = list(each(batches))
     if not batches:
         raise DataError("there is no batch to measure on.\nWhat to do: hand in a list of batches.")
