@@ -16,7 +16,7 @@ from fxquant import Override, QuantConfig, QuantScheme
 from fxquant.errors import ConfigError, ExportError, FileError, StageError, WriteError
 from fxquant.ops import OPS, op_named
 from tests import laws
-from tests.export.test_onnx import MOVES, Several
+from tests.export.networks import MOVES, Several
 from tests.ops.test_laws import EXAMPLES, Call, quantized_example
 from tests.strategies import NetSpec, net_specs
 

@@ -1,0 +1,48 @@
+"""What the forms of every engine are tried with."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MOVES = {
+    "view": lambda x: x.view(x.shape[0], -1),
+    "flatten from the batch on": lambda x: x.flatten(0, 1),
+    "unflatten": lambda x: x.unflatten(1, (2, 2)),
+    "permute": lambda x: x.permute(0, 2, 3, 1),
+    "batch behind": lambda x: x.transpose(0, 1),
+    "mT": lambda x: x.mT,
+    "slice": lambda x: x[:, 1:3, ::2, -3:],
+    "pick": lambda x: x[:, 1],
+    "pick rows": lambda x: x[:, [3, 0, 1]],
+    "ellipsis and None": lambda x: x[..., None, 1],
+    "chunk": lambda x: torch.cat([x.chunk(2, 1)[1], x.chunk(2, 1)[0]], 1),
+    "unequal chunks": lambda x: x.chunk(3, 1)[0],
+    "split": lambda x: x.split((1, 3), 1)[1],
+    "unbind": lambda x: x.unbind(2)[4],
+    "flip": lambda x: x.flip(1, 3),
+    "roll": lambda x: x.roll((1, -2), (2, 3)),
+    "repeat": lambda x: x.repeat(1, 2, 1, 3),
+    "tile": lambda x: x.tile(2),
+    "repeat_interleave": lambda x: x.repeat_interleave(2, 1),
+    "index_select": lambda x: x.index_select(1, torch.tensor([2, 2, 0])),
+    "expand": lambda x: x[:, :1].expand(-1, 5, -1, -1),
+    "shuffled channels": lambda x: F.channel_shuffle(x, 2),
+    "windows": lambda x: (
+        x[:, :, :6].reshape(-1, 4, 3, 2, 3, 2).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+    ),
+    "space from depth": lambda x: F.pixel_shuffle(x, 2),
+    "depth from space": lambda x: F.pixel_unshuffle(x[:, :, :6], 2),
+    "squeeze": lambda x: x[:, :, :1].squeeze(2),
+}
+
+
+class Several(nn.Module):
+    """Two inputs, one of them picks; nested outputs, None among them, one twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.layer = nn.Embedding(9, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, i: Tensor):
+        y = self.layer(x)
+        return {"a": (y, None), "b": [y + self.rows(i), y]}
