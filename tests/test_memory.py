@@ -33,5 +33,5 @@ def test_memory_does_not_grow(rounds):
     for _ in range(rounds):
         references = go_round(spec)
         gc.collect(0)
-    assert tensors() == before
+    assert tensors() <= before  # fewer, where caches of other tests let go
     assert all(reference() is None for reference in references)
