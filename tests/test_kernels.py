@@ -557,6 +557,31 @@ def test_inductor_gives_the_same_integers(choice):
         assert torch.equal(compiled(quantized, "inductor")(x), prepared(x))
 
 
+class PoolsOfParts(nn.Module):
+    """Max pools of tensors that do not lie in memory of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(3, 4, 3), nn.MaxPool2d(3, 2, 1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        _, b = y.chunk(2, 1)
+        parts = b, y[:, :, 2:, 1:], x[1:, 1:], y.transpose(2, 3)
+        return [self.pool(part) for part in parts]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler, in torch 2.13
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_compiled_pools_of_parts(backend):
+    x = torch.randn(3, 3, 10, 10)
+    prepared = fxquant.prepare_qat(PoolsOfParts(), x)
+    laws.settle(prepared, x)
+    quantized = fxquant.convert(prepared)
+    with torch.no_grad():
+        assert_same(compiled(quantized, backend)(x), prepared(x))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("choice", ["auto", "float32"])
 @pytest.mark.parametrize("name", LARGE)

@@ -60,8 +60,8 @@ def largest_in_windows(codes: Tensor, w: Windows) -> Tensor:
     n = len(w.kernel)
     lengths = codes.shape[-n:]
     counts = [_count(lengths[i], w, i) for i in range(n)]
-    if torch.compiler.is_compiling():  # write them once: each window would compute its own anew
-        codes = codes.as_strided(codes.shape, codes.stride())
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        codes = written_first(codes)
     behind = [max(_reach(counts[i], w, i) - lengths[i] - w.padding[i], 0) for i in range(n)]
     if any(w.padding) or any(behind):
         widths = [width for i in reversed(range(n)) for width in (w.padding[i], behind[i])]
@@ -72,6 +72,18 @@ def largest_in_windows(codes: Tensor, w: Windows) -> Tensor:
         shifted = [_every(codes.narrow(i - n, start, span), i - n, w.stride[i]) for start in starts]
         codes = reduce(torch.maximum, shifted)
     return codes
+
+
+@torch.library.custom_op("fxquant::written_first", mutates_args=())
+def written_first(codes: Tensor) -> Tensor:
+    """A copy, by an operator that inductor does not look into: what it would compute anew for each
+    window is in memory before."""
+    return codes.clone()
+
+
+@written_first.register_fake
+def _as_clone_lies(codes: Tensor) -> Tensor:
+    return torch.empty_like(codes)
 
 
 def _every(x: Tensor, dim: int, step: int) -> Tensor:
