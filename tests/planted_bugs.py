@@ -171,28 +171,28 @@ BUGS = (
     # ---------------------------------------------------------------- files for LiteRT
     Bug(
         "codes that are uint8 keep their zero point in a .tflite file",
-        "fxquant/ops/tflite.py",
+        "fxquant/forms/tflite.py",
         "zero = 0 if grid is None else int(grid.zero_point) - lift(dtype)",
         "zero = 0 if grid is None else int(grid.zero_point)",
         (f"{TFLITE}::test_a_network_in_each_set_of_kernels",),
     ),
     Bug(
         "LiteRT's SAME is taken for torch's at a stride",
-        "fxquant/ops/tflite_forms.py",
+        "fxquant/forms/tflite_ways.py",
         "n == -(-length // step) and before == max((n - 1) * step + span - length, 0) // 2",
         "n == -(-length // step) and before == span // 2",
         (f"{TFLITE}::test_windows", f"{TFLITE}::test_convolutions"),
     ),
     Bug(
         "a dimension is looked for where torch has it, not where it lies",
-        "fxquant/ops/tflite.py",
+        "fxquant/forms/tflite.py",
         "axis=x.order.index(axis))",
         "axis=axis)",
         (f"{TFLITE}::test_moves_between_convolutions_are_transposed_once",),
     ),
     Bug(
         "all divisors of a mean share the table of the first",
-        "fxquant/ops/tflite_forms.py",
+        "fxquant/forms/tflite_ways.py",
         "places: Tensor = which.reshape(divisor.shape).to(torch.int32) * len(sums) - int(sums[0])",
         "places: Tensor = torch.zeros(divisor.shape, dtype=torch.int32) - int(sums[0])",
         (f"{TFLITE}::test_windows", f"{TFLITE}::test_means_over_dimensions"),
@@ -206,7 +206,7 @@ BUGS = (
     ),
     Bug(
         "the rounded sum of several terms has the scale that it was divided by",
-        "fxquant/ops/tflite_forms.py",
+        "fxquant/forms/tflite_ways.py",
         "y = replace(y, grid=call.output).copy",
         "pass",
         (f"{TFLITE}::test_sums_of_terms_with_scales_of_their_own",),
@@ -1356,14 +1356,14 @@ BUGS = (
     # ---------------------------------------------------------------- the ways out
     Bug(
         "the high byte of a long code weighs one less",
-        "fxquant/ops/onnx.py",
+        "fxquant/forms/onnx.py",
         "total.to(torch.int64) * 256",
         "total.to(torch.int64) * 255",
         ("tests/export/test_onnx.py::test_codes_of_two_bytes",),
     ),
     Bug(
         "weights of five bits are stored in four",
-        "fxquant/ops/onnx.py",
+        "fxquant/forms/onnx.py",
         "(codes < low + 16)",
         "(codes < low + 32)",
         ("tests/export/test_onnx.py::test_weights_of_4_bits_are_stored_in_4",),
@@ -1391,7 +1391,7 @@ BUGS = (
     ),
     Bug(
         "pixels become channels column by column",
-        "fxquant/ops/qdq.py",
+        "fxquant/forms/qdq.py",
         "in_blocks.permute(0, 3, 5, 1, 2, 4)",
         "in_blocks.permute(0, 5, 3, 1, 2, 4)",
         ("tests/export/test_onnx.py::test_first_layers_are_arranged_for_engines",),

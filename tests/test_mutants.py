@@ -16,6 +16,7 @@ def test_every_file_has_its_tests():
     assert isinstance(table, ast.Dict)
     listed = {ast.literal_eval(key) for key in table.keys}
     files = {
+        *(f"fxquant/forms/{path.name}" for path in (ROOT / "fxquant/forms").glob("[!_]*.py")),
         *(f"fxquant/ops/{path.name}" for path in (ROOT / "fxquant/ops").glob("*.py")),
         *(f"passes/{path.name}" for path in (ROOT / "passes").glob("[!_]*.py")),
         *("fxquant/schemes.py", "fxquant/rounding.py", "fxquant/intmath.py"),

@@ -208,11 +208,11 @@ TESTS: dict[str, list[str]] = {
     "fxquant/ops/exp.py": [*TABLES, *laws("exp")],
     "fxquant/ops/phase.py": ["tests/test_phases.py"],
     "fxquant/ops/mixed.py": ["tests/test_modes.py"],
-    "fxquant/ops/onnx.py": ["tests/export/test_onnx.py"],
-    "fxquant/ops/qdq.py": ["tests/export/test_onnx.py"],
-    "fxquant/ops/movable.py": ["tests/export/test_onnx.py", "tests/export/test_tflite.py"],
-    "fxquant/ops/tflite.py": ["tests/export/test_tflite.py"],
-    "fxquant/ops/tflite_forms.py": ["tests/export/test_tflite.py"],
+    "fxquant/forms/onnx.py": ["tests/export/test_onnx.py"],
+    "fxquant/forms/qdq.py": ["tests/export/test_onnx.py"],
+    "fxquant/forms/movable.py": ["tests/export/test_onnx.py", "tests/export/test_tflite.py"],
+    "fxquant/forms/tflite.py": ["tests/export/test_tflite.py"],
+    "fxquant/forms/tflite_ways.py": ["tests/export/test_tflite.py"],
     "fxquant/ops/gelu.py": [*TABLES, *laws("gelu")],
     "fxquant/ops/hardsigmoid.py": [*TABLES, *laws("hardsigmoid")],
     "fxquant/ops/hardswish.py": [*TABLES, *laws("hardswish")],
@@ -565,10 +565,10 @@ def main(arguments: list[str]) -> int:
     options: Any = parser.parse_args(arguments)
     present = {
         path.relative_to(ROOT).as_posix()
-        for folder in ("fxquant/ops", "passes")
+        for folder in ("fxquant/forms", "fxquant/ops", "passes")
         for path in (ROOT / folder).glob("*.py")
     }
-    if unlisted := present - {"passes/__init__.py"} - TESTS.keys():
+    if unlisted := present - {"fxquant/forms/__init__.py", "passes/__init__.py"} - TESTS.keys():
         sys.exit(f"TESTS does not say which tests concern {', '.join(sorted(unlisted))}")
     files = [f for f in TESTS if not options.words or any(word in f for word in options.words)]
     if not files:

@@ -17,11 +17,11 @@ from torch import Tensor, fx
 
 from fxquant.errors import ExportError
 from fxquant.export.walk import Like, Walk, merged
+from fxquant.forms.movable import Movable, Shape
+from fxquant.forms.onnx import Value as OnnxValue
 from fxquant.graph.aten import in_aten, shape_of
 from fxquant.graph.edit import map_nodes, module_at, nodes_in
 from fxquant.graph.place import describe
-from fxquant.ops.movable import Movable, Shape
-from fxquant.ops.onnx import Value as OnnxValue
 
 V = TypeVar("V", bound=Movable)
 

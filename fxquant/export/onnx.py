@@ -23,12 +23,12 @@ from fxquant.export.moves import move
 from fxquant.export.walk import Like, Walk, walk
 from fxquant.extras import needs_extra
 from fxquant.files import ending_of, writing
+from fxquant.forms.onnx import Node, OnnxCall, OnnxGraph, Value
 from fxquant.graph.edit import called_module, get_attribute, map_nodes
 from fxquant.graph.nested import leaves
 from fxquant.graph.place import describe, place_of
 from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
 from fxquant.ops.move import is_move
-from fxquant.ops.onnx import Node, OnnxCall, OnnxGraph, Value
 from fxquant.ops.spec import OpSpec
 from fxquant.rounding import FP32_RNE
 from fxquant.schemes import QuantScheme

@@ -24,12 +24,12 @@ from fxquant.export.moves import move
 from fxquant.export.walk import Like, Walk, walk
 from fxquant.extras import needs_extra
 from fxquant.files import ending_of, write_whole
+from fxquant.forms.tflite import Operator, Stored, TfliteCall, TfliteGraph, Value, lift
 from fxquant.graph.edit import called_module, get_attribute, map_nodes
 from fxquant.graph.nested import leaves, mapped
 from fxquant.graph.place import describe
 from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
 from fxquant.ops.move import is_move
-from fxquant.ops.tflite import Operator, Stored, TfliteCall, TfliteGraph, Value, lift
 from fxquant.rounding import FP32_RNE, GEMMLOWP, RUY, Rounding, rounding_named
 from fxquant.see.grid import grids_of
 

@@ -18,6 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.forms.onnx import OnnxCall, Value, centred_value, sum_of
+from fxquant.forms.tflite import TfliteCall
+from fxquant.forms.tflite import Value as TfliteValue
+from fxquant.forms.tflite_ways import look_up_means, sum_of_cells
 from fxquant.intmath import centred, per_channel, sum_of_mean
 from fxquant.ops.accumulator import Accumulator, IntegerCall
 from fxquant.ops.average import (
@@ -28,11 +32,7 @@ from fxquant.ops.average import (
     quotient,
     quotient_type,
 )
-from fxquant.ops.onnx import OnnxCall, Value, centred_value, sum_of
 from fxquant.ops.spec import OpSpec, Output, module_options, per_dimension, signature_reader
-from fxquant.ops.tflite import TfliteCall
-from fxquant.ops.tflite import Value as TfliteValue
-from fxquant.ops.tflite_forms import look_up_means, sum_of_cells
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:

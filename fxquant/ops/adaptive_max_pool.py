@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.forms.movable import along_axes
+from fxquant.forms.onnx import OnnxCall
+from fxquant.forms.tflite import TfliteCall
 from fxquant.ops.accumulator import adds_nothing
-from fxquant.ops.movable import along_axes
-from fxquant.ops.onnx import OnnxCall
 from fxquant.ops.selection import no_numbers, reader_without_indices, selection_kernel
 from fxquant.ops.spec import OpSpec, Output, module_options
-from fxquant.ops.tflite import TfliteCall
 
 
 def adaptive_max_pool1d(input: Tensor, output_size: Any) -> Tensor:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxquant.ops.onnx import OnnxCall, Value
+from fxquant.forms.onnx import OnnxCall, Value
+from fxquant.forms.qdq import grids_of, to_codes, to_real
 from fxquant.ops.operands import (
     OperandNumbers,
     accumulator_of_operands,
@@ -27,7 +28,6 @@ from fxquant.ops.operands import (
     sum_operands,
     sum_tflite,
 )
-from fxquant.ops.qdq import grids_of, to_codes, to_real
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall
 
 

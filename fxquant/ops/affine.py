@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
+from fxquant.forms.onnx import OnnxCall, Value, centred_value, finish_value
+from fxquant.forms.tflite_ways import by_table
 from fxquant.intmath import centred
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
-from fxquant.ops.onnx import OnnxCall, Value, centred_value, finish_value
 from fxquant.ops.spec import Call, OpSpec, Output, Reader, RealCall
-from fxquant.ops.tflite_forms import by_table
 from fxquant.rounding import Rounding, rescale_of
 
 DOES_NOTHING = {"factor": 1.0, "offset": 0.0}

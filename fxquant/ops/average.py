@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import AccumulatorError, ExportError
+from fxquant.forms.onnx import OnnxCall, OnnxForm, Value, sum_of
+from fxquant.forms.tflite import TfliteCall, TfliteForm
+from fxquant.forms.tflite import Value as TfliteValue
+from fxquant.forms.tflite_ways import look_up_means
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
-from fxquant.ops.onnx import OnnxCall, OnnxForm, Value, sum_of
 from fxquant.ops.spec import RealCall, as_tuple
-from fxquant.ops.tflite import TfliteCall, TfliteForm
-from fxquant.ops.tflite import Value as TfliteValue
-from fxquant.ops.tflite_forms import look_up_means
 from fxquant.rounding import FP32_RNE, HALF_AWAY, HALF_EVEN, HALF_UP, Rounding, short_rescale
 
 # Nothing leaves int64: with b bits |q - z| < 2^b and m < 2^(39-b), so the sum of c elements times

@@ -19,9 +19,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.forms.onnx import OnnxCall, Value, add_bytes, bytes_of
+from fxquant.forms.tflite import TfliteCall
+from fxquant.forms.tflite import Value as TfliteValue
+from fxquant.forms.tflite_ways import (
+    TWO_STEPS,
+    Frame,
+    look_up_means,
+    pictures,
+    pool,
+    sum_of_cells,
+    two,
+)
 from fxquant.intmath import centred, per_channel, sum_of_mean
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
-from fxquant.ops.onnx import OnnxCall, Value, add_bytes, bytes_of
 from fxquant.ops.spec import (
     Call,
     OpSpec,
@@ -30,17 +41,6 @@ from fxquant.ops.spec import (
     module_options,
     per_dimension,
     signature_reader,
-)
-from fxquant.ops.tflite import TfliteCall
-from fxquant.ops.tflite import Value as TfliteValue
-from fxquant.ops.tflite_forms import (
-    TWO_STEPS,
-    Frame,
-    look_up_means,
-    pictures,
-    pool,
-    sum_of_cells,
-    two,
 )
 from fxquant.rounding import HALF_AWAY, Rounding
 

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.forms.onnx import OnnxCall, Value, centred_value, finish_value
+from fxquant.forms.tflite_ways import by_channel
 from fxquant.intmath import centred, per_channel
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
-from fxquant.ops.onnx import OnnxCall, Value, centred_value, finish_value
 from fxquant.ops.site import batch_norm_affine
 from fxquant.ops.spec import (
     Call,
@@ -29,7 +30,6 @@ from fxquant.ops.spec import (
     not_spelled,
     signature_reader,
 )
-from fxquant.ops.tflite_forms import by_channel
 from fxquant.rounding import Rounding, rescale_of
 
 _OFFSET_LIMIT = 2.0**62  # so that the sum stays inside int64

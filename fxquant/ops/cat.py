@@ -15,11 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxquant.forms.onnx import OnnxCall, Value, centred_value, requantize
+from fxquant.forms.qdq import grids_of, to_codes, to_real
+from fxquant.forms.tflite import TfliteCall
+from fxquant.forms.tflite import Value as TfliteValue
+from fxquant.forms.tflite_ways import by_table, concatenated
 from fxquant.intmath import centred
 from fxquant.kernels.bytes import ByteTable, byte_table
 from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
 from fxquant.ops.accumulator import IntegerCall, Operand, adds_nothing
-from fxquant.ops.onnx import OnnxCall, Value, centred_value, requantize
 from fxquant.ops.operands import (
     OperandNumbers,
     SumInInt32,
@@ -27,11 +31,7 @@ from fxquant.ops.operands import (
     scales_of,
     sum_in_int32,
 )
-from fxquant.ops.qdq import grids_of, to_codes, to_real
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall
-from fxquant.ops.tflite import TfliteCall
-from fxquant.ops.tflite import Value as TfliteValue
-from fxquant.ops.tflite_forms import by_table, concatenated
 from fxquant.rounding import Rescale, common_rescale
 
 

@@ -15,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.forms.onnx import OnnxCall, Value
+from fxquant.forms.tflite import TfliteCall
+from fxquant.forms.tflite import Value as TfliteValue
 from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
 from fxquant.ops.accumulator import IntegerCall, adds_nothing
-from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.spec import (
     Call,
     Clamp,
@@ -27,8 +29,6 @@ from fxquant.ops.spec import (
     RealCall,
     signature_reader,
 )
-from fxquant.ops.tflite import TfliteCall
-from fxquant.ops.tflite import Value as TfliteValue
 from fxquant.schemes import code_of
 
 

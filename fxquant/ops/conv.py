@@ -16,6 +16,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.forms.movable import padded_with_copies
+from fxquant.forms.onnx import OnnxCall, Value
+from fxquant.forms.qdq import (
+    Picture,
+    QdqForm,
+    arranged,
+    grids_of,
+    to_codes,
+    to_real,
+    weight_and_bias,
+)
+from fxquant.forms.tflite import TfliteCall, TfliteForm
+from fxquant.forms.tflite import Value as TfliteValue
+from fxquant.forms.tflite_ways import pictures, two
 from fxquant.kernels.sums import Geometry
 from fxquant.ops.layer import (
     LAYER_REAL,
@@ -28,17 +42,6 @@ from fxquant.ops.layer import (
     layer_reader,
     unsigned,
 )
-from fxquant.ops.movable import padded_with_copies
-from fxquant.ops.onnx import OnnxCall, Value
-from fxquant.ops.qdq import (
-    Picture,
-    QdqForm,
-    arranged,
-    grids_of,
-    to_codes,
-    to_real,
-    weight_and_bias,
-)
 from fxquant.ops.spec import (
     Call,
     OpSpec,
@@ -48,9 +51,6 @@ from fxquant.ops.spec import (
     module_options,
     per_dimension,
 )
-from fxquant.ops.tflite import TfliteCall, TfliteForm
-from fxquant.ops.tflite import Value as TfliteValue
-from fxquant.ops.tflite_forms import pictures, two
 
 
 def conv1d(

@@ -15,6 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.forms.onnx import OnnxCall, Value, pad_codes
+from fxquant.forms.tflite import TfliteCall, TfliteForm
+from fxquant.forms.tflite import Value as TfliteValue
+from fxquant.forms.tflite_ways import pictures, two
 from fxquant.intmath import LayerNumbers
 from fxquant.kernels.sums import Geometry
 from fxquant.ops.layer import (
@@ -28,11 +32,7 @@ from fxquant.ops.layer import (
     layer_reader,
     unsigned,
 )
-from fxquant.ops.onnx import OnnxCall, Value, pad_codes
 from fxquant.ops.spec import OpSpec, Output, Parameter, module_options, per_dimension
-from fxquant.ops.tflite import TfliteCall, TfliteForm
-from fxquant.ops.tflite import Value as TfliteValue
-from fxquant.ops.tflite_forms import pictures, two
 
 
 def conv_transpose1d(

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fxquant.forms.onnx import OnnxCall, Value, centred_value
+from fxquant.forms.tflite_ways import by_pairs
 from fxquant.intmath import centred
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
-from fxquant.ops.onnx import OnnxCall, Value, centred_value
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall, signature_reader
-from fxquant.ops.tflite_forms import by_pairs
 from fxquant.rounding import Rounding, rescale_of
 
 

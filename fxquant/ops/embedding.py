@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.forms.onnx import OnnxCall
+from fxquant.forms.tflite import TfliteCall
 from fxquant.ops.accumulator import adds_nothing
-from fxquant.ops.onnx import OnnxCall
 from fxquant.ops.selection import NoNumbers, no_numbers
 from fxquant.ops.spec import Argument, Call, OpSpec, Output, Parameter, signature_reader
-from fxquant.ops.tflite import TfliteCall
 
 
 def embedding(

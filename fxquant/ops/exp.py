@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fxquant.forms.tflite_ways import by_table
 from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import OpSpec, Output
 from fxquant.ops.table import look_up, look_up_onnx, table_numbers, table_reader
-from fxquant.ops.tflite_forms import by_table
 
 
 def exp(input: Tensor) -> Tensor:

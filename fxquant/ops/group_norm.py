@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.forms.onnx import OnnxCall
 from fxquant.ops.moments import (
     MomentNumbers,
     Rows,
@@ -26,7 +27,6 @@ from fxquant.ops.moments import (
     norm_onnx,
     parameters_of_norm,
 )
-from fxquant.ops.onnx import OnnxCall
 from fxquant.ops.spec import OpSpec, Output, module_options
 
 

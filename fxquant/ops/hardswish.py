@@ -11,10 +11,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.forms.tflite_ways import by_table
 from fxquant.ops.accumulator import adds_nothing
 from fxquant.ops.spec import OpSpec, Output
 from fxquant.ops.table import look_up, look_up_onnx, table_numbers, table_reader
-from fxquant.ops.tflite_forms import by_table
 
 
 def hardswish(input: Tensor, inplace: bool = False) -> Tensor:

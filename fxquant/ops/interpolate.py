@@ -24,14 +24,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.forms.movable import along_axes
+from fxquant.forms.onnx import OnnxCall, Value
+from fxquant.forms.tflite import TfliteCall
 from fxquant.intmath import ACCUMULATOR_BITS
 from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
 from fxquant.ops.accumulator import Accumulator, IntegerCall, adds_nothing
-from fxquant.ops.movable import along_axes
-from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.selection import no_numbers, selection_kernel
 from fxquant.ops.spec import Call, OpSpec, Output, Reader, RealCall, per_dimension, signature_reader
-from fxquant.ops.tflite import TfliteCall
 from fxquant.rounding import Rounding
 
 NEAREST = ("nearest", "nearest-exact")

@@ -15,6 +15,19 @@ import torch
 from torch import Tensor, fx
 
 from fxquant import intmath
+from fxquant.forms.onnx import (
+    OnnxCall,
+    OnnxForm,
+    OnnxGraph,
+    Value,
+    add_bytes,
+    bytes_of,
+    fits_nibbles,
+    requantize,
+)
+from fxquant.forms.tflite import LAST, TfliteCall
+from fxquant.forms.tflite import Value as TfliteValue
+from fxquant.forms.tflite_ways import Frame, fused, padded, scale_that_gives, two
 from fxquant.intmath import (
     LayerNumbers,
     accumulator_bound,
@@ -28,20 +41,7 @@ from fxquant.kernels import layers as kernels
 from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
 from fxquant.kernels.sums import Geometry, Layer
 from fxquant.ops.accumulator import Accumulator, IntegerCall
-from fxquant.ops.onnx import (
-    OnnxCall,
-    OnnxForm,
-    OnnxGraph,
-    Value,
-    add_bytes,
-    bytes_of,
-    fits_nibbles,
-    requantize,
-)
 from fxquant.ops.spec import Call, FastKernel, Reader, RealCall, signature_reader
-from fxquant.ops.tflite import LAST, TfliteCall
-from fxquant.ops.tflite import Value as TfliteValue
-from fxquant.ops.tflite_forms import Frame, fused, padded, scale_that_gives, two
 from fxquant.rounding import HIGH_MUL_SHIFT, RUY, Rescale
 from fxquant.schemes import Channels, QParams
 

@@ -13,6 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.forms.onnx import OnnxCall, Value
+from fxquant.forms.qdq import grids_of, to_codes, to_real, weight_and_bias
+from fxquant.forms.tflite import TfliteCall
+from fxquant.forms.tflite import Value as TfliteValue
 from fxquant.kernels.sums import Geometry
 from fxquant.ops.layer import (
     LAYER_REAL,
@@ -24,11 +28,7 @@ from fxquant.ops.layer import (
     layer_onnx,
     unsigned,
 )
-from fxquant.ops.onnx import OnnxCall, Value
-from fxquant.ops.qdq import grids_of, to_codes, to_real, weight_and_bias
 from fxquant.ops.spec import OpSpec, Output, Parameter, signature_reader
-from fxquant.ops.tflite import TfliteCall
-from fxquant.ops.tflite import Value as TfliteValue
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

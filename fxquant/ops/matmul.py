@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fxquant.forms.onnx import OnnxCall, Value, add_bytes, bytes_of, requantize
+from fxquant.forms.qdq import grids_of, to_codes, to_real
 from fxquant.intmath import (
     FLOAT32_EXACT,
     accumulator_limit,
@@ -27,8 +29,6 @@ from fxquant.intmath import (
 )
 from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
 from fxquant.ops.accumulator import Accumulator, IntegerCall, overflow, reach
-from fxquant.ops.onnx import OnnxCall, Value, add_bytes, bytes_of, requantize
-from fxquant.ops.qdq import grids_of, to_codes, to_real
 from fxquant.ops.spec import OpSpec, Output, RealCall, signature_reader
 from fxquant.rounding import Rescale, Rounding
 

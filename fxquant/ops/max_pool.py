@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.forms.onnx import OnnxCall, OnnxForm, Value
+from fxquant.forms.tflite import TfliteCall, TfliteForm
+from fxquant.forms.tflite import Value as TfliteValue
+from fxquant.forms.tflite_ways import Frame, padded, pictures, pool, two
 from fxquant.kernels.bytes import Windows, largest_in_windows
 from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
 from fxquant.ops.accumulator import IntegerCall, adds_nothing
-from fxquant.ops.onnx import OnnxCall, OnnxForm, Value
 from fxquant.ops.selection import no_numbers, reader_without_indices, selection_kernel
 from fxquant.ops.spec import OpSpec, Output, module_options, per_dimension
-from fxquant.ops.tflite import TfliteCall, TfliteForm
-from fxquant.ops.tflite import Value as TfliteValue
-from fxquant.ops.tflite_forms import Frame, padded, pictures, pool, two
 
 
 def max_pool1d(

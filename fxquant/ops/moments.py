@@ -30,9 +30,9 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import AccumulatorError
+from fxquant.forms.onnx import OnnxCall, OnnxForm, Value, centred_value, finish_value
 from fxquant.intmath import integer_root, per_channel, shift_by
 from fxquant.ops.accumulator import Accumulator, IntegerCall
-from fxquant.ops.onnx import OnnxCall, OnnxForm, Value, centred_value, finish_value
 from fxquant.ops.spec import Call, Parameter, RealCall, Spelling, signature_reader
 from fxquant.rounding import Rounding, rescale_of, shift_half_up_
 

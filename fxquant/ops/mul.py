@@ -14,13 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fxquant.forms.onnx import OnnxCall, Value, centred_value, requantize
+from fxquant.forms.tflite import TfliteCall
+from fxquant.forms.tflite import Value as TfliteValue
+from fxquant.forms.tflite_ways import by_operator, by_pairs
 from fxquant.intmath import Target, centred
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
-from fxquant.ops.onnx import OnnxCall, Value, centred_value, requantize
 from fxquant.ops.spec import OpSpec, Output, RealCall, signature_reader
-from fxquant.ops.tflite import TfliteCall
-from fxquant.ops.tflite import Value as TfliteValue
-from fxquant.ops.tflite_forms import by_operator, by_pairs
 from fxquant.rounding import FP32_RNE, GEMMLOWP, HIGH_MUL_SHIFT, Rescale, Rounding
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxquant.forms.onnx import OnnxCall, Value
 from fxquant.ops.accumulator import adds_nothing
-from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.spec import Call, OpSpec, Output, ZeroPoint, as_tuple, zero_point
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fxquant.forms.onnx import OnnxCall
 from fxquant.ops.moments import (
     MomentNumbers,
     Rows,
@@ -25,7 +26,6 @@ from fxquant.ops.moments import (
     norm_onnx,
     to_length_one,
 )
-from fxquant.ops.onnx import OnnxCall
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall, as_tuple
 
 

@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fxquant.forms.onnx import OnnxCall, Value
+from fxquant.forms.tflite import TfliteCall, TfliteForm
+from fxquant.forms.tflite import Value as TfliteValue
+from fxquant.forms.tflite_ways import TWO_STEPS, by_operator, by_pairs, every_code, rounded
 from fxquant.intmath import ACCUMULATOR_BITS, accumulator_limit, centred
 from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
 from fxquant.ops.accumulator import Accumulator, IntegerCall, Operand, reach
-from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.spec import RealCall
-from fxquant.ops.tflite import TfliteCall, TfliteForm
-from fxquant.ops.tflite import Value as TfliteValue
-from fxquant.ops.tflite_forms import TWO_STEPS, by_operator, by_pairs, every_code, rounded
 from fxquant.rounding import GEMMLOWP, HIGH_MUL_SHIFT, Rescale, Rounding, shift_gemmlowp
 
 _LEFT_SHIFT = 20  # by which LiteRT's sums of codes of 8 bits are finer than their terms

@@ -16,10 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.forms.onnx import OnnxCall, Value, centred_value, pad_codes, requantize
+from fxquant.forms.tflite import TfliteCall
+from fxquant.forms.tflite import Value as TfliteValue
+from fxquant.forms.tflite_ways import by_table
 from fxquant.intmath import centred
 from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
 from fxquant.ops.accumulator import IntegerCall, adds_nothing
-from fxquant.ops.onnx import OnnxCall, Value, centred_value, pad_codes, requantize
 from fxquant.ops.spec import (
     Call,
     OpSpec,
@@ -30,9 +33,6 @@ from fxquant.ops.spec import (
     signature_reader,
     zero_point,
 )
-from fxquant.ops.tflite import TfliteCall
-from fxquant.ops.tflite import Value as TfliteValue
-from fxquant.ops.tflite_forms import by_table
 from fxquant.rounding import Rescale, Rounding
 from fxquant.schemes import code_of
 

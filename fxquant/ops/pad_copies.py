@@ -12,12 +12,12 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.forms.movable import padded_with_copies
+from fxquant.forms.onnx import OnnxCall
+from fxquant.forms.tflite import TfliteCall
 from fxquant.ops.accumulator import adds_nothing
-from fxquant.ops.movable import padded_with_copies
-from fxquant.ops.onnx import OnnxCall
 from fxquant.ops.selection import no_numbers, selection_kernel
 from fxquant.ops.spec import Call, OpSpec, Output, signature_reader
-from fxquant.ops.tflite import TfliteCall
 
 _MODES = ("reflect", "replicate", "circular")
 

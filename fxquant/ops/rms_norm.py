@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.forms.onnx import OnnxCall
 from fxquant.ops.moments import (
     MomentNumbers,
     Rows,
@@ -28,7 +29,6 @@ from fxquant.ops.moments import (
     norm_onnx,
     parameters_of_norm,
 )
-from fxquant.ops.onnx import OnnxCall
 from fxquant.ops.spec import OpSpec, Output, RealCall, module_options
 
 

@@ -14,13 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fxquant.forms.onnx import OnnxCall, Value, centred_value, requantize
+from fxquant.forms.tflite import TfliteCall
+from fxquant.forms.tflite import Value as TfliteValue
+from fxquant.forms.tflite_ways import by_table
 from fxquant.intmath import centred
 from fxquant.ops.accumulator import adds_nothing
-from fxquant.ops.onnx import OnnxCall, Value, centred_value, requantize
 from fxquant.ops.spec import OpSpec, Output, RealCall, not_spelled
-from fxquant.ops.tflite import TfliteCall
-from fxquant.ops.tflite import Value as TfliteValue
-from fxquant.ops.tflite_forms import by_table
 from fxquant.rounding import Rescale, Rounding
 
 

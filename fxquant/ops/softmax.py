@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.errors import AccumulatorError
+from fxquant.forms.onnx import OnnxCall, Value
 from fxquant.ops.accumulator import Accumulator, IntegerCall
-from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall, signature_reader
 from fxquant.rounding import MULTIPLIER_BITS, Rounding, rescale_of
 from fxquant.schemes import QParams

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fxquant.forms.onnx import OnnxForm
+from fxquant.forms.qdq import QdqForm
+from fxquant.forms.tflite import TfliteForm
 from fxquant.intmath import ACCUMULATOR_BITS, Target
 from fxquant.kernels.kernel import Kernel, KernelChoice
 from fxquant.ops.accumulator import Accumulator, IntegerCall
-from fxquant.ops.onnx import OnnxForm
-from fxquant.ops.qdq import QdqForm
-from fxquant.ops.tflite import TfliteForm
 from fxquant.rounding import Rounding
 from fxquant.schemes import Channels, QParams, QuantScheme
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fxquant.forms.onnx import OnnxCall, Value, centred_value, finish_value
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
-from fxquant.ops.onnx import OnnxCall, Value, centred_value, finish_value
 from fxquant.ops.operands import (
     OperandNumbers,
     centred_operands,

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
+from fxquant.forms.onnx import OnnxCall, Value
 from fxquant.kernels.bytes import look_up_in
-from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.spec import Call, Reader, RealCall, signature_reader
 
 

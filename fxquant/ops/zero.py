@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxquant.forms.onnx import OnnxCall, Value
+from fxquant.forms.tflite import TfliteCall
+from fxquant.forms.tflite import Value as TfliteValue
 from fxquant.ops.accumulator import adds_nothing
-from fxquant.ops.onnx import OnnxCall, Value
 from fxquant.ops.spec import Call, OpSpec, Output, ZeroPoint, zero_point
-from fxquant.ops.tflite import TfliteCall
-from fxquant.ops.tflite import Value as TfliteValue
 
 
 def zero(input: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from fxquant.export.tflite import flatbuffer
-from fxquant.ops.tflite import Operator, Stored
+from fxquant.forms.tflite import Operator, Stored
 
 schema = pytest.importorskip(
     "ai_edge_litert.schema_py_generated", reason="LiteRT is in the extra `engines`"

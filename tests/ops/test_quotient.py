@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fxquant.forms.onnx import OnnxCall, OnnxGraph, Value
 from fxquant.ops.average import AverageNumbers, quotient, quotient_type
-from fxquant.ops.onnx import OnnxCall, OnnxGraph, Value
 from fxquant.rounding import FP32_RNE, GEMMLOWP, HALF_AWAY, HALF_EVEN, HALF_UP, Rounding
 
 BYTE = Value(OnnxGraph(), "x", torch.uint8)

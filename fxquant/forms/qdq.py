@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxquant.ops.onnx import OnnxCall, Value, pad_codes
+from fxquant.forms.onnx import OnnxCall, Value, pad_codes
 from fxquant.schemes import QParams
 
 QdqForm = Callable[[OnnxCall], Value | None]

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fxquant.ops.tflite import LAST, TfliteCall, Value, together
+from fxquant.forms.tflite import LAST, TfliteCall, Value, together
 from fxquant.rounding import GEMMLOWP, RUY, Rescale, Rounding, round_half_away
 from fxquant.schemes import SMALLEST_SCALE
 
