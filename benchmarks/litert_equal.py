@@ -25,7 +25,7 @@ import fxquant
 from fxquant import preset
 from fxquant.darts import DARTS_V2, NetworkCIFAR
 from fxquant.demo import FULL, load_digits
-from fxquant.export.tflite import run_tflite
+from fxquant.export.litert import run_tflite
 from measures import write
 from onnx_equal import NETWORKS
 

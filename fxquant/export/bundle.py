@@ -25,8 +25,7 @@ from fxquant.errors import ConfigError
 from fxquant.export.c import c_files
 from fxquant.export.count import count_node
 from fxquant.export.moves import apply_to
-from fxquant.export.verify import values_of
-from fxquant.export.walk import Like, Walk, walk
+from fxquant.export.walk import Like, Walk, values_of, walk
 from fxquant.extras import needs_extra
 from fxquant.files import writing
 from fxquant.graph.edit import called_module, get_attribute

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import ExportError
-from fxquant.export.walk import Like, Walk, merged
+from fxquant.export.walk import Walk, merged, zeros
 from fxquant.forms.movable import Movable, Shape
 from fxquant.forms.onnx import Value as OnnxValue
 from fxquant.graph.aten import in_aten, shape_of
@@ -77,7 +77,7 @@ def _traced(
     def apply(*given: Tensor) -> Any:
         return _applied(gm, node, dict(zip(tensors, given, strict=True)), run)
 
-    examples = [_example(run[n]) for n in tensors]
+    examples = [zeros(run[n]) for n in tensors]
     return in_aten(apply, examples, _SIMPLER)
 
 
@@ -95,13 +95,6 @@ def _applied(
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     function: Any = module_at(gm, node) if node.op == "call_module" else node.target
     return function(*args, **kwargs)
-
-
-def _example(value: Any) -> Any:
-    if not isinstance(value, Like):
-        return value
-    shape: Any = value.shape  # of one run: no batch of any size
-    return torch.zeros(shape, dtype=value.dtype)
 
 
 def _step(

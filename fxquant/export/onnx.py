@@ -10,46 +10,27 @@ form in its own record. Names stay: what node `conv` gives is the value `conv`.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
 
 from fxquant.errors import ConfigError, ExportError
 from fxquant.export.moves import move
-from fxquant.export.walk import Like, Walk, walk
-from fxquant.extras import needs_extra
-from fxquant.files import ending_of, writing
-from fxquant.forms.onnx import Node, OnnxCall, OnnxGraph, Value
+from fxquant.export.protobuf import Written, model_of, save
+from fxquant.export.walk import Like, Walk, has_no_form, only_value, taken_in, walk
+from fxquant.files import ending_of
+from fxquant.forms.onnx import OnnxCall, OnnxGraph, Value
 from fxquant.graph.edit import called_module, get_attribute, map_nodes
-from fxquant.graph.nested import leaves
-from fxquant.graph.place import describe, place_of
+from fxquant.graph.nested import leaves, mapped
 from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
 from fxquant.ops.move import is_move
 from fxquant.ops.spec import OpSpec
 from fxquant.rounding import FP32_RNE
 from fxquant.schemes import QuantScheme
 from fxquant.see.grid import grids_of
-
-if TYPE_CHECKING:
-    import onnx
-
-OPSET, IR_VERSION = 21, 10
-_FILE_LIMIT = 2**31 - 2**26  # of weights: a protobuf, nodes included, is smaller than 2 GB
-_BATCH = "batch"
-
-
-class Written(NamedTuple):
-    """A network written down: its graph, what goes in and comes out, and what each node gives."""
-
-    walk: Walk
-    graph: OnnxGraph
-    inputs: tuple[Value, ...]
-    outputs: tuple[Value, ...]
-    values: dict[fx.Node, Any]
 
 
 def export_onnx(
@@ -134,7 +115,8 @@ class _Writer:
         if node.op == "output":
             self._give(node)
         elif node.op == "placeholder":
-            self.values[node] = self._input(self.walk.of(node), str(node.target).lstrip("*"))
+            name = str(node.target).lstrip("*")
+            self.values[node] = taken_in(self.walk.of(node), name, self._input)
         else:
             found = self._value(node)
             if found is not None:
@@ -157,31 +139,19 @@ class _Writer:
             held = get_attribute(gm, str(node.target))
             return self.graph.value(held) if isinstance(held, Tensor) else None
         if isinstance(module, Quantize):
-            return quantize_onnx(module, self._read(node))
+            return quantize_onnx(module, only_value(node, self.values, Value))
         if isinstance(module, Dequantize):
-            return self._dequantize(node, module)
+            read = self.values[node.all_input_nodes[0]]
+            return mapped(partial(dequantize_onnx, module), read)
         if isinstance(module, IntegerOp):
             return self.form(self._call(node, module), module.op)
         if is_move(gm, node):
             return move(self.graph, self.walk, node, self.values, self._rows())
-        if not set(node.all_input_nodes) & self.values.keys():
-            found = [run[node] for run in self.walk.runs]
-            raise ExportError(f"{describe(node)} is computed from sizes: {found[0]}")
-        raise ExportError(
-            f"{describe(node)} has no ONNX form: it computes in float, between integers.\n"
-            "What to do: convert the network without keep_float."
-        )
+        raise has_no_form(self.walk, node, self.values, "ONNX")
 
-    def _input(self, like: Any, name: str) -> Any:
-        """What comes in; None for a number, which the examples have fixed."""
-        if isinstance(like, Like):
-            self.inputs.append(Value(self.graph, name, like.dtype, like.shape))
-            return self.inputs[-1]
-        if isinstance(like, (tuple, list)):
-            return tuple(self._input(part, f"{name}_{i}") for i, part in enumerate(like))
-        if isinstance(like, dict):
-            return {key: self._input(part, f"{name}_{key}") for key, part in like.items()}
-        return None
+    def _input(self, name: str, like: Like) -> Value:
+        self.inputs.append(Value(self.graph, name, like.dtype, like.shape))
+        return self.inputs[-1]
 
     def _rows(self) -> Value | None:
         """How many rows there are, int64 [1], where a batch has any size."""
@@ -192,18 +162,6 @@ class _Writer:
                     self._batch = shape.gather(torch.tensor([0]))
                     break
         return self._batch
-
-    def _read(self, node: fx.Node) -> Value:
-        found = self.values[node.all_input_nodes[0]]
-        if not isinstance(found, Value):
-            raise ExportError(f"{describe(node)} reads several tensors at once")
-        return found
-
-    def _dequantize(self, node: fx.Node, module: Dequantize) -> Any:
-        found = self.values[node.all_input_nodes[0]]
-        if isinstance(found, tuple):
-            return tuple(dequantize_onnx(module, part) for part in found)
-        return dequantize_onnx(module, found)
 
     def _call(self, node: fx.Node, module: IntegerOp) -> OnnxCall:
         read = leaves(node.args)
@@ -263,109 +221,3 @@ def dequantize_onnx(module: Dequantize, codes: Value) -> Value:
         "DequantizeLinear", codes, q.scale, zero, dtype=torch.float32
     )
     return found
-
-
-# ------------------------------------------------------------------------ protobufs
-
-
-def model_of(written: Written, name: str) -> onnx.ModelProto:
-    """The protobuf of a network written down, checked."""
-    with needs_extra("onnx"):
-        import onnx
-        from onnx import helper
-    import fxquant
-
-    graph, walk = written.graph, written.walk
-    modules = {node.name: place_of(node).module for node in walk.gm.graph.nodes}
-    nodes = [_node_proto(node, modules[node.place]) for node in graph.nodes]
-    used = {name for node in graph.nodes for name in node.inputs}
-    used |= {value.name for value in written.outputs}
-    constants = [
-        _tensor_proto(t, n, n in graph.nibbles) for n, t in graph.constants.items() if n in used
-    ]
-    inputs = [_info(value) for value in written.inputs]
-    outputs = [_info(value) for value in written.outputs]
-    inside = {name for node in graph.nodes for name in node.outputs}
-    inside -= {value.name for value in written.outputs}
-    named = {v.name: v for v in leaves(written.values) if isinstance(v, Value)}
-    between = [_info(v) for n, v in named.items() if n in inside and v.shape is not None]
-    model = helper.make_model(
-        helper.make_graph(nodes, name, inputs, outputs, constants, value_info=between),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="fxquant",
-        producer_version=fxquant.__version__,
-    )
-    helper.set_model_props(model, {"fxquant.rounding": _rounding(walk)})
-    if not _is_large(model):
-        onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-def _rounding(walk: Walk) -> str:
-    modules = (called_module(walk.gm, node) for node in walk.gm.graph.nodes)
-    return ", ".join(sorted({m.rounding.name for m in modules if isinstance(m, Quantize)}))
-
-
-def _node_proto(node: Node, module: str) -> onnx.NodeProto:
-    from onnx import helper
-
-    attributes: dict[str, Any] = {
-        key: _element_type(value) if isinstance(value, torch.dtype) else value
-        for key, value in node.attributes.items()
-    }
-    proto = helper.make_node(
-        node.operator, node.inputs, node.outputs, f"{node.operator}:{node.outputs[0]}", **attributes
-    )
-    for key, value in (("fxquant.node", node.place), ("fxquant.module", module)):
-        if value:
-            proto.metadata_props.add(key=key, value=value)
-    return proto
-
-
-def _tensor_proto(tensor: Tensor, name: str, nibbles: bool) -> onnx.TensorProto:
-    """`nibbles`: whether it is stored in 4 bits."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    array = tensor.numpy()
-    if nibbles:
-        short = TensorProto.INT4 if tensor.dtype.is_signed else TensorProto.UINT4
-        array = array.astype(helper.tensor_dtype_to_np_dtype(short))
-    return numpy_helper.from_array(array, name)
-
-
-def _info(value: Value) -> onnx.ValueInfoProto:
-    from onnx import helper
-
-    shape = None if value.shape is None else [_BATCH if n is None else n for n in value.shape]
-    return helper.make_tensor_value_info(value.name, _element_type(value.dtype), shape)
-
-
-def _element_type(dtype: torch.dtype) -> int:
-    from onnx import helper
-
-    return int(helper.np_dtype_to_tensor_dtype(torch.empty(0, dtype=dtype).numpy().dtype))
-
-
-def _is_large(model: onnx.ModelProto) -> bool:
-    """Whether weights have to lie beside the file. What is too large cannot even tell its size."""
-    return sum(len(tensor.raw_data) for tensor in model.graph.initializer) >= _FILE_LIMIT
-
-
-def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
-    """Write a model whole or not at all, large ones with their weights in a file beside it."""
-    import onnx
-
-    path = Path(path)
-    large = _is_large(model)
-    with writing(path), tempfile.TemporaryDirectory(
-        dir=path.parent, prefix=f".{path.name}."
-    ) as folder:
-        part, data = Path(folder) / path.name, f"{path.name}.data"
-        if large:
-            onnx.save_model(model, part, save_as_external_data=True, location=data)
-            onnx.checker.check_model(part, full_check=True)
-            os.replace(Path(folder) / data, path.with_name(data))
-        else:
-            onnx.save_model(model, part)
-        os.replace(part, path)

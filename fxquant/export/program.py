@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
 
 from fxquant.errors import ExportError
-from fxquant.export.walk import Like, walk
+from fxquant.export.walk import walk, zeros
 from fxquant.graph.edit import Site, called_module, replace_site
 from fxquant.graph.nested import mapped
 from fxquant.ops.integer import IntegerOp
@@ -42,7 +42,7 @@ def export_program(
     walked = walk(quantized, example_inputs, batch)
     inputs = [node for node in quantized.graph.nodes if node.op == "placeholder"]
     first, example = (
-        [mapped(_zeros, run[node]) for node in inputs] for run in (walked.runs[0], walked.runs[-1])
+        [mapped(zeros, run[node]) for node in inputs] for run in (walked.runs[0], walked.runs[-1])
     )
     rows = Dim("batch", min=1)
     shapes: list[Any] = []
@@ -94,13 +94,6 @@ class _Known(Site):
             return self.op.kernel(
                 self.kind(**self._buffers, **numbers), self.dtype, *codes, **options
             )
-
-
-def _zeros(value: Any) -> Any:
-    if not isinstance(value, Like):
-        return value
-    shape: Any = value.shape  # of one run: no batch of any size
-    return torch.zeros(shape, dtype=value.dtype)
 
 
 def _dynamic(first: Any, second: Any, rows: Any) -> Any:

@@ -1,34 +1,20 @@
-"""Whether an engine gives the integers of the network, and if not, where it parts from them.
-
-Twice for each engine: the file as it is, with all that the engine optimizes, for the outputs; and
-with every node's value as a further output, for the place.
-"""
+"""Whether an engine gives the integers of the network, and if not, where it parts from them."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, fx
 
-from fxquant.errors import ConfigError, DataError, ExportError, FileError, StageError
-from fxquant.export.tflite import is_tflite, run_tflite, with_every_value
-from fxquant.extras import needs_extra
+from fxquant.errors import ConfigError, DataError, StageError
+from fxquant.export.engines import Values, engines_of, refusals
+from fxquant.export.walk import values_of
 from fxquant.graph.nested import leaves
 from fxquant.pipeline import Stage, stage_of
-
-if TYPE_CHECKING:
-    import onnx
-
-Values = Mapping[str, Tensor]
-Run = Callable[[Sequence[Tensor]], Values]
 
 
 class Parting(NamedTuple):
@@ -105,57 +91,27 @@ def verify(
         raise StageError("what is verified is an integer network: hand it what `convert` gave")
     if not Path(path).is_file():
         raise ConfigError(f"there is no file '{path}'")
-    with open(path, "rb") as file:
-        in_litert = is_tflite(file.read(8))
-    there = ["LiteRT"] if in_litert else list(_ENGINES)
-    if engines is None:
-        engines = there if importlib.util.find_spec("openvino") else there[:1]
-    if not engines or not set(engines) <= set(there):
-        raise ConfigError(
-            f"engines for this file are of {', '.join(map(repr, there))}; got {engines!r}"
-        )
-    names = {node.name for node in quantized.graph.nodes}
-    runs = _in_litert(path) if in_litert else _of_onnx(path, engines, names)
+    opened = engines_of(path, engines, {node.name for node in quantized.graph.nodes})
     tally, count = _Tally(), 0
     for count, arguments in enumerate(_batches(data), 1):
         expected, outputs = _expected(quantized, arguments, count)
         given = [x.detach().cpu() for x in leaves(arguments) if isinstance(x, Tensor)]
-        for name, as_it_is, with_nodes in runs:
-            with _told(f"{name} does not run '{path}' on batch {count}"):
-                whole, every_value = as_it_is(given), with_nodes(given)
-            tally.outputs(name, outputs, whole)
-            tally.nodes(name, expected, every_value)
+        for engine in opened:
+            with refusals(f"{engine.name} does not run '{path}' on batch {count}"):
+                whole, every_value = engine.as_it_is(given), engine.with_nodes(given)
+            tally.compare_outputs(engine.name, outputs, whole)
+            tally.compare_nodes(engine.name, expected, every_value)
     if not count:
         raise DataError("there is no data to verify with")
-    if expected and not tally.compared:
+    if expected and not tally.nodes:
         raise ConfigError(f"'{path}' has no node of the network: it was exported from another one")
-    nodes = len({node for _, node in tally.compared})
-    of_outputs, of_nodes = (tuple(found.values()) for found in tally.found)
-    return Verification(tuple(engines), nodes, tally.elements, of_outputs, of_nodes)
-
-
-def _loaded(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    import onnx
-
-    try:
-        found = onnx.load(path, load_external_data=False)
-    except Exception as error:  # of the packages that onnx reads with
-        raise FileError(f"'{path}' is no ONNX model: {error}") from error
-    if not found.graph.output:
-        raise FileError(f"'{path}' is no ONNX model: it has no graph with an output")
-    return found
-
-
-@contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Around an engine, whose errors are of classes of its own."""
-    try:
-        yield
-    except Exception as error:
-        raise ExportError(
-            f"{what}: {error}\nWhat to do: verify with the file that this network was exported to, "
-            "and with data of its sizes and types."
-        ) from error
+    return Verification(
+        engines=tuple(engine.name for engine in opened),
+        nodes=len({node for _, node in tally.nodes}),
+        elements=sum(found.elements for found in tally.nodes.values()),
+        outputs=tuple(found for found in tally.outputs.values() if found.differing),
+        partings=tuple(found for found in tally.nodes.values() if found.differing),
+    )
 
 
 def _expected(
@@ -167,51 +123,50 @@ def _expected(
         raise DataError(f"the network does not run on batch {number}: {error}") from error
 
 
+_Found = dict[tuple[str, str], Parting]
+
+
 class _Tally:
-    """Adds up what differs, over batches and engines."""
+    """Adds up what differs over batches, by engine and name: in the order of the network, since
+    the first batch has all of them.
+    """
 
     def __init__(self) -> None:
-        self.elements = 0
-        self.compared: set[tuple[str, str]] = set()
-        self.found: tuple[dict[Any, Parting], dict[Any, Parting]] = ({}, {})
+        self.outputs: _Found = {}
+        self.nodes: _Found = {}
 
-    def outputs(self, engine: str, expected: Sequence[Tensor], given: Values) -> None:
-        """Compare what comes out, in order."""
+    def compare_outputs(self, engine: str, expected: Sequence[Tensor], given: Values) -> None:
+        """Of what comes out, in order."""
         if len(expected) != len(given):
             raise ConfigError(
                 f"the network gives {len(expected)} tensors and the file {len(given)}: it was "
                 "exported from another one"
             )
         for ours, (name, theirs) in zip(expected, given.items(), strict=True):
-            self._compare(self.found[0], engine, name, ours, theirs)
+            _compare(self.outputs, engine, name, ours, theirs)
 
-    def nodes(self, engine: str, expected: Values, given: Values) -> None:
-        """Compare what has one name in both."""
-        for name in expected.keys() & given.keys():
-            self.compared.add((engine, name))
-            self.elements += expected[name].numel()
-        for name in expected:  # in the order of the network
+    def compare_nodes(self, engine: str, expected: Values, given: Values) -> None:
+        """Of what has one name in both."""
+        for name, ours in expected.items():
             if name in given:
-                self._compare(self.found[1], engine, name, expected[name], given[name])
+                _compare(self.nodes, engine, name, ours, given[name])
 
-    def _compare(
-        self, found: dict[Any, Parting], engine: str, name: str, ours: Tensor, theirs: Tensor
-    ) -> None:
-        if ours.shape != theirs.shape:
-            raise ConfigError(
-                f"'{name}' has the shape {list(ours.shape)} in the network and "
-                f"{list(theirs.shape)} in the file: it was exported from another one"
-            )
-        if torch.equal(ours, theirs.to(ours.dtype)):
-            return
-        apart = (ours.double() - theirs.double()).abs()
-        before = found.get((engine, name), Parting(engine, name, 0, 0, 0.0))
-        found[engine, name] = Parting(
-            engine, name,
-            before.differing + int((apart != 0).sum()),
-            before.elements + ours.numel(),
-            max(before.largest, float(apart.max())),
+
+def _compare(found: _Found, engine: str, name: str, ours: Tensor, theirs: Tensor) -> None:
+    if ours.shape != theirs.shape:
+        raise ConfigError(
+            f"'{name}' has the shape {list(ours.shape)} in the network and "
+            f"{list(theirs.shape)} in the file: it was exported from another one"
         )
+    a, b = ours.double(), theirs.double()  # the type of either may lack numbers of the other
+    apart = (a - b)[a != b].abs()
+    before = found.get((engine, name), Parting(engine, name, 0, 0, 0.0))
+    found[engine, name] = Parting(
+        engine, name,
+        before.differing + apart.numel(),
+        before.elements + a.numel(),
+        max(before.largest, float(apart.max()) if apart.numel() else 0.0),
+    )
 
 
 def _batches(data: Any) -> Iterator[tuple[Any, ...]]:
@@ -219,112 +174,3 @@ def _batches(data: Any) -> Iterator[tuple[Any, ...]]:
         raise ConfigError(f"data is one batch, or several, got {type(data).__name__}")
     for batch in [data] if isinstance(data, Tensor) else data:
         yield (batch,) if isinstance(batch, Tensor) else tuple(batch)
-
-
-class _Keeper(fx.Interpreter):
-    """Keeps the tensors of every node."""
-
-    def __init__(self, gm: fx.GraphModule) -> None:
-        super().__init__(gm)
-        self.found: dict[str, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor) and n.op not in ("placeholder", "output"):
-            self.found[n.name] = result
-        return result
-
-
-def values_of(
-    gm: fx.GraphModule, arguments: Sequence[Any]
-) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """What the nodes of the network give, by name, and what comes out."""
-    keeper = _Keeper(gm)
-    with torch.no_grad():
-        result = keeper.run(*arguments)
-    return keeper.found, [x for x in leaves(result) if isinstance(x, Tensor)]
-
-
-def _in_litert(path: str | os.PathLike[str]) -> list[tuple[str, Run, Run]]:
-    """As the file is, and with the values of nodes."""
-    model = Path(path).read_bytes()
-    return [("LiteRT", partial(run_tflite, model), partial(run_tflite, with_every_value(model)))]
-
-
-def _of_onnx(
-    path: str | os.PathLike[str], engines: Sequence[str], names: set[str]
-) -> list[tuple[str, Run, Run]]:
-    """Of each engine, as the file is, and with the values of those names."""
-    with needs_extra("onnx"):
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-    plain = _loaded(path)
-    every = _with_every_value(plain, names)
-    runs = []
-    for name in engines:
-        with _told(f"{name} does not run '{path}'"):
-            runs.append((name, _ENGINES[name](path, plain), _ENGINES[name](path, every)))
-    return runs
-
-
-def _with_every_value(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
-    """The model with the values of those names as outputs, too."""
-    import onnx
-
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
-    given = {output.name for output in found.graph.output}
-    known = {info.name: info for info in found.graph.value_info}
-    for node in found.graph.node:
-        for name in node.output:
-            if name in names and name not in given and name in known:
-                found.graph.output.append(known[name])
-    return found
-
-
-def _onnxruntime(path: str | os.PathLike[str], model: onnx.ModelProto) -> Run:
-    """onnxruntime on the CPU, as it comes."""
-    import onnxruntime
-
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3
-    folder = str(Path(path).resolve().parent)
-    settings.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", folder
-    )
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
-    )
-    names = [given.name for given in session.get_inputs()]
-    outputs = [given.name for given in session.get_outputs()]
-
-    def run(inputs: Sequence[Tensor]) -> Values:
-        if len(inputs) != len(names):
-            raise ValueError(f"the file takes {len(names)} tensors, and there are {len(inputs)}")
-        feeds = dict(zip(names, (x.numpy() for x in inputs), strict=True))
-        found = session.run(outputs, feeds)
-        return {name: torch.from_numpy(x) for name, x in zip(outputs, found, strict=True)}
-
-    return run
-
-
-def _openvino(path: str | os.PathLike[str], model: onnx.ModelProto) -> Run:
-    """OpenVINO on the CPU, in the precision of the file."""
-    import openvino
-
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "SNIPPETS_MODE": "DISABLE"}
-    compiled = openvino.Core().compile_model(
-        openvino.Core().read_model(model.SerializeToString()), "CPU", settings
-    )
-    outputs = [output.name for output in model.graph.output]
-
-    def run(inputs: Sequence[Tensor]) -> Values:
-        found = compiled([x.numpy() for x in inputs])
-        return {
-            name: torch.from_numpy(found[i].copy()) for i, name in enumerate(outputs)
-        }
-
-    return run
-
-
-_ENGINES = {"onnxruntime": _onnxruntime, "OpenVINO": _openvino}

@@ -5,10 +5,10 @@ Shapes are those of one run, or of two runs with batches of two sizes: what diff
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -18,6 +18,8 @@ from fxquant.graph.nested import leaves, mapped
 from fxquant.graph.place import describe
 from fxquant.graph.values import assertions, scalars
 from fxquant.pipeline import Stage, stage_of
+
+V = TypeVar("V")
 
 _BATCHES = (2, 3)
 
@@ -66,22 +68,13 @@ def walk(quantized: fx.GraphModule, example_inputs: Any, batch: int | None) -> W
         raise StageError(
             "what is exported is an integer network.\nWhat to do: hand it what `convert` gives."
         )
-    if not isinstance(example_inputs, (Tensor, list, tuple)):
-        raise ConfigError(
-            "example_inputs are the arguments of one call, as a list, or its only tensor; got "
-            f"{type(example_inputs).__name__}"
-        )
-    inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
-    rows = [len(x) for x in leaves(inputs) if isinstance(x, Tensor) and x.dim()]
-    if not rows or not rows[0]:
-        raise ConfigError("example_inputs are the arguments of one call; they hold no row")
     if batch is not None and (type(batch) is not int or batch < 1):
         raise ConfigError(f"batch is the size of a batch, or None for any, got {batch!r}")
-    sizes = _BATCHES if batch is None else (batch,)
+    inputs, rows = _inputs_and_rows(example_inputs)
     runs = []
-    for size in sizes:
+    for size in _BATCHES if batch is None else (batch,):
         recorder = _Recorder(quantized)
-        resized = mapped(partial(_resized, rows=rows[0], size=size), inputs)
+        resized = mapped(partial(_resized, rows=rows, size=size), inputs)
         try:
             with torch.no_grad():
                 recorder.run(*resized)
@@ -93,6 +86,20 @@ def walk(quantized: fx.GraphModule, example_inputs: Any, batch: int | None) -> W
         runs.append(recorder.found)
     graph = quantized.graph
     return Walk(quantized, tuple(runs), frozenset(scalars(graph) | assertions(graph)))
+
+
+def _inputs_and_rows(example_inputs: Any) -> tuple[list[Any], int]:
+    """The arguments of a call, and how many rows the first tensor among them has."""
+    if not isinstance(example_inputs, (Tensor, list, tuple)):
+        raise ConfigError(
+            "example_inputs are the arguments of one call, as a list, or its only tensor; got "
+            f"{type(example_inputs).__name__}"
+        )
+    inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
+    rows = [len(x) for x in leaves(inputs) if isinstance(x, Tensor) and x.dim()]
+    if not rows or not rows[0]:
+        raise ConfigError("example_inputs are the arguments of one call; they hold no row")
+    return inputs, rows[0]
 
 
 class _Recorder(fx.Interpreter):
@@ -108,6 +115,30 @@ class _Recorder(fx.Interpreter):
         return result
 
 
+class _Keeper(fx.Interpreter):
+    """Keeps the tensors of every node."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(gm)
+        self.found: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor) and n.op not in ("placeholder", "output"):
+            self.found[n.name] = result
+        return result
+
+
+def values_of(
+    gm: fx.GraphModule, arguments: Sequence[Any]
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """What the nodes of the network give, by name, and what comes out."""
+    keeper = _Keeper(gm)
+    with torch.no_grad():
+        result = keeper.run(*arguments)
+    return keeper.found, [x for x in leaves(result) if isinstance(x, Tensor)]
+
+
 def _like(value: Any) -> Any:
     return Like(tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value
 
@@ -119,6 +150,14 @@ def _resized(value: Any, rows: int, size: int) -> Any:
     if not isinstance(value, Tensor) or value.shape[:1] != (rows,):
         return value
     return value[torch.arange(size) % rows]
+
+
+def zeros(value: Any) -> Any:
+    """A tensor like one of one run; whatever else a node gave as it is."""
+    if not isinstance(value, Like):
+        return value
+    shape: Any = value.shape  # of one run: no batch of any size
+    return torch.zeros(shape, dtype=value.dtype)
 
 
 def merged(found: Sequence[Any]) -> Any:
@@ -138,3 +177,42 @@ def merged(found: Sequence[Any]) -> Any:
         ends = [(s.start, s.stop, s.step) for s in found]
         return slice(*merged(ends))
     return first if all(value == first for value in found) else None
+
+
+# ------------------------------------------------------------------------ what is written
+
+
+def taken_in(like: Any, name: str, tensor: Callable[[str, Like], Any]) -> Any:
+    """What comes in under a name: `tensor(name, like)` of every tensor in it; None for a number,
+    which the examples have fixed.
+    """
+    if isinstance(like, Like):
+        return tensor(name, like)
+    if isinstance(like, (tuple, list)):
+        return tuple(taken_in(part, f"{name}_{i}", tensor) for i, part in enumerate(like))
+    if isinstance(like, dict):
+        return {key: taken_in(part, f"{name}_{key}", tensor) for key, part in like.items()}
+    return None
+
+
+def only_value(node: fx.Node, values: Mapping[fx.Node, Any], kind: type[V]) -> V:
+    """The one value, of this kind, that a node reads.
+
+    Raises ExportError where it reads several.
+    """
+    found = values[node.all_input_nodes[0]]
+    if not isinstance(found, kind):
+        raise ExportError(f"{describe(node)} reads several tensors at once")
+    return found
+
+
+def has_no_form(
+    walk: Walk, node: fx.Node, values: Mapping[fx.Node, Any], format: str
+) -> ExportError:
+    """What is wrong with a node that is no operator of ours and moves nothing."""
+    if not set(node.all_input_nodes) & values.keys():
+        return ExportError(f"{describe(node)} is computed from sizes: {walk.of(node)}")
+    return ExportError(
+        f"{describe(node)} has no form in {format}: it computes in float, between integers.\n"
+        "What to do: convert the network without keep_float."
+    )

@@ -15,7 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fxquant.export.tflite import flatbuffer
+from fxquant.export.flatbuffer import flatbuffer
 from fxquant.forms.tflite import Operator, Stored
 
 schema = pytest.importorskip(

@@ -158,7 +158,7 @@ def test_verify_says_where_and_by_how_much(tmp_path):
 
 
 def test_weights_beyond_the_limit_lie_beside_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("fxquant.export.onnx._FILE_LIMIT", 1000)
+    monkeypatch.setattr("fxquant.export.protobuf._FILE_LIMIT", 1000)
     quantized, x = convolution()
     is_equal(quantized, tmp_path / "net.onnx", [x])
     assert {p.name for p in tmp_path.iterdir()} == {"net.onnx", "net.onnx.data"}
