@@ -188,6 +188,16 @@ shift_ruy = _in_two_steps(shift_half_up)
 # ------------------------------------------------------------------------ integer factors
 
 
+def exponent_of(real: Tensor) -> Tensor:
+    """The e of `2^(e-1) <= |real| < 2^e`, and 0 of 0: int64, of float64 that is not subnormal.
+
+    That of torch.frexp, read off the bits: of frexp of float64 inductor makes C++ that no compiler
+    takes (torch 2.13 to 2.15).
+    """
+    exponent = ((real.view(torch.int64) >> 52) & 0x7FF) - 1022
+    return torch.where(real == 0, 0, exponent)
+
+
 def rescale_of(
     factor: Tensor, most: int = MAX_SHIFT, nearest: Callable[[Tensor], Tensor] = torch.round
 ) -> Rescale:
@@ -196,14 +206,14 @@ def rescale_of(
     `m` has 31 bits while S <= `most`; smaller factors have fewer. A factor beyond 2^31 becomes
     the largest `m` there is: any non-zero accumulator saturates with it, as it should.
     """
-    mantissa, exponent = torch.frexp(factor.to(torch.float64))
-    shift = (MULTIPLIER_BITS - exponent).clamp(0, most)
-    multiplier = nearest(torch.ldexp(mantissa, exponent + shift))
+    factor = factor.to(torch.float64)
+    shift = (MULTIPLIER_BITS - exponent_of(factor)).clamp(0, most)
+    multiplier = nearest(torch.ldexp(factor, shift))
     top = 2**MULTIPLIER_BITS
     # rounding up to 2^31 moves one bit from the multiplier to the shift
     full = (multiplier.abs() == top) & (shift > 0)
     multiplier = torch.where(full, multiplier / 2, multiplier).clamp(-(top - 1), top - 1)
-    return Rescale(multiplier.to(torch.int64), (shift - full.to(shift.dtype)).to(torch.int64))
+    return Rescale(multiplier.to(torch.int64), shift - full.to(torch.int64))
 
 
 def _litert_rescale(factor: Tensor) -> Rescale:
@@ -225,11 +235,10 @@ def short_rescale(factors: Tensor, bits: int, most: int) -> Rescale:
     """Multipliers of at most `bits` bits, of float64 factors of any shape and signs, over one
     common shift of at most `most` (0-dim).
     """
-    _, exponent = torch.frexp(factors.abs().max())
-    shift = (bits - exponent).clamp(0, most)
+    shift = (bits - exponent_of(factors.abs().max())).clamp(0, most)
     top = 2**bits - 1
     multiplier = torch.ldexp(factors, shift).round().clamp(-top, top)
-    return Rescale(multiplier.to(torch.int64), shift.to(torch.int64))
+    return Rescale(multiplier.to(torch.int64), shift)
 
 
 def _times(
@@ -465,7 +474,7 @@ def with_multiplier_bits(rounding: Rounding, bits: int) -> Rounding:
 
     def rescale(factor: Tensor) -> Rescale:
         multiplier, shift = rescale_of(shortened(factor, bits))
-        _, length = torch.frexp(multiplier.double())
+        length = exponent_of(multiplier.double())
         spare = torch.minimum((length - bits).clamp(min=0), shift)  # so many bits at its end are 0
         return Rescale(multiplier >> spare, shift - spare)
 
@@ -478,5 +487,6 @@ def with_multiplier_bits(rounding: Rounding, bits: int) -> Rounding:
 
 def shortened(factor: Tensor, bits: int) -> Tensor:
     """Each factor (float64, any shape) as the nearest that has so many significant bits."""
-    mantissa, exponent = torch.frexp(factor.to(torch.float64))
-    return torch.ldexp(torch.ldexp(mantissa, torch.tensor(bits)).round(), exponent - bits)
+    factor = factor.to(torch.float64)
+    spare = (exponent_of(factor) - bits).double()  # or ldexp would take a power in float32
+    return torch.ldexp(torch.ldexp(factor, -spare).round(), spare)

@@ -138,7 +138,6 @@ def test_eval_of_learned_grids(fake_quant):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="torch 2.15's inductor makes C++ of frexp that does not compile")
 @pytest.mark.parametrize("name", QUICK)
 def test_eval_by_inductor(name):
     prepared, x = prepared_of(name)

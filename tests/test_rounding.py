@@ -32,6 +32,7 @@ from fxquant.rounding import (
     RUY,
     Rescale,
     Rounding,
+    exponent_of,
     rounding_named,
 )
 from fxquant.schemes import UINT8, QParams, quantize
@@ -97,6 +98,17 @@ def quantized_multiplier(real: Fraction) -> tuple[int, int]:
 
 def int64(values: object) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int64)
+
+
+# ------------------------------------------------------------------------ real numbers
+
+
+@relaxed
+@example([0.0, -0.0, 1.0, -1.0, 0.5, 1 - 2.0**-53, 2.0**-1022, 1.7976931348623157e308])
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False)))
+def test_exponents_are_those_of_frexp(numbers: list[float]):
+    expected = [math.frexp(x)[1] for x in numbers]
+    assert exponent_of(torch.tensor(numbers, dtype=torch.float64)).tolist() == expected
 
 
 # ------------------------------------------------------------------------ integers

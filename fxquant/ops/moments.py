@@ -34,7 +34,7 @@ from fxquant.forms.onnx import OnnxCall, OnnxForm, Value, centred_value, finish_
 from fxquant.intmath import integer_root, per_channel, shift_by
 from fxquant.ops.accumulator import Accumulator, IntegerCall
 from fxquant.ops.spec import Call, Parameter, RealCall, Spelling, signature_reader
-from fxquant.rounding import Rounding, rescale_of, shift_half_up_
+from fxquant.rounding import Rounding, exponent_of, rescale_of, shift_half_up_
 
 _LARGEST = 2**62  # of v
 _INVERSE_BITS = 61
@@ -105,8 +105,7 @@ def moment_numbers(call: RealCall, eps: float) -> MomentNumbers:
     x, (y, low, high, rounding) = call.inputs[0], call.target
     epsilon = eps / x.scale.double().square()
     values = 2 ** torch.iinfo(x.scheme.dtype).bits
-    _, exponent = torch.frexp(epsilon / (values**2 / 2))
-    gain = ((exponent + 1) >> 1).clamp(min=0)
+    gain = ((exponent_of(epsilon / (values**2 / 2)) + 1) >> 1).clamp(min=0)
     small = rescale_of(torch.ldexp(epsilon, -2 * gain))
 
     weight, bias = call.options.get("weight"), call.options.get("bias")
@@ -114,8 +113,7 @@ def moment_numbers(call: RealCall, eps: float) -> MomentNumbers:
     factor = torch.ldexp((torch.ones_like(s_y) if weight is None else weight.double()) / s_y, -gain)
     offset = (torch.zeros_like(s_y) if bias is None else bias.double()) / s_y
     larger = torch.maximum(factor.abs(), offset.abs())
-    _, exponent = torch.frexp(larger)
-    shift = (_FACTOR_BITS - exponent).clamp(0, _FACTOR_BITS)
+    shift = (_FACTOR_BITS - exponent_of(larger)).clamp(0, _FACTOR_BITS)
     top = 2**_FACTOR_BITS - 1
     multiplier, offset = (
         torch.ldexp(real.expand_as(larger), shift).round().clamp(-top, top).to(torch.int64)
@@ -124,10 +122,10 @@ def moment_numbers(call: RealCall, eps: float) -> MomentNumbers:
     return MomentNumbers(
         epsilon=small.multiplier,
         fraction=small.shift,
-        gain=gain.to(torch.int64),
+        gain=gain,
         multiplier=multiplier,
         offset=offset,
-        shift=shift.to(torch.int64),
+        shift=shift,
         x_zero=x.zero_point,
         y_zero=y.zero_point,
         low=low,
@@ -193,8 +191,7 @@ def _units(
     """u/√V in the memory of u, where V is made of v and count²·eps: `join` says how."""
     epsilon, fraction = _epsilon_of(n, count)
     above = shift_by(v, -2 * n.gain) + (epsilon >> fraction) + 1
-    _, exponent = torch.frexp(above.double())  # V·4^-g < 2^exponent
-    h = (62 - exponent.to(torch.int64)) >> 1
+    h = (62 - exponent_of(above.double())) >> 1  # V·4^-g < 2^(62 - 2h)
     scaled = join(shift_by(v, 2 * (h - n.gain)), shift_by(epsilon, 2 * h - fraction))
     root = integer_root(scaled).clamp(min=1)
     inverse = torch.full_like(root, 2**_INVERSE_BITS).div(root, rounding_mode="floor")
