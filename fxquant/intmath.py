@@ -13,7 +13,7 @@ from __future__ import annotations
 import operator
 from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,7 +34,10 @@ FLOAT32_EXACT = 2**24  # sums of integers below this are exact in float32, in an
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
-def accumulator_limit(bits: int) -> int:
+Bits = TypeVar("Bits", int, Tensor)
+
+
+def accumulator_limit(bits: Bits) -> Bits:
     """Sums in so many bits stay below, in absolute value. A bias stays within half of it: the
     products have the other half.
     """

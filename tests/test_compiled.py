@@ -10,6 +10,7 @@ from torch import nn
 import fxquant
 from fxquant import QuantConfig
 from fxquant.darts import DARTS_V2, Cell, NetworkCIFAR, SearchNetwork
+from fxquant.errors import AccumulatorError
 from fxquant.intmath import LayerNumbers
 from fxquant.ops.layer import layer_kernel
 from fxquant.ops.matmul import MATMUL, MatmulNumbers
@@ -233,3 +234,25 @@ def test_products_beyond_float32_are_exact():
     a = torch.full((2, 301), 255, dtype=torch.uint8)
     found = compiled(lambda a, b: MATMUL.kernel(n, torch.int64, a, b))(a, a.t())
     assert found.tolist() == [[301 * 255 * 255] * 2] * 2
+
+
+class Outer(nn.Module):
+    def forward(self, x):
+        return x @ x.transpose(0, 1)
+
+
+@pytest.mark.parametrize(("stage", "error"), [
+    ("prepared", RuntimeError),  # a node of the graph, which asks no tensor
+    ("converted", AccumulatorError),
+])
+def test_products_that_may_leave_their_accumulator_are_refused(stage, error):
+    prepared = fxquant.prepare_qat(Outer())
+    x = torch.rand(2, 40_000)
+    laws.settle(prepared, x)
+    network = prepared if stage == "prepared" else fxquant.convert(prepared)
+    torch._dynamo.reset()
+    # with fullgraph torch.fx, which looks where the error came from, hides it behind another
+    run = torch.compile(network, backend="aot_eager", dynamic=True)
+    assert torch.equal(run(x[:, :50]), network(x[:, :50]))
+    with pytest.raises(error, match="(?s)a matrix product sums .*What to do"):
+        run(x)

@@ -113,10 +113,22 @@ def _accumulator(call: IntegerCall) -> Accumulator:
 
 
 def _kernel(n: MatmulNumbers, dtype: torch.dtype, a: Tensor, b: Tensor) -> Tensor:
-    if torch.compiler.is_compiling():  # where no number can be asked for; to refuse is for eval()
-        worst = a.shape[-1] * 255 * 255
-        return _product(carrier(n.bound, a.dtype, b.dtype, worst=worst), n, dtype, a, b)
-    return _within(limits_of(n), n, dtype, a, b)
+    if not torch.compiler.is_compiling():
+        return _within(limits_of(n), n, dtype, a, b)
+    terms = a.shape[-1]  # other numbers cannot be asked for
+    _assert_fits(n, terms)
+    kind = carrier(n.bound, a.dtype, b.dtype, worst=terms * 255 * 255)
+    return _product(kind, n, dtype, a, b)
+
+
+def _assert_fits(n: MatmulNumbers, terms: int) -> None:
+    """What `Limits.prove_fits` does, by a node of the graph: a RuntimeError when it runs."""
+    limit = accumulator_limit(n.accumulator_bits.to(torch.int64))
+    torch._assert_async(
+        n.bound * terms < limit,
+        "a matrix product sums more products than its accumulator is proved to hold.\n"
+        "What to do: call the network without torch.compile, which says how many and what helps.",
+    )
 
 
 def _fast(call: IntegerCall, dtype: torch.dtype, choice: KernelChoice) -> Kernel:
