@@ -61,7 +61,7 @@ def largest_in_windows(codes: Tensor, w: Windows) -> Tensor:
     lengths = codes.shape[-n:]
     counts = [_count(lengths[i], w, i) for i in range(n)]
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-        codes = written_first(codes)
+        codes = _written_first(codes)
     behind = [max(_reach(counts[i], w, i) - lengths[i] - w.padding[i], 0) for i in range(n)]
     if any(w.padding) or any(behind):
         widths = [width for i in reversed(range(n)) for width in (w.padding[i], behind[i])]
@@ -74,16 +74,11 @@ def largest_in_windows(codes: Tensor, w: Windows) -> Tensor:
     return codes
 
 
-@torch.library.custom_op("fxquant::written_first", mutates_args=())
-def written_first(codes: Tensor) -> Tensor:
-    """A copy, by an operator that inductor does not look into: what it would compute anew for each
-    window is in memory before."""
-    return codes.clone()
-
-
-@written_first.register_fake
-def _as_clone_lies(codes: Tensor) -> Tensor:
-    return torch.empty_like(codes)
+def _written_first(codes: Tensor) -> Tensor:
+    """A copy that inductor has to write, since strides mean nothing else: it would compute `codes`
+    anew for each window that holds them. A copy, because parts of tensors have no such strides."""
+    copy = codes.clone()
+    return copy.as_strided(copy.shape, copy.stride())
 
 
 def _every(x: Tensor, dim: int, step: int) -> Tensor:
