@@ -22,7 +22,7 @@ from fxquant.export.moves import move
 from fxquant.export.protobuf import Written, model_of, save
 from fxquant.export.walk import Like, Walk, has_no_form, only_value, taken_in, walk
 from fxquant.files import ending_of
-from fxquant.forms.onnx import OnnxCall, OnnxGraph, Value
+from fxquant.forms.onnx import OnnxCall, OnnxGraph, Value, of_values
 from fxquant.graph.edit import called_module, get_attribute, map_nodes
 from fxquant.graph.nested import leaves, mapped
 from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
@@ -197,10 +197,8 @@ def quantize_onnx(module: Quantize, x: Value) -> Value:
     real = x.to(torch.float32)
     if module.rounding is FP32_RNE and _is_whole(q.scheme) and q.scale.dtype is torch.float32:
         zero = q.zero_point.to(q.scheme.dtype)
-        found: Value = x.graph.node("QuantizeLinear", real, q.scale, zero, dtype=q.scheme.dtype)
-        return found
-    nearest: Any = module.rounding.nearest
-    codes: Value = nearest(real / q.scale) + q.zero_point
+        return x.graph.node("QuantizeLinear", real, q.scale, zero, dtype=q.scheme.dtype)
+    codes = of_values(module.rounding.nearest)(real / q.scale) + q.zero_point
     return codes.clamp(q.scheme.qmin, q.scheme.qmax).to(q.scheme.dtype)
 
 
@@ -214,10 +212,8 @@ def dequantize_onnx(module: Dequantize, codes: Value) -> Value:
     """Codes to real numbers."""
     q = module.qparams
     if q.scale.dtype is torch.float64:  # DequantizeLinear has none
-        real: Value = (codes.to(torch.int32) - q.zero_point).double() * q.scale
-        return real
+        return (codes.to(torch.int32) - q.zero_point).double() * q.scale
     zero = q.zero_point.to(codes.dtype)
-    found: Value = codes.graph.node(
+    return codes.graph.node(
         "DequantizeLinear", codes, q.scale, zero, dtype=torch.float32
     )
-    return found

@@ -49,15 +49,21 @@ class OnnxGraph:
         self._count = 0
 
     def node(
-        self, operator: str, *inputs: Value | Tensor | None, dtype: torch.dtype, outputs: int = 1,
+        self, operator: str, *inputs: Value | Tensor | None, dtype: torch.dtype, **attributes: Any
+    ) -> Value:
+        """The value that a new node gives; None is an input left out."""
+        (found,) = self.node_of_several(operator, *inputs, dtype=dtype, outputs=1, **attributes)
+        return found
+
+    def node_of_several(
+        self, operator: str, *inputs: Value | Tensor | None, dtype: torch.dtype, outputs: int,
         **attributes: Any,
-    ) -> Any:
-        """The value, or the tuple of values, that a new node gives; None is an input left out."""
+    ) -> tuple[Value, ...]:
+        """The values that a new node with so many outputs gives."""
         names = tuple(self._fresh(operator) for _ in range(outputs))
         read = tuple("" if x is None else self.value(x).name for x in inputs)
         self.nodes.append(Node(operator, read, names, attributes, self.place))
-        values = tuple(Value(self, name, dtype) for name in names)
-        return values if outputs > 1 else values[0]
+        return tuple(Value(self, name, dtype) for name in names)
 
     def value(self, x: Value | Tensor | float) -> Value:
         """A value as it is, a tensor or number as a constant; equal small ones are one."""
@@ -86,10 +92,9 @@ class OnnxGraph:
         name = self._fresh("weight")
         self.constants[name] = codes.detach().cpu().contiguous()
         self.nibbles.add(name)
-        found: Value = self.node(
+        return self.node(
             "Cast", Value(self, name, codes.dtype), dtype=codes.dtype, to=codes.dtype
         )
-        return found
 
     def sizes(self, shape: Sequence[int | None], batch: Value | None) -> Value:
         """A shape as int64 [n], with the number of rows, int64 [1], in the place of None."""
@@ -169,23 +174,20 @@ class Value:
 
     def _binary(self, operator: str, other: Any) -> Value:
         left, right = self._with(other)
-        found: Value = self.graph.node(operator, left, right, dtype=left.dtype)
-        return found
+        return self.graph.node(operator, left, right, dtype=left.dtype)
 
     def _compare(self, operator: str, other: Any) -> Value:
         left, right = self._with(other)
-        found: Value = self.graph.node(operator, left, right, dtype=torch.bool)
-        return found
+        return self.graph.node(operator, left, right, dtype=torch.bool)
 
     def _unary(self, operator: str) -> Value:
-        found: Value = self.graph.node(operator, self, dtype=self.dtype)
-        return found
+        return self.graph.node(operator, self, dtype=self.dtype)
 
     def to(self, dtype: torch.dtype) -> Value:
         """Cast, unless it has that type."""
         if dtype == self.dtype:
             return self
-        found: Value = self.graph.node("Cast", self, dtype=dtype, to=dtype)
+        found = self.graph.node("Cast", self, dtype=dtype, to=dtype)
         found.shape = self.shape
         return found
 
@@ -203,8 +205,7 @@ class Value:
 
     def rsub(self, other: Any) -> Value:
         """other - self"""
-        found: Value = self.graph.value(torch.as_tensor(other, dtype=self.dtype)).sub(self)
-        return found
+        return self.graph.value(torch.as_tensor(other, dtype=self.dtype)).sub(self)
 
     def mul(self, other: Any) -> Value:
         """self · other"""
@@ -213,8 +214,7 @@ class Value:
     def div(self, other: Any, rounding_mode: str | None = None) -> Value:
         """self / other, of integers floored: ONNX's own division cuts off towards 0."""
         if rounding_mode == "floor":
-            whole: Value = self - self % other
-            return whole._binary("Div", other)
+            return self.sub(self.remainder(other))._binary("Div", other)
         return self._binary("Div", other)
 
     def remainder(self, other: Any) -> Value:
@@ -227,11 +227,10 @@ class Value:
         if not shift.any():
             return self
         lifted = (self + _FAR).to(torch.uint64)
-        shifted: Value = self.graph.node(
+        shifted = self.graph.node(
             "BitShift", lifted, shift.to(torch.uint64), dtype=torch.uint64, direction="RIGHT"
         )
-        found: Value = shifted.to(torch.int64) - (torch.tensor(_FAR) >> shift)
-        return found
+        return shifted.to(torch.int64) - (torch.tensor(_FAR) >> shift)
 
     def bitwise_left_shift(self, by: Any) -> Value:
         """self · 2^by; `by` a constant, of any shape."""
@@ -245,24 +244,21 @@ class Value:
         if any(end is not None and end.dim() for end in ends):
             above = self if ends[0] is None else self._binary("Max", ends[0])
             return above if ends[1] is None else above._binary("Min", ends[1])
-        found: Value = self.graph.node("Clip", self, *ends, dtype=self.dtype)
-        return found
+        return self.graph.node("Clip", self, *ends, dtype=self.dtype)
 
     def where(self, chosen: Any, other: Any) -> Value:
         """`chosen` where this, a bool, is true."""
         if not isinstance(chosen, Value):
             chosen = self.graph.value(torch.as_tensor(chosen))
         left, right = chosen._with(other)
-        found: Value = self.graph.node("Where", self, left, right, dtype=left.dtype)
-        return found
+        return self.graph.node("Where", self, left, right, dtype=left.dtype)
 
     def reduce(self, operator: str, dims: Sequence[int] | None, keepdim: bool = True) -> Value:
         """ReduceSum or ReduceMax over `dims`; over all where they are None."""
         axes = None if dims is None else torch.tensor(list(dims))
-        found: Value = self.graph.node(
+        return self.graph.node(
             operator, self, axes, dtype=self.dtype, keepdims=int(keepdim)
         )
-        return found
 
     def largest(self, dims: Sequence[int], keepdim: bool = True) -> Value:
         """The largest along those dimensions; there is none of 16 bits."""
@@ -271,62 +267,53 @@ class Value:
 
     def gather(self, index: Any, axis: int = 0) -> Value:
         """The elements at `index` along `axis`; an index of n dimensions makes n of one."""
-        found: Value = self.graph.node(
+        return self.graph.node(
             "Gather", self, self.graph.value(index), dtype=self.dtype, axis=axis
         )
-        return found
 
     def look_up(self, table: Tensor) -> Value:
         """`table[self]`"""
-        found: Value = self.graph.node("Gather", table, self, dtype=table.dtype, axis=0)
-        return found
+        return self.graph.node("Gather", table, self, dtype=table.dtype, axis=0)
 
     def reshape(self, shape: Iterable[int | None]) -> Value:
         """In another shape; None for a batch of any size."""
         sizes = [-1 if size is None else size for size in shape]
-        found: Value = self.graph.node("Reshape", self, torch.tensor(sizes), dtype=self.dtype)
-        return found
+        return self.graph.node("Reshape", self, torch.tensor(sizes), dtype=self.dtype)
 
     def unsqueeze(self, axis: int) -> Value:
         """With one more dimension, of 1, at `axis`."""
-        found: Value = self.graph.node("Unsqueeze", self, torch.tensor([axis]), dtype=self.dtype)
-        return found
+        return self.graph.node("Unsqueeze", self, torch.tensor([axis]), dtype=self.dtype)
 
     def permute(self, order: Sequence[int]) -> Value:
         """Its dimensions in another order."""
-        found: Value = self.graph.node("Transpose", self, dtype=self.dtype, perm=list(order))
-        return found
+        return self.graph.node("Transpose", self, dtype=self.dtype, perm=list(order))
 
     def slice(self, dim: int, start: int | None, end: int | None, step: int = 1) -> Value:
         """Every step-th element along `dim`, as Python slices a list."""
         ends = torch.tensor([2**62 if end is None else end])
-        found: Value = self.graph.node(
+        return self.graph.node(
             "Slice", self, torch.tensor([start or 0]), ends, torch.tensor([dim]),
             torch.tensor([step]), dtype=self.dtype,
         )
-        return found
 
     def flip(self, dims: Sequence[int]) -> Value:
         """Backwards along those dimensions."""
         last = torch.full((len(dims),), -1)
         far = torch.full((len(dims),), -(2**62))
-        found: Value = self.graph.node(
+        return self.graph.node(
             "Slice", self, last, far, torch.tensor(dims), last, dtype=self.dtype
         )
-        return found
 
     def split(self, sizes: Sequence[int], dim: int) -> tuple[Value, ...]:
         """Parts of those sizes."""
-        parts = self.graph.node(
+        return self.graph.node_of_several(
             "Split", self, torch.tensor(sizes), dtype=self.dtype, outputs=len(sizes), axis=dim
         )
-        return parts if len(sizes) > 1 else (parts,)
 
     def expand(self, shape: Sequence[int | None], batch: Value | None = None) -> Value:
         """Broadcast to that shape; `batch` is the number of rows, int64 [1], where it is None."""
         sizes = self.graph.sizes(shape, batch)
-        found: Value = self.graph.node("Expand", self, sizes, dtype=self.dtype)
-        return found
+        return self.graph.node("Expand", self, sizes, dtype=self.dtype)
 
     def repeat(self, repeats: Sequence[int | None], batch: Value | None = None) -> Value:
         """So many copies along each dimension; None as for `expand`."""
@@ -334,10 +321,9 @@ class Value:
         assert x.shape is not None  # as of all that a move reads
         if len(repeats) > len(x.shape):
             x = x.reshape([*[1] * (len(repeats) - len(x.shape)), *x.shape])
-        found: Value = self.graph.node(
+        return self.graph.node(
             "Tile", x, self.graph.sizes(repeats, batch), dtype=self.dtype
         )
-        return found
 
     def round(self) -> Value:
         """To the nearest integer, ties to even."""
@@ -438,6 +424,11 @@ class OnnxCall(NamedTuple):
 OnnxForm = Callable[[OnnxCall], Value]
 
 
+def of_values(function: Callable[..., Tensor]) -> Callable[..., Value]:
+    """What computes with tensors, as all that a `Rounding` does, computes with values as well."""
+    return cast(Callable[..., Value], function)
+
+
 def fits_nibbles(codes: Tensor) -> bool:
     """Whether 4 bits hold every code: -8 to 7, or 0 to 15."""
     low = -8 if codes.dtype.is_signed else 0
@@ -480,8 +471,7 @@ def requantize(
     elif rounding is FP32_RNE:
         y = (acc.to(torch.float32) * rescale.multiplier).round() + n.y_zero.float()
     else:
-        wide: Any = acc.to(torch.int64)
-        y = rounding.multiply(wide, rescale) + n.y_zero
+        y = of_values(rounding.multiply)(acc.to(torch.int64), rescale) + n.y_zero
     return y.clamp(n.low, n.high).to(dtype)
 
 
@@ -489,8 +479,7 @@ def finish_value(
     total: Value, rounding: Rounding, shift: Tensor, n: Any, dtype: torch.dtype
 ) -> Value:
     """What was multiplied already to codes: one shift, the zero point, the clamp."""
-    shifted: Any = rounding.shift(cast(Any, total), shift)
-    y: Value = shifted + n.y_zero
+    y: Value = of_values(rounding.shift)(total, shift) + n.y_zero
     return y.clamp(n.low, n.high).to(dtype)
 
 
@@ -530,7 +519,7 @@ def pad_codes(
     rest = [0] * (len(codes.shape) - len(widths))
     pads = [*rest, *(w[0] for w in widths), *rest, *(w[1] for w in widths)]
     fill = fill.to(wide.dtype)
-    padded: Value = codes.graph.node(
+    padded = codes.graph.node(
         "Pad", wide, torch.tensor(pads), fill, dtype=wide.dtype, mode="constant"
     )
     return padded.to(codes.dtype)

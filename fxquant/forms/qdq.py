@@ -40,17 +40,16 @@ def _has_kernels(q: QParams) -> bool:
 def to_real(codes: Value, scale: Tensor, zero: Tensor, axis: int | None = None) -> Value:
     """What codes stand for."""
     along = {} if axis is None else {"axis": axis}
-    found: Value = codes.graph.node(
+    return codes.graph.node(
         "DequantizeLinear", codes, scale, zero.to(codes.dtype), dtype=torch.float32, **along
     )
-    return found
 
 
 def to_codes(call: OnnxCall, real: Value) -> Value:
     """Codes of the output: what saturates needs no clamp, unless the clamp is tighter."""
     q, n = call.output, call.numbers
     zero = q.zero_point.to(call.dtype)
-    codes: Value = real.graph.node("QuantizeLinear", real, q.scale, zero, dtype=call.dtype)
+    codes = real.graph.node("QuantizeLinear", real, q.scale, zero, dtype=call.dtype)
     ends = torch.iinfo(call.dtype)
     if int(n.low.max()) > ends.min or int(n.high.min()) < ends.max:
         return codes.clamp(n.low, n.high)

@@ -12,13 +12,13 @@ with the zero point, QLinearGlobalAveragePool of onnxruntime without.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fxquant.errors import AccumulatorError, ExportError
-from fxquant.forms.onnx import OnnxCall, OnnxForm, Value, sum_of
+from fxquant.forms.onnx import OnnxCall, OnnxForm, Value, of_values, sum_of
 from fxquant.forms.tflite import TfliteCall, TfliteForm
 from fxquant.forms.tflite import Value as TfliteValue
 from fxquant.forms.tflite_ways import look_up_means
@@ -176,10 +176,6 @@ def quotient(
     n: AverageNumbers = call.numbers
     divisor = count << n.shift
     if quotient_type(call, elements, count) is torch.int64:
-        divide: Any = n.rounding.divide
-        found: Value = divide(total * n.multiplier, divisor, zero)
-        return found
-    nearest: Any = n.rounding.nearest
+        return of_values(n.rounding.divide)(total * n.multiplier, divisor, zero)
     real = total * n.multiplier.double() / divisor.double()
-    rounded: Value = nearest(real if isinstance(zero, int) else real + zero.double())
-    return rounded
+    return of_values(n.rounding.nearest)(real if isinstance(zero, int) else real + zero.double())

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.forms.onnx import OnnxCall, Value, add_bytes, bytes_of
+from fxquant.forms.onnx import OnnxCall, Value, add_bytes, bytes_of, of_values
 from fxquant.forms.tflite import TfliteCall
 from fxquant.forms.tflite import Value as TfliteValue
 from fxquant.forms.tflite_ways import (
@@ -140,12 +140,11 @@ def _window_sums(
     """
     kernel, steps, padding, behind = _windows(codes, windows, s)
     lengths = codes.sizes[-len(windows) :]
-    found: Value = codes.graph.node(
+    return codes.graph.node(
         "ConvInteger", codes.reshape([None, 1, *lengths]),
         torch.ones(1, 1, *kernel, dtype=torch.uint8), zero, dtype=torch.int32,
         kernel_shape=list(kernel), strides=list(steps), pads=[*padding, *behind],
     )
-    return found
 
 
 def _average_pool_2d(call: TfliteCall, dims: int) -> TfliteValue | None:
@@ -216,8 +215,8 @@ def _onnx(dims: int, call: OnnxCall) -> Value:
     (x,), s, zero = call.codes, call.settings, call.numbers.zero
     after = call.shape
     total = add_bytes(_window_sums(*part, after[-dims:], s) for part in bytes_of(x, zero))
-    divide: Any = call.numbers.rounding.divide
-    mean: Value = divide(total.to(torch.int64), window_divisors(x.sizes, after, dims, s), zero)
+    divide = of_values(call.numbers.rounding.divide)
+    mean = divide(total.to(torch.int64), window_divisors(x.sizes, after, dims, s), zero)
     assert x.shape is not None  # as of all that the integer network itself gives
     return mean.to(call.dtype).reshape([*x.shape[:-dims], *after[-dims:]])
 
@@ -231,7 +230,7 @@ def _qdq(dims: int, call: OnnxCall) -> Value | None:
     if (s["count_include_pad"] and (s["ceil_mode"] or padded)) or s.get("divisor_override"):
         return None
     kernel, steps, padding, behind = _windows(x, call.shape[-dims:], s)
-    mean: Value = call.graph.node(
+    mean = call.graph.node(
         "AveragePool", x.to(torch.float32), dtype=torch.float32, kernel_shape=list(kernel),
         strides=list(steps), pads=[*padding, *behind], count_include_pad=0,
     )

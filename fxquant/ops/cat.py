@@ -116,8 +116,7 @@ def _onnx(call: OnnxCall) -> Value:
         same = _keeps_codes(x, zero, rescale, n)
         d = centred_value(x, zero)
         parts.append(x if same else requantize(d, n.rounding, rescale, n, call.dtype))
-    found: Value = call.graph.node("Concat", *parts, dtype=call.dtype, axis=call.settings["dim"])
-    return found
+    return call.graph.node("Concat", *parts, dtype=call.dtype, axis=call.settings["dim"])
 
 
 def _qdq(call: OnnxCall) -> Value | None:
@@ -130,7 +129,7 @@ def _qdq(call: OnnxCall) -> Value | None:
     parts = [
         to_real(codes, q.scale, q.zero_point) for codes, q in zip(call.codes, grids, strict=True)
     ]
-    real: Value = call.graph.node("Concat", *parts, dtype=torch.float32, axis=axis)
+    real = call.graph.node("Concat", *parts, dtype=torch.float32, axis=axis)
     return to_codes(call, real)
 
 

@@ -175,7 +175,7 @@ def _qdq(dims: int) -> QdqForm:
         )
         codes, weight, strides, pads = arranged(given, x.zero_point, attributes["group"], dilation)
         attributes |= {"kernel_shape": list(weight.shape[2:]), "strides": list(strides)}
-        real: Value = call.graph.node(
+        real = call.graph.node(
             "Conv", to_real(codes, x.scale, x.zero_point), *weight_and_bias(call, x, weight, 0),
             dtype=torch.float32, pads=_pads(pads), **attributes,
         )
@@ -194,11 +194,10 @@ def _sum_up(dims: int) -> Callable[..., Value]:
             codes = padded_with_copies(codes, widths, mode)
             widths = [(0, 0)] * dims
         stored, weight_zero = unsigned(call.graph, call.numbers.weight)
-        found: Value = call.graph.node(
+        return call.graph.node(
             "ConvInteger", codes, stored, zero, weight_zero,
             dtype=torch.int32, pads=_pads(widths), **attributes,
         )
-        return found
 
     return sum_up
 

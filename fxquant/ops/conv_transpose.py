@@ -95,12 +95,11 @@ def _sum_up(dims: int) -> Callable[..., Value]:
         ]
         groups = s["groups"]
         stored, weight_zero = unsigned(codes.graph, turned_round(weight, groups))
-        found: Value = call.graph.node(
+        return call.graph.node(
             "ConvInteger", pad_codes(picture, around, zero), stored, zero, weight_zero,
             dtype=torch.int32, kernel_shape=list(weight.shape[2:]), group=groups,
             dilations=list(dilation), strides=[1] * dims, pads=[0] * (2 * dims),
         )
-        return found
 
     return sum_up
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fxquant.forms.onnx import OnnxCall, Value, centred_value
+from fxquant.forms.onnx import OnnxCall, Value, centred_value, of_values
 from fxquant.forms.tflite_ways import by_pairs
 from fxquant.intmath import centred
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
@@ -85,8 +85,7 @@ def _onnx(call: OnnxCall) -> Value:
     )
     sign, below = 1 - 2 * (below < 0).to(torch.int64), below.abs()
     above = above * sign
-    quotient: Any = n.rounding.divide
-    steps = quotient(above * n.multiplier, below.clamp(min=1) << n.shift)
+    steps = of_values(n.rounding.divide)(above * n.multiplier, below.clamp(min=1) << n.shift)
     y = (below == 0).where(above.sign() * 2**16, steps) + n.y_zero
     return y.clamp(n.low, n.high).to(call.dtype)
 

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.forms.movable import along_axes
-from fxquant.forms.onnx import OnnxCall, Value
+from fxquant.forms.onnx import OnnxCall, Value, of_values
 from fxquant.forms.tflite import TfliteCall
 from fxquant.intmath import ACCUMULATOR_BITS
 from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
@@ -226,9 +226,8 @@ def _linear_onnx(call: OnnxCall) -> Value:
         weight = weight.reshape(-1, *[1] * (len(x.sizes) - 1 - axis))
         above = total.gather(second, axis) * weight
         total = total.gather(first, axis) * (2**bits - weight) + above
-    rounded: Any = n.rounding.divide_shift(total, torch.tensor(bits * len(lengths)))
-    found_codes: Value = rounded.to(call.dtype)
-    return found_codes
+    divide_shift = of_values(n.rounding.divide_shift)
+    return divide_shift(total, torch.tensor(bits * len(lengths))).to(call.dtype)
 
 
 INTERPOLATE_NEAREST = OpSpec(

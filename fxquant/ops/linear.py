@@ -44,10 +44,9 @@ def _options(module: nn.Linear) -> dict[str, Any]:
 def _sum_up(call: OnnxCall, codes: Value, zero: Tensor) -> Value:
     """MatMulInteger of one byte of the codes, int32."""
     stored, weight_zero = unsigned(call.graph, call.numbers.weight.t())
-    found: Value = call.graph.node(
+    return call.graph.node(
         "MatMulInteger", codes, stored, zero, weight_zero, dtype=torch.int32
     )
-    return found
 
 
 def _qdq(call: OnnxCall) -> Value | None:
@@ -58,7 +57,7 @@ def _qdq(call: OnnxCall) -> Value | None:
     (x,), (codes,), flat = grids, call.codes, len(shape) == 2
     rows = codes if flat else codes.reshape([None, shape[-1]])
     weight, bias = weight_and_bias(call, x, call.numbers.weight, 0)
-    real: Value = call.graph.node(
+    real = call.graph.node(
         "Gemm", to_real(rows, x.scale, x.zero_point), weight, bias,
         dtype=torch.float32, transB=1,
     )

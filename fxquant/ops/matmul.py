@@ -158,10 +158,9 @@ def _onnx(call: OnnxCall) -> Value:
     a, b = call.codes
 
     def product(left: Value, a_zero: Tensor, right: Value, b_zero: Tensor) -> Value:
-        found: Value = call.graph.node(
+        return call.graph.node(
             "MatMulInteger", left, right, a_zero, b_zero, dtype=torch.int32
         )
-        return found
 
     acc = add_bytes(
         add_bytes(product(*left, *right) for right in bytes_of(b, n.b_zero))
@@ -178,7 +177,7 @@ def _qdq(call: OnnxCall) -> Value | None:
     a, b = (
         to_real(codes, q.scale, q.zero_point) for codes, q in zip(call.codes, grids, strict=True)
     )
-    real: Value = call.graph.node("MatMul", a, b, dtype=torch.float32)
+    real = call.graph.node("MatMul", a, b, dtype=torch.float32)
     return to_codes(call, real)
 
 

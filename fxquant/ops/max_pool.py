@@ -68,7 +68,7 @@ def _onnx(dims: int) -> OnnxForm:
             )
         ]
         eight = torch.iinfo(x.dtype).bits == 8
-        found: Value = call.graph.node(
+        found = call.graph.node(
             "MaxPool", x if eight else x.to(torch.float32),
             dtype=x.dtype if eight else torch.float32, kernel_shape=list(kernel),
             strides=list(steps), dilations=list(dilation), pads=[*padding, *behind],

@@ -46,8 +46,7 @@ def _onnx(call: OnnxCall) -> Value:
         given = torch.tensor([1 if n is None else n for n in as_tuple(size)])
         batch = torch.tensor([n is None for n in as_tuple(size)])
         shape = call.graph.value(batch).where(shape.gather(torch.tensor([0])), given)
-    found: Value = call.graph.node("Expand", zero, shape, dtype=call.dtype)
-    return found
+    return call.graph.node("Expand", zero, shape, dtype=call.dtype)
 
 
 NEW_ZEROS = OpSpec(

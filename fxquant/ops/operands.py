@@ -11,12 +11,12 @@ import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fxquant.forms.onnx import OnnxCall, Value
+from fxquant.forms.onnx import OnnxCall, Value, of_values
 from fxquant.forms.tflite import TfliteCall, TfliteForm
 from fxquant.forms.tflite import Value as TfliteValue
 from fxquant.forms.tflite_ways import TWO_STEPS, by_operator, by_pairs, every_code, rounded
@@ -98,10 +98,10 @@ def sum_operands(n: OperandNumbers, dtype: torch.dtype, *codes: Tensor) -> Tenso
 def sum_onnx(call: OnnxCall) -> Value:
     """The form of sums of operands."""
     n: OperandNumbers = call.numbers
-    wide: Any = [x.to(torch.int64) for x in call.codes]
-    y: Any = n.rounding.add_up(wide, n.x_zero, Rescale(n.multiplier, n.shift), n.y_zero)
-    found: Value = y.clamp(n.low, n.high).to(call.dtype)
-    return found
+    wide = [x.to(torch.int64) for x in call.codes]
+    add_up = of_values(n.rounding.add_up)
+    y = add_up(wide, n.x_zero, Rescale(n.multiplier, n.shift), n.y_zero)
+    return y.clamp(n.low, n.high).to(call.dtype)
 
 
 def sum_tflite(native: str, signs: tuple[float, float]) -> TfliteForm:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.errors import AccumulatorError
-from fxquant.forms.onnx import OnnxCall, Value
+from fxquant.forms.onnx import OnnxCall, Value, of_values
 from fxquant.ops.accumulator import Accumulator, IntegerCall
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall, signature_reader
 from fxquant.rounding import MULTIPLIER_BITS, Rounding, rescale_of
@@ -130,8 +130,7 @@ def _onnx(call: OnnxCall) -> Value:
     distances = (wide.reduce("ReduceMax", [dim]) - wide).clamp(0, len(n.table) - 1)
     exponentials = distances.look_up(n.table).to(torch.int64)
     total = exponentials.reduce("ReduceSum", [dim])
-    divide: Any = n.rounding.divide
-    y: Value = divide(exponentials * n.multiplier, total << n.shift) + n.y_zero
+    y = of_values(n.rounding.divide)(exponentials * n.multiplier, total << n.shift) + n.y_zero
     return y.clamp(n.low, n.high).to(call.dtype)
 
 

@@ -41,8 +41,7 @@ def _kernel(n: ZeroPoint, dtype: torch.dtype, codes: Tensor) -> Tensor:
 def _onnx(call: OnnxCall) -> Value:
     (x,), zero = call.codes, call.numbers.zero.to(call.dtype)
     shape = call.graph.node("Shape", x, dtype=torch.int64)
-    found: Value = call.graph.node("Expand", zero, shape, dtype=call.dtype)
-    return found
+    return call.graph.node("Expand", zero, shape, dtype=call.dtype)
 
 
 def _tflite(call: TfliteCall) -> TfliteValue:
