@@ -253,6 +253,7 @@ TESTS: dict[str, list[str]] = {
     "fxquant/ops/width.py": [
         "tests/ops/test_width.py", "tests/passes/test_bound_masks.py", *networks("attention"),
     ],
+    "fxquant/ops/windows.py": ["tests/export/test_onnx.py", *networks(POOLS)],
     "fxquant/ops/moments.py": [*NORMS, *laws("layer_norm", "rms_norm", "normalize")],
     "fxquant/ops/layer_norm.py": [*NORMS, *laws("layer_norm")],
     "fxquant/ops/group_norm.py": [*NORMS, *laws("group_norm")],

@@ -29,6 +29,7 @@ from fxquant.ops.avg_pool import window_divisors
 from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
 from fxquant.ops.move import is_move
 from fxquant.ops.spec import OpSpec, per_dimension
+from fxquant.ops.windows import windows_of
 from fxquant.schemes import QParams
 
 _LINE = 16  # numbers in a line of a table
@@ -457,12 +458,11 @@ def _batch_norm(w: _Writer, node: fx.Node, n: Any, like: Like) -> None:
 
 
 def _windows(w: _Writer, node: fx.Node, like: Like, dims: int, zero: Any) -> str:
-    s: Any = node.kwargs
+    windows = windows_of(node.kwargs, dims)
     channels, height, width = _picture(_sizes(w.walk.like(_input(node))))
     _, rows, columns = _picture(_sizes(like))
-    stride = s["kernel_size"] if s["stride"] in (None, []) else s["stride"]
-    kernel, step = _two(s["kernel_size"], dims, 1), _two(stride, dims, 1)
-    padding, dilation = _two(s["padding"], dims, 0), _two(s.get("dilation", 1), dims, 1)
+    kernel, step = _two(windows.kernel, dims, 1), _two(windows.stride, dims, 1)
+    padding, dilation = _two(windows.padding, dims, 0), _two(windows.dilation, dims, 1)
     return w.record(node, "window", {
         "channels": channels, "height": height, "width": width, "rows": rows, "columns": columns,
         "kernel_h": kernel[0], "kernel_w": kernel[1], "stride_h": step[0], "stride_w": step[1],

@@ -32,6 +32,7 @@ from fxquant.forms.tflite_ways import (
     two,
 )
 from fxquant.intmath import centred, per_channel, sum_of_mean
+from fxquant.kernels.bytes import Windows
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.spec import (
     Call,
@@ -42,6 +43,7 @@ from fxquant.ops.spec import (
     per_dimension,
     signature_reader,
 )
+from fxquant.ops.windows import padding_behind, windows_of
 from fxquant.rounding import HALF_AWAY, Rounding
 
 
@@ -98,13 +100,12 @@ def window_divisors(
     """
     if s.get("divisor_override"):
         return torch.tensor(s["divisor_override"])
-    divisor = torch.ones((1,) * dims, dtype=torch.int64)
-    stride = s["kernel_size"] if s["stride"] in (None, []) else s["stride"]
-    settings = s["kernel_size"], stride, s["padding"]
-    kernel, step, padding = (per_dimension(setting, dims) for setting in settings)
+    divisor, w = torch.ones((1,) * dims, dtype=torch.int64), windows_of(s, dims)
     for i in range(dims):
-        lengths = before[i - dims], after[i - dims]
-        counts = window_counts(*lengths, kernel[i], step[i], padding[i], s["count_include_pad"])
+        counts = window_counts(
+            before[i - dims], after[i - dims], w.kernel[i], w.stride[i], w.padding[i],
+            s["count_include_pad"],
+        )
         divisor = divisor * per_channel(counts, i, dims)
     return divisor
 
@@ -119,31 +120,16 @@ def _numbers(call: RealCall) -> AvgPoolNumbers:
     return AvgPoolNumbers(call.target.qparams.zero_point, call.target.rounding)
 
 
-def _windows(codes: Value | TfliteValue, windows: Sequence[int], s: Mapping[str, Any]) -> Any:
-    """Sizes and steps of windows, and the padding before and behind, for each dimension."""
-    dims, lengths = len(windows), codes.sizes[-len(windows) :]
-    stride = s["kernel_size"] if s["stride"] in (None, []) else s["stride"]
-    settings = s["kernel_size"], stride, s["padding"]
-    kernel, steps, padding = (per_dimension(setting, dims) for setting in settings)
-    behind = [  # ceil_mode in numbers: as much as the last window reaches
-        max((n - 1) * step + k - length - p, 0)
-        for n, step, k, length, p in zip(windows, steps, kernel, lengths, padding, strict=True)
-    ]
-    return kernel, steps, padding, behind
-
-
-def _window_sums(
-    codes: Value, zero: Tensor, windows: Sequence[int], s: Mapping[str, Any]
-) -> Value:
-    """Σ (q - z) of each window, int32, [N·C, 1, ...]: each channel is a picture of its own, and a
-    convolution with ones adds its windows up.
+def _window_sums(codes: Value, zero: Tensor, w: Windows, counts: Sequence[int]) -> Value:
+    """Σ (q - z) of each of so many windows, int32, [N·C, 1, ...]: each channel is a picture of its
+    own, and a convolution with ones adds its windows up.
     """
-    kernel, steps, padding, behind = _windows(codes, windows, s)
-    lengths = codes.sizes[-len(windows) :]
+    lengths = codes.sizes[-len(counts) :]
     return codes.graph.node(
         "ConvInteger", codes.reshape([None, 1, *lengths]),
-        torch.ones(1, 1, *kernel, dtype=torch.uint8), zero, dtype=torch.int32,
-        kernel_shape=list(kernel), strides=list(steps), pads=[*padding, *behind],
+        torch.ones(1, 1, *w.kernel, dtype=torch.uint8), zero, dtype=torch.int32,
+        kernel_shape=list(w.kernel), strides=list(w.stride),
+        pads=[*w.padding, *padding_behind(w, lengths, counts)],
     )
 
 
@@ -151,12 +137,8 @@ def _average_pool_2d(call: TfliteCall, dims: int) -> TfliteValue | None:
     """AVERAGE_POOL_2D, where its windows are ours, or every few of its own are: None elsewhere. It
     leaves out of its counts what it pads, and rounds away from the int8 code 0.
     """
-    s, n = call.settings, call.numbers
-    stride = s["kernel_size"] if s["stride"] in (None, []) else s["stride"]
-    kernel, steps, before = (
-        two(per_dimension(setting, dims), missing)
-        for setting, missing in ((s["kernel_size"], 1), (stride, 1), (s["padding"], 0))
-    )
+    s, n, w = call.settings, call.numbers, windows_of(call.settings, dims)
+    kernel, steps, before = two(w.kernel, 1), two(w.stride, 1), two(w.padding, 0)
     counts_padding = s["count_include_pad"] and (any(before) or s["ceil_mode"])
     rounds_so = n.rounding in (*TWO_STEPS, HALF_AWAY) and call.dtype is torch.int8
     if counts_padding or s.get("divisor_override") or not rounds_so:
@@ -180,12 +162,10 @@ def _average_pool_2d(call: TfliteCall, dims: int) -> TfliteValue | None:
 
 def _table_of_windows(call: TfliteCall, dims: int) -> TfliteValue:
     """A table of what the sums of windows become, one for each divisor."""
-    (x,), s, n = call.codes, call.settings, call.numbers
-    after, lengths = call.shape, x.sizes[-dims:]
-    kernel, steps, padding, _ = _windows(x, after[-dims:], s)
+    (x,), n, w = call.codes, call.numbers, windows_of(call.settings, dims)
     cells = []
     for length, count, k, step, before in zip(
-        lengths, after[-dims:], kernel, steps, padding, strict=True
+        x.sizes[-dims:], call.shape[-dims:], w.kernel, w.stride, w.padding, strict=True
     ):
         inside = torch.arange(count)[:, None] * step - before + torch.arange(k)
         there = (inside >= 0) & (inside < length)
@@ -198,8 +178,8 @@ def _table_of_windows(call: TfliteCall, dims: int) -> TfliteValue:
         found: Tensor = n.rounding.divide(sums, divisor, n.zero)
         return found.clamp(ends.min, ends.max)  # sums that windows with so few elements do not have
 
-    divisors = window_divisors(x.sizes, after, dims, s)
-    return look_up_means(call, total, math.prod(kernel), divisors, mean)
+    divisors = window_divisors(x.sizes, call.shape, dims, call.settings)
+    return look_up_means(call, total, math.prod(w.kernel), divisors, mean)
 
 
 def _accumulator(dims: int, call: IntegerCall) -> Accumulator:
@@ -213,8 +193,8 @@ def _accumulator(dims: int, call: IntegerCall) -> Accumulator:
 
 def _onnx(dims: int, call: OnnxCall) -> Value:
     (x,), s, zero = call.codes, call.settings, call.numbers.zero
-    after = call.shape
-    total = add_bytes(_window_sums(*part, after[-dims:], s) for part in bytes_of(x, zero))
+    after, w = call.shape, windows_of(s, dims)
+    total = add_bytes(_window_sums(*part, w, after[-dims:]) for part in bytes_of(x, zero))
     divide = of_values(call.numbers.rounding.divide)
     mean = divide(total.to(torch.int64), window_divisors(x.sizes, after, dims, s), zero)
     assert x.shape is not None  # as of all that the integer network itself gives
@@ -225,14 +205,14 @@ def _qdq(dims: int, call: OnnxCall) -> Value | None:
     """AveragePool of codes, which float32 sums exactly: a mean that is no tie lies further
     from one than its last bit.
     """
-    (x,), s = call.codes, call.settings
-    padded = any(per_dimension(s["padding"], dims))
-    if (s["count_include_pad"] and (s["ceil_mode"] or padded)) or s.get("divisor_override"):
+    (x,), s, w = call.codes, call.settings, windows_of(call.settings, dims)
+    counts_padding = s["count_include_pad"] and (s["ceil_mode"] or any(w.padding))
+    if counts_padding or s.get("divisor_override"):
         return None
-    kernel, steps, padding, behind = _windows(x, call.shape[-dims:], s)
+    behind = padding_behind(w, x.sizes[-dims:], call.shape[-dims:])
     mean = call.graph.node(
-        "AveragePool", x.to(torch.float32), dtype=torch.float32, kernel_shape=list(kernel),
-        strides=list(steps), pads=[*padding, *behind], count_include_pad=0,
+        "AveragePool", x.to(torch.float32), dtype=torch.float32, kernel_shape=list(w.kernel),
+        strides=list(w.stride), pads=[*w.padding, *behind], count_include_pad=0,
     )
     return mean.round().to(call.dtype)
 

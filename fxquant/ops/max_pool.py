@@ -18,11 +18,12 @@ from fxquant.forms.onnx import OnnxCall, OnnxForm, Value
 from fxquant.forms.tflite import TfliteCall, TfliteForm
 from fxquant.forms.tflite import Value as TfliteValue
 from fxquant.forms.tflite_ways import Frame, padded, pictures, pool, two
-from fxquant.kernels.bytes import Windows, largest_in_windows
+from fxquant.kernels.bytes import largest_in_windows
 from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
 from fxquant.ops.accumulator import IntegerCall, adds_nothing
 from fxquant.ops.selection import no_numbers, reader_without_indices, selection_kernel
-from fxquant.ops.spec import OpSpec, Output, module_options, per_dimension
+from fxquant.ops.spec import OpSpec, Output, module_options
+from fxquant.ops.windows import padding_behind, windows_of
 
 
 def max_pool1d(
@@ -56,22 +57,13 @@ def _options(module: Any) -> dict[str, Any] | None:
 
 def _onnx(dims: int) -> OnnxForm:
     def form(call: OnnxCall) -> Value:
-        s, (x,) = call.settings, call.codes
-        stride = s["kernel_size"] if s["stride"] in (None, []) else s["stride"]
-        settings = s["kernel_size"], stride, s["padding"], s["dilation"]
-        kernel, steps, padding, dilation = (per_dimension(setting, dims) for setting in settings)
-        # ceil_mode in numbers: as much behind as the last window reaches
-        behind = [
-            max((windows - 1) * step + d * (k - 1) + 1 - length - p, 0)
-            for windows, step, d, k, length, p in zip(
-                call.shape[-dims:], steps, dilation, kernel, x.sizes[-dims:], padding, strict=True
-            )
-        ]
+        (x,), w = call.codes, windows_of(call.settings, dims)
+        behind = padding_behind(w, x.sizes[-dims:], call.shape[-dims:])
         eight = torch.iinfo(x.dtype).bits == 8
         found = call.graph.node(
             "MaxPool", x if eight else x.to(torch.float32),
-            dtype=x.dtype if eight else torch.float32, kernel_shape=list(kernel),
-            strides=list(steps), dilations=list(dilation), pads=[*padding, *behind],
+            dtype=x.dtype if eight else torch.float32, kernel_shape=list(w.kernel),
+            strides=list(w.stride), dilations=list(w.dilation), pads=[*w.padding, *behind],
         )
         return found.to(call.dtype)
 
@@ -80,16 +72,11 @@ def _onnx(dims: int) -> OnnxForm:
 
 def _tflite(dims: int) -> TfliteForm:
     def form(call: TfliteCall) -> TfliteValue:
-        s = call.settings
-        stride = s["kernel_size"] if s["stride"] in (None, []) else s["stride"]
-        if any(step > 1 for step in per_dimension(s["dilation"], dims)):
+        w = windows_of(call.settings, dims)
+        if any(step > 1 for step in w.dilation):
             raise call.refuse("is a dilated max pool, which LiteRT does not have")
-        x = pictures(call, dims)
-        kernel, steps, before = (
-            two(per_dimension(setting, dims), missing)
-            for setting, missing in ((s["kernel_size"], 1), (stride, 1), (s["padding"], 0))
-        )
-        frame = Frame(two(call.shape[2:], 1), steps, kernel, before)
+        x, counts = pictures(call, dims), two(call.shape[2:], 1)
+        frame = Frame(counts, two(w.stride, 1), two(w.kernel, 1), two(w.padding, 0))
         x, padding = padded(x, frame, torch.iinfo(x.dtype).min)
         return pool(call, "MAX_POOL_2D", x, frame, padding).reshape(call.sizes)
 
@@ -105,19 +92,8 @@ def _fast(
     return Plain(partial(_on_bytes, dims))
 
 
-def _on_bytes(
-    dims: int, codes: Tensor, kernel_size: Any, stride: Any, padding: Any, dilation: Any,
-    ceil_mode: bool,
-) -> Tensor:
-    steps = kernel_size if stride in (None, []) else stride
-    windows = Windows(
-        kernel=per_dimension(kernel_size, dims),
-        stride=per_dimension(steps, dims),
-        padding=per_dimension(padding, dims),
-        dilation=per_dimension(dilation, dims),
-        ceil_mode=ceil_mode,
-    )
-    return largest_in_windows(codes, windows)
+def _on_bytes(dims: int, codes: Tensor, **settings: Any) -> Tensor:
+    return largest_in_windows(codes, windows_of(settings, dims))
 
 
 def _record(
