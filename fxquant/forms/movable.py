@@ -60,6 +60,11 @@ def along_axes(x: V, dims: int, index: Callable[[int], Tensor], cells: bool = Fa
     return x
 
 
+def widths_in_order(pad: Sequence[int]) -> list[tuple[int, int]]:
+    """The pairs of F.pad, which has the last dimension first, in the order of the dimensions."""
+    return [(pad[i], pad[i + 1]) for i in range(len(pad) - 2, -1, -2)]
+
+
 def padded_with_copies(x: V, widths: Sequence[tuple[int, int]], mode: str) -> V:
     """Copies of what is there before and behind, along the last dimensions, as torch's F.pad."""
     sizes = x.sizes

@@ -65,6 +65,14 @@ def cell_elements(length: int, cells: int) -> tuple[Tensor, Tensor]:
     return first[:, None] + torch.arange(int(sizes.max())), sizes
 
 
+def _cell_counts(lengths: Sequence[int], cells: Sequence[int]) -> Tensor:
+    """How many elements each cell over those dimensions holds: int64, in the shape of the cells."""
+    counts, dims = torch.ones((1,) * len(cells), dtype=torch.int64), len(cells)
+    for i, (length, count) in enumerate(zip(lengths, cells, strict=True)):
+        counts = counts * per_channel(cell_sizes(length, count), i, dims)
+    return counts
+
+
 def _elements_there(length: int, cells: int) -> tuple[Tensor, Tensor]:
     """Where the elements of each cell lie, and which of them there are: [cells, most]."""
     inside, sizes = cell_elements(length, cells)
@@ -101,18 +109,15 @@ def _accumulator(dims: int, call: IntegerCall) -> Accumulator:
 
 
 def _onnx(dims: int, call: OnnxCall) -> Value:
-    n, lengths, cells = call.numbers, call.codes[0].sizes, call.shape[-dims:]
-    axes = range(len(lengths) - dims, len(lengths))
-    inside = [cell_elements(lengths[a], count) for a, count in zip(axes, cells, strict=True)]
-    size = torch.ones((1,) * dims, dtype=torch.int64)
-    for i, (_, sizes) in enumerate(inside):
-        size = size * per_channel(sizes, i - dims, dims)
+    n, (x,), cells = call.numbers, call.codes, call.shape[-dims:]
+    lengths, axes = x.sizes[-dims:], range(len(x.sizes) - dims, len(x.sizes))
+    size = _cell_counts(lengths, cells)
     elements = int(size.max())
     if all(count == 1 for count in cells):
-        kind = quotient_type(call, elements, size)
-        total = sum_of(call.codes[0], n.x_zero, axes, dtype=kind)
+        total = sum_of(x, n.x_zero, axes, dtype=quotient_type(call, elements, size))
     else:
-        total = _sums_of_cells(centred_value(call.codes[0], n.x_zero), axes, inside)
+        inside = list(map(cell_elements, lengths, cells))
+        total = _sums_of_cells(centred_value(x, n.x_zero), axes, inside)
         total = total.to(quotient_type(call, elements, size))
     y: Value = quotient(call, total, elements, size, 0) + n.y_zero
     return y.clamp(n.low, n.high).to(call.dtype)
@@ -122,9 +127,7 @@ def _tflite(dims: int, call: TfliteCall) -> TfliteValue:
     """A table of what the sums of cells become."""
     n, (x,), cells = call.numbers, call.codes, call.shape[-dims:]
     lengths, total = x.sizes[-dims:], x.centred(n.x_zero)
-    size = torch.ones((1,) * dims, dtype=torch.int64)
-    for i, (length, count) in enumerate(zip(lengths, cells, strict=True)):
-        size = size * per_channel(cell_sizes(length, count), i, dims)
+    size = _cell_counts(lengths, cells)
     if all(count == 1 for count in cells):
         total = total.sum(range(len(x.shape) - dims, len(x.shape)))
     else:
@@ -146,12 +149,9 @@ def _record(
         n: AverageNumbers, dtype: torch.dtype, codes: Tensor, output_size: Any
     ) -> Tensor:
         mean = function(centred(codes, n.x_zero, torch.float64), output_size)
-        size = torch.ones((1,) * dims, dtype=torch.int64)
-        for i in range(dims):
-            cells = cell_sizes(codes.shape[i - dims], mean.shape[i - dims])
-            size = size * per_channel(cells, i, dims)
-        size = size.to(codes.device)
-        elements = _most_elements(codes.shape[-dims:], mean.shape[-dims:])
+        lengths, cells = codes.shape[-dims:], mean.shape[-dims:]
+        size = _cell_counts(lengths, cells).to(codes.device)
+        elements = _most_elements(lengths, cells)
         return finish_cells(sum_of_mean(mean, size), elements, size, n, dtype)
 
     return OpSpec(

@@ -8,7 +8,7 @@ The weight is [I, C/groups, ...]: its output channels lie along axis 1, group by
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -71,6 +71,16 @@ def _options(module: Any) -> dict[str, Any]:
     return {"weight": Parameter("weight"), "bias": bias, **module_options(module, *names)}
 
 
+def _around(*settings: Sequence[int]) -> list[tuple[int, int]]:
+    """How much to pad before and behind a picture that has step - 1 codes of 0 behind each of its
+    own, for each dimension's kernel, step, padding, output padding and dilation.
+    """
+    return [
+        (d * (k - 1) - p, d * (k - 1) - p + extra - (step - 1))
+        for k, step, p, extra, d in zip(*settings, strict=True)
+    ]
+
+
 def _sum_up(dims: int) -> Callable[..., Value]:
     """ConvInteger of one byte of the codes, int32: over a picture with codes of 0 between its own,
     by the weight turned round.
@@ -89,10 +99,7 @@ def _sum_up(dims: int) -> Callable[..., Value]:
         long = [length * step for length, step in zip(codes.sizes[-dims:], steps, strict=True)]
         picture = spread.reshape([*lead, *long])
         picture.shape = (*lead, *long)
-        settings = zip(weight.shape[2:], steps, widths, extra, dilation, strict=True)
-        around = [
-            (d * (k - 1) - p, d * (k - 1) - p + e - (step - 1)) for k, step, p, e, d in settings
-        ]
+        around = _around(weight.shape[2:], steps, widths, extra, dilation)
         groups = s["groups"]
         stored, weight_zero = unsigned(codes.graph, turned_round(weight, groups))
         return call.graph.node(
@@ -122,11 +129,7 @@ def _tflite(dims: int) -> TfliteForm:
                 apart = x.reshape((*before, length, 1, *rest))
                 apart = apart.pad([(0, step - 1), *[(0, 0)] * len(rest)], zero)
                 x = apart.reshape((*before, length * step, *rest))
-        kernel = two(n.weight.shape[2:], 1)
-        around = [
-            (d * (k - 1) - p, d * (k - 1) - p + e - (step - 1))
-            for k, step, p, e, d in zip(kernel, steps, widths, extra, dilation, strict=True)
-        ]
+        around = _around(two(n.weight.shape[2:], 1), steps, widths, extra, dilation)
         turned = turned_round(n.weight, s["groups"])
         moves = Geometry((1, 1), ((0, 0), (0, 0)), dilation, s["groups"])
         found = convolve_in_tflite(

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.forms.movable import widths_in_order
 from fxquant.forms.onnx import OnnxCall, Value, centred_value, pad_codes, requantize
 from fxquant.forms.tflite import TfliteCall
 from fxquant.forms.tflite import Value as TfliteValue
@@ -133,13 +134,8 @@ def _fast_value(call: IntegerCall, dtype: torch.dtype, choice: KernelChoice) -> 
     return Plain(partial(_rescaled_and_filled, int(_fill(n)), n, dtype))
 
 
-def _pairs(pad: Any) -> list[tuple[int, int]]:
-    """The widths before and behind, of the last dimensions in their order."""
-    return [(pad[i], pad[i + 1]) for i in range(len(pad) - 2, -1, -2)]
-
-
 def _zero_onnx(call: OnnxCall) -> Value:
-    return pad_codes(call.codes[0], _pairs(call.settings["pad"]), call.numbers.zero)
+    return pad_codes(call.codes[0], widths_in_order(call.settings["pad"]), call.numbers.zero)
 
 
 def _value_onnx(call: OnnxCall) -> Value:
@@ -147,17 +143,17 @@ def _value_onnx(call: OnnxCall) -> Value:
     d = centred_value(call.codes[0], n.x_zero)
     inner = requantize(d, n.rounding, Rescale(n.multiplier, n.shift), n, call.dtype)
     inner.shape = d.shape
-    return pad_codes(inner, _pairs(call.settings["pad"]), n.fill.clamp(n.low, n.high))
+    return pad_codes(inner, widths_in_order(call.settings["pad"]), n.fill.clamp(n.low, n.high))
 
 
 def _zero_tflite(call: TfliteCall) -> TfliteValue:
-    return call.codes[0].pad(_pairs(call.settings["pad"]), int(call.numbers.zero))
+    return call.codes[0].pad(widths_in_order(call.settings["pad"]), int(call.numbers.zero))
 
 
 def _value_tflite(call: TfliteCall) -> TfliteValue:
     n: PadValueNumbers = call.numbers
     inner = by_table(call._replace(kernel=partial(_rescaled, n, call.dtype)))
-    return inner.pad(_pairs(call.settings["pad"]), int(_fill(n)))
+    return inner.pad(widths_in_order(call.settings["pad"]), int(_fill(n)))
 
 
 PAD = OpSpec(

@@ -12,7 +12,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.forms.movable import padded_with_copies
+from fxquant.forms.movable import padded_with_copies, widths_in_order
 from fxquant.forms.onnx import OnnxCall
 from fxquant.forms.tflite import TfliteCall
 from fxquant.ops.accumulator import adds_nothing
@@ -46,9 +46,7 @@ def _options(mode: str) -> Callable[[Any], dict[str, Any]]:
 
 def _form(call: OnnxCall | TfliteCall) -> Any:
     x: Any = call.codes[0]
-    pad = call.settings["pad"]
-    widths = [(pad[i], pad[i + 1]) for i in range(len(pad) - 2, -1, -2)]
-    return padded_with_copies(x, widths, call.settings["mode"])
+    return padded_with_copies(x, widths_in_order(call.settings["pad"]), call.settings["mode"])
 
 
 PAD_COPIES = OpSpec(
