@@ -179,7 +179,7 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
 
 
 def use_kernels(quantized: nn.Module, choice: KernelChoice) -> None:
-    """Choose what a converted network computes with. Its integers are the same with each.
+    """Choose what `quantized` computes with, changed in place. Its integers are the same with each.
 
         "auto"      the quickest kernels that are exact on this machine: int8 where there are any
         "float32"   float kernels that hold integers exactly, as on any CPU

@@ -65,7 +65,7 @@ class AuditRow:
 
 @dataclass(frozen=True)
 class Audit:
-    """What `audit` found: a row a node, in the order in which they run; print it as a table."""
+    """What `audit` found: `rows`, one a node, in the order in which they run; print it."""
 
     rows: tuple[AuditRow, ...]
 
@@ -99,9 +99,9 @@ class Audit:
 
 
 def audit(quantized: fx.GraphModule) -> Audit:
-    """Every integer and every sum of a converted network.
+    """Every integer and every sum of `quantized`, what convert returned.
 
-    Raises StageError for anything but what `convert` returned.
+    Raises StageError for anything else.
     """
     stage = stage_of(quantized) if isinstance(quantized, fx.GraphModule) else Stage.FLOAT
     if stage is not Stage.INTEGER:

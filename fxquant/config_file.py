@@ -19,7 +19,7 @@ from fxquant.records import plain, read_file, read_record, versioned, write_file
 
 
 def load_config(path: str | os.PathLike[str]) -> QuantConfig:
-    """The configuration in a file.
+    """The configuration in the YAML file at `path`.
 
     Raises ConfigError, with the file's name and the line: it is no YAML, of another version, holds
     an unknown key (names those that are near) or a value that cannot be.
@@ -35,8 +35,8 @@ def load_config(path: str | os.PathLike[str]) -> QuantConfig:
 
 
 def save_config(config: QuantConfig, path: str | os.PathLike[str]) -> None:
-    """Write every field of a configuration, so that later defaults do not change it; what is None
-    is left out. A file that stands there already is replaced, whole or not at all.
+    """Write every field of `config` to `path`, as YAML, so that later defaults do not change it;
+    what is None is left out. A file that stands there is replaced, whole or not at all.
     """
     if not isinstance(config, QuantConfig):
         raise ConfigError(f"save_config takes a QuantConfig, got {config!r}")

@@ -63,7 +63,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What rounding costs, layer by layer; `measure` is "noise" or "loss"."""
+    """What rounding costs, one of `layers` at a time, with each of `bits`; `measure` is "noise" or
+    "loss".
+    """
 
     layers: tuple[Layer, ...]
     bits: tuple[int, ...]

@@ -32,6 +32,7 @@ EVERYWHERE: Ends = (-math.inf, math.inf)
 class QuantScheme:
     """The integers a real tensor is mapped to.
 
+    `bits` is 1 to 16; `signed` says whether codes may be negative, as those beyond 8 bits must.
     `symmetric` fixes the zero point at the middle of the range; `narrow` leaves the lowest
     code out (-127..127), so that a weight and its negative are both representable;
     `per_channel` gives every output channel of a weight its own scale; `power_of_two` takes the

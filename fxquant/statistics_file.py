@@ -56,7 +56,7 @@ class Seen:
 
 
 def save_statistics(prepared: fx.GraphModule, path: str | os.PathLike[str]) -> None:
-    """Write what every observer of a calibrated network saw; the file is written whole or not.
+    """Write what every observer of `prepared` saw to `path`, as YAML, whole or not at all.
 
     Raises UncalibratedError where one has seen nothing.
     """
@@ -73,8 +73,8 @@ def save_statistics(prepared: fx.GraphModule, path: str | os.PathLike[str]) -> N
 
 
 def load_statistics(prepared: fx.GraphModule, path: str | os.PathLike[str]) -> None:
-    """Give a prepared network what `save_statistics` wrote of one of the same graph; its own
-    calibrators and schemes decide what becomes of it.
+    """Give `prepared` what `save_statistics` wrote to `path` of a network of the same graph; its
+    own calibrators and schemes decide what becomes of it.
 
     Raises ConfigError, with the file's name and the line: the file cannot be read, names another
     value than the network has, misses one, or holds a statistic that a calibrator cannot use.

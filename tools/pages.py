@@ -143,6 +143,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Let links to files of the repository lead to their pages."""
     source = source_of(page.file.src_uri)
+    if page.is_homepage:
+        page.meta["hide"] = ["navigation"]  # it is alone in its section
 
     def to_page(link: re.Match[str]) -> str:
         target = _target(link[1], source)

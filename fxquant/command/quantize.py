@@ -76,8 +76,8 @@ def run(job: Job) -> Outcome:
         quantized = convert(prepared)
         before = after = None
         if job.evaluate and job.images is not None:
-            before = scores(job.model, job.images, bars, "evaluating the float network")
-            after = scores(quantized, job.images, bars, "evaluating the integers")
+            before = scores(job.model, job.images, bars, "float network")
+            after = scores(quantized, job.images, bars, "integers")
     if job.save_stats is not None:
         save_statistics(prepared, job.save_stats)
     return Outcome(quantized, state_bytes(job.model), state_bytes(quantized), before, after)
@@ -109,8 +109,8 @@ def progress() -> Iterator[Progress]:
     with needs_extra("cli"):
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
     columns: tuple[Any, ...] = (
-        TextColumn("{task.description:28}"), BarColumn(20), TimeElapsedColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.description:13}"), BarColumn(14), TimeElapsedColumn(),
+        TextColumn("{task.fields[text]}"),  # loss and accuracy: 80 columns in all
     )
     with Progress(*columns) as bars:
         yield bars

@@ -79,9 +79,12 @@ def walk(quantized: fx.GraphModule, example_inputs: Any, batch: int | None) -> W
             with torch.no_grad():
                 recorder.run(*resized)
         except Exception as error:
+            said = str(error).partition("\n")[0]  # fx adds its graph and a traceback
+            shapes = [tuple(x.shape) for x in leaves(resized) if isinstance(x, Tensor)]
             raise ExportError(
-                f"the network does not run on a batch of {size}: {error}\n"
-                "What to do: fix the size of its batches, batch=…, or check the example inputs."
+                f"the network does not run on a batch of {size}, inputs of {shapes}: {said}\n"
+                "What to do: give example inputs that it takes (of a command: --size and "
+                "--channels), or fix the size of its batches, batch=…"
             ) from error
         runs.append(recorder.found)
     graph = quantized.graph

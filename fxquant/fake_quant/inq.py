@@ -38,7 +38,7 @@ from fxquant.schemes import SMALLEST_SCALE, Channels, QuantScheme, round_half_up
 @dataclass(frozen=True)
 class INQ(FakeQuant):
     """Weights are not rounded in training until fix_weights fixes them; activations are as by
-    StraightThrough.
+    StraightThrough. `codes` says on what they are fixed: 0 and powers of two, or all codes.
     """
 
     codes: Literal["powers_of_two", "uniform"] = "powers_of_two"

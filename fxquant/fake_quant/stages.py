@@ -81,7 +81,9 @@ class Clipped(Transform):
 
 @dataclass(frozen=True)
 class Stages(FakeQuant):
-    """What shapes a weight, what projects it, and whether what codes stand for is learned."""
+    """`transform` shapes a weight, `projection` takes it to codes; `learned` says whether what
+    codes stand for is learned.
+    """
 
     transform: Transform = field(default_factory=Plain)
     projection: Projection = NEAREST

@@ -50,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found: a row a node, in the order in which they run; print it as a table."""
+    """What `compare` found: `rows`, one a node, in the order in which they run; print it."""
 
     rows: tuple[Row, ...]
 

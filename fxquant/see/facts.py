@@ -69,7 +69,7 @@ class EdgeFacts(ValueFacts, total=False):
 
 
 def to_networkx(gm: fx.GraphModule) -> networkx.DiGraph:
-    """The graph as a networkx one: a node per fx node, by name, in order.
+    """The graph of `gm` as a networkx one: a node per fx node, by name, in order.
 
     Nodes have the attributes of `NodeFacts`, edges those of `EdgeFacts`. Parameters are nodes too,
     as they are in fx; a picture leaves out those that an operator reads by name.
