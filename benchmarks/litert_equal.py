@@ -5,7 +5,8 @@
 Each network is prepared, sees two random batches, is converted, exported and run on random batches
 of two pictures: every output integer of every batch, and every node's of the first, in the kernels
 that round as the network does: the reference ones for gemmlowp, the optimized ones for ruy. The
-demo's network reads real digits, 128 for its ranges and then all that are held out.
+demo's network reads real digits, 128 for its ranges and then all that are held out. A JSON file
+that has rows already is gone on with.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
 from torch import Tensor, fx, nn
 
 import fxquant
@@ -26,12 +26,23 @@ from fxquant import preset
 from fxquant.darts import DARTS_V2, NetworkCIFAR
 from fxquant.demo import FULL, load_digits
 from fxquant.export.litert import run_tflite
-from measures import write
-from onnx_equal import NETWORKS
+from onnx_networks import NETWORKS
+from rows import Row, fill
 
 DEMO = "the demo's, DARTS_V2 C8 L4"
 NAMES = (DEMO, *(name for name in NETWORKS if name != "vit_b_16"))  # whose softmax is refused
-ROUNDINGS = ("gemmlowp", "ruy")
+ROUNDINGS = {"gemmlowp": "reference", "ruy": "optimized"}
+"""And LiteRT's kernels that round so."""
+COLUMNS = {
+    "network": "{network}",
+    "kernels, rounding": "{kernels}, `{rounding}`",
+    "nodes": "{nodes}",
+    "of their integers differ": "{nodes_that_differ} of {node_elements:,}",
+    "inputs": "{inputs}",
+    "outputs": "{outputs:,}",
+    "differ": "{outputs_that_differ}",
+    "MB": "{megabytes:.1f}",
+}
 
 
 def integers(model: nn.Module, pictures: list[Tensor], rounding: Any) -> fx.GraphModule:
@@ -57,9 +68,9 @@ def network_and_data(name: str, rounding: str, batches: int) -> tuple[fx.GraphMo
     return quantized, [torch.randn(2, 3, size, size) for _ in range(batches)]
 
 
-def measure(name: str, rounding: str, batches: int, tell: Callable[[], object]) -> dict[str, Any]:
-    """One row."""
-    quantized, data = network_and_data(name, rounding, batches)
+def measure(job: Row, tell: Callable[[], object]) -> Row:
+    """One network in one rounding, on so many batches."""
+    quantized, data = network_and_data(job["network"], job["rounding"], job["batches"])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.tflite"
         fxquant.export_tflite(quantized, path, data[0])
@@ -71,7 +82,7 @@ def measure(name: str, rounding: str, batches: int, tell: Callable[[], object]) 
             elements += ours.numel()
             tell()
     return {
-        "network": name, "rounding": rounding, "nodes": nodes.nodes,
+        "kernels": ROUNDINGS[job["rounding"]], "nodes": nodes.nodes,
         "node_elements": nodes.elements, "nodes_that_differ": len(nodes.partings),
         "inputs": sum(map(len, data)), "outputs": elements, "outputs_that_differ": differ,
         "megabytes": len(model) / 1e6,
@@ -84,29 +95,14 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=10)
     parser.add_argument("--networks", nargs="+", default=list(NAMES), choices=NAMES)
     parser.add_argument("--roundings", nargs="+", default=list(ROUNDINGS), choices=ROUNDINGS)
-    parser.add_argument("--json", type=Path, help="write the rows here, too")
+    parser.add_argument("--json", type=Path, help="keep the rows here, too")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
-    pairs = [(name, r) for name in arguments.networks for r in arguments.roundings]
-    with Progress() as progress:
-        progress.print("| network | kernels, rounding | nodes | of their integers differ | inputs "
-                       "| outputs | differ | MB |\n|---|---|---|---|---|---|---|---|",
-                       soft_wrap=True)
-        task = progress.add_task("networks", total=len(pairs))
-        for name, rounding in pairs:
-            row = measure(name, rounding, arguments.batches, lambda: progress.advance(task, 0))
-            rows.append(row)
-            kernels = {"gemmlowp": "reference", "ruy": "optimized"}[rounding]
-            progress.print(
-                f"| {name} | {kernels}, `{rounding}` | {row['nodes']} | "
-                f"{row['nodes_that_differ']} of {row['node_elements']:,} | {row['inputs']} | "
-                f"{row['outputs']:,} | {row['outputs_that_differ']} | {row['megabytes']:.1f} |",
-                soft_wrap=True,
-            )
-            progress.advance(task)
-            if arguments.json:
-                write(arguments.json, rows)
+    jobs: list[Row] = [
+        {"network": name, "rounding": rounding, "batches": arguments.batches}
+        for name in arguments.networks for rounding in arguments.roundings
+    ]
+    fill(COLUMNS, jobs, measure, arguments.batches, arguments.json)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Quantize a small network: train in float, fine-tune with fake-quants, convert to integers.
 
     python examples/01_quickstart.py     # reads scikit-learn's digits: pip install scikit-learn
+
+It stands alone, to be copied as it is; the other examples share data and loop in handwriting.py.
 """
 
 import torch

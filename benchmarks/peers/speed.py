@@ -109,17 +109,6 @@ def torch_ao_int8(net: nn.Module, x: Tensor) -> nn.Module:
 # ------------------------------------------------------------------------ torchao, PT2E
 
 
-class Around(nn.Module):
-    """A module that holds another one."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Any:
-        return self.inner(x)
-
-
 def _x86(is_qat: bool) -> Any:
     import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer as x86
 
@@ -135,7 +124,7 @@ def pt2e_step(net: nn.Module, x: Tensor) -> nn.Module:
     exported = torch.export.export(net, (x,), strict=True).module()
     prepared: nn.Module = prepare_qat_pt2e(exported, _x86(is_qat=True))
     allow_exported_model_train_eval(prepared)
-    return Around(prepared)  # whose train() gives a module, as every other's
+    return nn.Sequential(prepared)  # whose train() gives a module, as every other's
 
 
 def pt2e_int8(net: nn.Module, x: Tensor) -> nn.Module:
