@@ -1413,7 +1413,7 @@ BUGS = (
     ),
     Bug(
         "a buffer of C code ends before it is read last",
-        "fxquant/export/c.py",
+        "fxquant/export/c_writer.py",
         "found.last = len(self.steps)",
         "found.last = len(self.steps) - 1",
         ("tests/export/test_bundle.py::test_c_gives_every_golden_integer",),
