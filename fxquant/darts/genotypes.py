@@ -17,6 +17,8 @@ from reprlib import repr as short
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
+from fxquant.errors import ConfigError
+
 __all__ = [
     "DARTS_V1",
     "DARTS_V2",
@@ -74,10 +76,10 @@ class Genotype(_Fields):
         reduce: Iterable[Edge],
         reduce_concat: Iterable[int],
     ) -> Self:
-        """Raise ValueError, saying which item and why, for cells that cannot be built."""
+        """Raise ConfigError, saying which item and why, for cells that cannot be built."""
         fields = _Fields(tuple(normal), tuple(normal_concat), tuple(reduce), tuple(reduce_concat))
         if mistake := _find_mistake(*fields):
-            raise ValueError(f"genotype: {mistake}")
+            raise ConfigError(f"genotype: {mistake}")
         return super().__new__(cls, *fields)
 
     @classmethod
@@ -144,11 +146,11 @@ def parse_genotype(text: str) -> Genotype:
     """Read the one `Genotype(...)` in `text`, as training scripts print it; nothing is run.
 
     What stands before it (a time, `genotype = `) is skipped. Lists, tuples and, for the concats,
-    `range(2, 6)` are read. Raises ValueError saying what is wrong, where, and what was expected.
+    `range(2, 6)` are read. Raises ConfigError saying what is wrong, where, and what was expected.
     """
     starts = [found.start() for found in re.finditer(r"\bGenotype\(", text)]
     if len(starts) != 1:
-        raise ValueError(f"genotype text: expected one 'Genotype(...)', found {len(starts)}")
+        raise ConfigError(f"genotype text: expected one 'Genotype(...)', found {len(starts)}")
     return _Reader(text, starts[0]).genotype()
 
 
@@ -222,16 +224,16 @@ class _Reader:
                 return tuple(self.literal(item) for item in items)
         raise self.wrong_at(node, "expected a name, a number or a pair of them")
 
-    def wrong_at(self, node: ast.expr | ast.keyword, why: str) -> ValueError:
+    def wrong_at(self, node: ast.expr | ast.keyword, why: str) -> ConfigError:
         got = ast.get_source_segment(self.code, node)
         return self.wrong(f"{why}, got {short(got)}", node.lineno, node.col_offset + 1)
 
-    def wrong(self, why: str, line: int | None = 1, column: int | None = 1) -> ValueError:
+    def wrong(self, why: str, line: int | None = 1, column: int | None = 1) -> ConfigError:
         line, column = line or 1, column or 1
         if line == 1:
             column += self.columns_before
         where = f"line {line + self.lines_before}, column {column}"
-        return ValueError(f"genotype text, {where}: {why}")
+        return ConfigError(f"genotype text, {where}: {why}")
 
 
 # Below, a line of two edges is a node.

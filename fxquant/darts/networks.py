@@ -13,6 +13,8 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from fxquant.errors import ConfigError
+
 from .cells import Cell
 from .genotypes import Genotype
 from .operations import DropPath
@@ -217,7 +219,7 @@ class NetworkImageNet(_Network):
         _check_positive("num_classes", num_classes)
         _check_positive("in_channels", in_channels)
         if C % 2:
-            raise ValueError(f"C: expected an even number, because stem0 has C/2 too, got {C}")
+            raise ConfigError(f"C: expected an even number, because stem0 has C/2 too, got {C}")
 
         self.stem0 = nn.Sequential(
             nn.Conv2d(in_channels, C // 2, 3, stride=2, padding=1, bias=False),
@@ -247,7 +249,7 @@ class NetworkImageNet(_Network):
 def _check_genotype(genotype: object) -> None:
     if not isinstance(genotype, Genotype):
         # The published constructors take `auxiliary` here, so a ported call arrives mixed up.
-        raise TypeError(
+        raise ConfigError(
             f"genotype: expected a fxquant.darts.Genotype, got {type(genotype).__name__}; "
             "the order is (C, num_classes, layers, genotype, auxiliary), and Genotype(*other) "
             "converts another library's"
@@ -256,7 +258,7 @@ def _check_genotype(genotype: object) -> None:
 
 def _check_layers(layers: int) -> None:
     if layers < 3:
-        raise ValueError(
+        raise ConfigError(
             f"layers: expected at least 3, got {layers}; "
             "cells layers // 3 and 2 * layers // 3 are reduction cells, after a normal one"
         )
@@ -264,9 +266,9 @@ def _check_layers(layers: int) -> None:
 
 def _check_probability(p: float) -> None:
     if not 0.0 <= p < 1.0:
-        raise ValueError(f"drop_path_prob: expected 0 <= p < 1, got {p}")
+        raise ConfigError(f"drop_path_prob: expected 0 <= p < 1, got {p}")
 
 
 def _check_positive(name: str, value: int) -> None:
     if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")
+        raise ConfigError(f"{name}: expected at least 1, got {value}")

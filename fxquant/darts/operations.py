@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fxquant.errors import ConfigError
+
 __all__ = [
     "OPS",
     "DilConv",
@@ -132,7 +134,7 @@ class FactorizedReduce(nn.Module):
         """Each branch gives half of `C_out`, which must be even; `affine` is that of the BN."""
         super().__init__()
         if C_out % 2:
-            raise ValueError(f"FactorizedReduce: expected an even number of channels, got {C_out}")
+            raise ConfigError(f"FactorizedReduce: expected an even number of channels, got {C_out}")
         self.relu = nn.ReLU()
         self.conv_1 = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False)
         self.conv_2 = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False)
@@ -184,7 +186,7 @@ class DropPath(nn.Module):
         """`p` is the probability to drop, in [0, 1)."""
         super().__init__()
         if not 0.0 <= p < 1.0:
-            raise ValueError(f"DropPath: expected 0 <= p < 1, got {p}")
+            raise ConfigError(f"DropPath: expected 0 <= p < 1, got {p}")
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from operator import add
 import torch
 from torch import Tensor, nn
 
+from fxquant.errors import ConfigError
+
 from .genotypes import PRIMITIVES, Edge, Genotype
 from .operations import OPS, FactorizedReduce, ReLUConvBN
 
@@ -118,14 +120,14 @@ class SearchNetwork(nn.Module):
         """`C` channels in the first cell's nodes; `nodes` in every cell, two edges each at last."""
         super().__init__()
         if layers < 3:
-            raise ValueError(
+            raise ConfigError(
                 f"layers: expected at least 3, got {layers}; "
                 "cells layers // 3 and 2 * layers // 3 are reduction cells, after a normal one"
             )
         sizes = {"C": C, "num_classes": num_classes, "nodes": nodes, "in_channels": in_channels}
         for name, value in {**sizes, "stem_multiplier": stem_multiplier}.items():
             if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+                raise ConfigError(f"{name}: expected at least 1, got {value}")
         _check_primitives(primitives)
         self.primitives = tuple(primitives)
 
@@ -188,12 +190,12 @@ def strongest_edges(alphas: Tensor, primitives: Sequence[str] = PRIMITIVES) -> t
     _check_primitives(primitives)
     nodes = _nodes_with(len(alphas)) if alphas.dim() == 2 else 0
     if not nodes or alphas.shape[1] != len(primitives):
-        raise ValueError(
+        raise ConfigError(
             f"alphas: expected 2, 5, 9, 14, ... edges and {len(primitives)} operations, "
             f"got the shape {tuple(alphas.shape)}"
         )
     if not alphas.isfinite().all():
-        raise ValueError("alphas: some are infinite or not a number; did the search diverge?")
+        raise ConfigError("alphas: some are infinite or not a number; did the search diverge?")
     # In float64, so that rounding makes no equals.
     table: list[list[float]] = alphas.detach().double().softmax(-1).tolist()
     allowed = [k for k, name in enumerate(primitives) if name != "none"]
@@ -221,8 +223,9 @@ def _nodes_with(edges: int) -> int:
 def _check_primitives(primitives: Sequence[str]) -> None:
     unknown = [name for name in primitives if name not in OPS]
     if unknown:
-        raise ValueError(f"primitives: unknown operation {unknown[0]!r}, expected {', '.join(OPS)}")
+        known = ", ".join(OPS)
+        raise ConfigError(f"primitives: unknown operation {unknown[0]!r}, expected {known}")
     if len(set(primitives)) < len(primitives):
-        raise ValueError(f"primitives: expected each operation once, got {', '.join(primitives)}")
+        raise ConfigError(f"primitives: expected each operation once, got {', '.join(primitives)}")
     if not set(primitives) - {"none"}:
-        raise ValueError("primitives: expected one operation at least besides 'none'")
+        raise ConfigError("primitives: expected one operation at least besides 'none'")

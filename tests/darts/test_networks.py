@@ -19,6 +19,7 @@ from fxquant.darts import (
     NetworkCIFAR,
     NetworkImageNet,
 )
+from fxquant.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -295,7 +296,7 @@ def test_refuses_odd_channels_where_they_are_halved():
 
 
 def test_refuses_the_published_order_of_arguments():
-    with pytest.raises(TypeError, match=r"expected a fxquant.darts.Genotype, got bool"):
+    with pytest.raises(ConfigError, match=r"expected a fxquant.darts.Genotype, got bool"):
         NetworkCIFAR(2, 5, 3, True, DARTS_V2)
 
 
