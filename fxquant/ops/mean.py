@@ -43,7 +43,8 @@ def _kernel(
     n: AverageNumbers, dtype: torch.dtype, codes: Tensor, dim: Any, keepdim: bool
 ) -> Tensor:
     total = torch.sum(centred(codes, n.x_zero), dim, keepdim)
-    count = codes.numel() // max(total.numel(), 1)
+    # at least 1: the mean of an empty batch, 0/0, is 0
+    count = max(codes.numel() // max(total.numel(), 1), 1)
     return finish_average(total, count, torch.tensor(count, device=codes.device), n, dtype)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 import fxquant
 from fxquant.errors import AccumulatorError
+from fxquant.rounding import ROUNDINGS
 from fxquant.schemes import INT16
 from tests.ops.calls import integers, qparams
 
@@ -22,6 +23,21 @@ def test_by_hand(name, code):
     codes = torch.tensor([7, 8, 12], dtype=torch.uint8)
     y = integers(name, (qparams(0.5, 5),), qparams(0.25, 10), codes, dim=0, keepdim=False)
     assert int(y) == code
+
+
+@pytest.mark.parametrize("rounding", [rounding.name for rounding in ROUNDINGS])
+def test_the_mean_of_nothing_is_0(rounding):
+    """As what is divided by zero elsewhere, where torch has NaN."""
+
+    class Net(nn.Module):
+        def forward(self, x):
+            return torch.relu(x).mean(0)
+
+    prepared = fxquant.prepare_qat(Net(), config=fxquant.QuantConfig(rounding=rounding))
+    prepared(torch.randn(3, 4))
+    quantized, nothing = fxquant.convert(prepared), torch.zeros(0, 4)
+    assert torch.equal(quantized(nothing), torch.zeros(4))
+    assert torch.equal(prepared.eval()(nothing), torch.zeros(4))
 
 
 @pytest.mark.parametrize("divided", [True, False])
