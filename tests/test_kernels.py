@@ -122,6 +122,15 @@ def test_a_batch_may_be_empty():
         assert quantized(spec.inputs(2)[:0]).shape == prepared(spec.inputs(2)[:0]).shape
 
 
+@pytest.mark.parametrize("choice", ["auto", "float32", "plain"])
+@pytest.mark.parametrize("name", ["convs", "linears"])
+def test_no_kernel_reads_the_memory_of_another_device(name, choice):
+    """oneDNN would: of a tensor on `meta`, none, and the process ended."""
+    quantized = chosen(case(name, "default").quantized, choice)
+    with pytest.raises(RuntimeError):
+        quantized(case(name, "default").inputs(2).to("meta"))
+
+
 class Viewed(nn.Module):
     """`view` takes only what lies in memory as it says."""
 

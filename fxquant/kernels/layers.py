@@ -28,7 +28,8 @@ from fxquant.kernels.sums import (
 @dataclass(frozen=True, eq=False)
 class LayerKernel:
     """Codes of another number of dimensions than `dims`, such as one image without a batch, go to
-    `otherwise`. The channels of its result lie along `axis`.
+    `otherwise`, and so do those of another device, whose memory oneDNN would read unasked: there
+    torch says what is wrong. The channels of its result lie along `axis`.
     """
 
     sums: Sums
@@ -46,7 +47,7 @@ class LayerKernel:
     def __call__(self, *inputs: Tensor, **settings: Any) -> Tensor:
         """Codes of the input to codes of the output."""
         (codes,) = inputs
-        if codes.dim() != (self.dims or codes.dim()):
+        if codes.dim() != (self.dims or codes.dim()) or not codes.is_cpu:
             return self.otherwise(codes, **settings)
         y = self.finish(self.sums(codes))
         if self.axis == -1:
