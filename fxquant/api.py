@@ -223,10 +223,23 @@ def _float_leaves(model: nn.Module, config: QuantConfig) -> frozenset[str]:
             near = near_misses(pattern, paths)
             raise ConfigError(f"keep_float: no submodule matches '{pattern}'{near}")
         found.update(matches)
+    for path in sorted(found):
+        _refuse_half(path, model.get_submodule(path))
     chosen = {id(module) for path in found for module in _called(model.get_submodule(path))}
     return frozenset(
         path for path, module in model.named_modules(remove_duplicate=False) if id(module) in chosen
     )
+
+
+def _refuse_half(path: str, module: nn.Module) -> None:
+    """Codes have more bits than half precision, so what integers give is float32."""
+    halves = [p.dtype for p in module.parameters() if p.is_floating_point() and p.itemsize < 4]
+    if halves:
+        raise ConfigError(
+            f"keep_float: '{path}' computes in {halves[0]}, and what integers hand it in eval() is "
+            "float32.\n"
+            "What to do: prepare model.float(), and train it under torch.autocast."
+        )
 
 
 def _called(module: nn.Module) -> list[nn.Module]:

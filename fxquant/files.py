@@ -10,13 +10,20 @@ from pathlib import Path
 from fxquant.errors import ConfigError, WriteError
 
 
+def need_path(path: str | os.PathLike[str]) -> None:
+    """Refuse what is no path. Raises ConfigError."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigError(f"a path is a string or a Path, got {path!r}")
+    if "\0" in os.fsdecode(path):
+        raise ConfigError(f"a path has no null in it, got {os.fspath(path)!r}")
+
+
 def need_folder(path: str | os.PathLike[str]) -> None:
     """Refuse a file that cannot be written, before the work that would be lost.
 
     Raises ConfigError for what is no path, WriteError for a folder or one that is not there.
     """
-    if not isinstance(path, (str, os.PathLike)):
-        raise ConfigError(f"a path is a string or a Path, got {path!r}")
+    need_path(path)
     place = Path(path)
     if not place.name or os.path.isdir(place):  # False, too, where the system cannot tell
         raise WriteError(
@@ -62,8 +69,9 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file whole or not at all: beside its place first, then moved there.
 
-    Raises WriteError; what was there before stays.
+    Raises WriteError, or ConfigError for what is no path; what was there before stays.
     """
+    need_path(path)
     place = Path(path)
     with writing(path):
         part = place.with_name(f".{place.name}.{os.getpid()}.part")

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fxquant.errors import ConfigError
+from fxquant.errors import ConfigError, DataError
 from fxquant.schemes import SMALLEST_SCALE, QParams, round_half_up
 
 MULTIPLIER_BITS = 31
@@ -110,6 +110,24 @@ class Rounding:
 
 
 # ------------------------------------------------------------------------ real numbers
+
+
+def need_real(x: object) -> None:
+    """Refuse what has no codes: no tensor, or one of complex numbers, of which a cast would keep
+    the real part.
+
+    Raises DataError.
+    """
+    if not hasattr(x, "detach"):  # as a tensor has, and what torch.fx traces with
+        raise DataError(
+            f"a quantized network takes tensors, got a {type(x).__name__}.\n"
+            "What to do: hand it the arguments that the model takes; torch.as_tensor makes them."
+        )
+    if isinstance(x, Tensor) and x.is_complex():
+        raise DataError(
+            f"a quantized network takes real numbers, got a tensor of {x.dtype}.\n"
+            "What to do: hand it torch.view_as_real(x), or the part that is meant."
+        )
 
 
 def round_half_away(x: Tensor) -> Tensor:

@@ -24,12 +24,15 @@ from fxquant.errors import (
     AccumulatorError,
     CaptureError,
     ConfigError,
+    DataError,
+    ExportError,
     FxQuantError,
     NonFiniteError,
     ShapeError,
     StageError,
     UncalibratedError,
     UnsupportedOperatorError,
+    WriteError,
 )
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -103,6 +106,14 @@ def setting(use, name, what, advice, **settings):
     return Wrong(use, lambda: QuantConfig(**settings), ConfigError, what, name, advice)
 
 
+def export(use, examples, error, what, where, advice):
+    def call():
+        pytest.importorskip("onnx", reason="onnx is in the extra `onnx`")
+        fxquant.export_onnx(convert(trained()), "network.onnx", examples)
+
+    return Wrong(use, call, error, what, where, advice)
+
+
 def scheme(use, what, advice, **settings):
     name = "bits|signed|symmetric|narrow"
     return Wrong(use, lambda: QuantScheme(**settings), ConfigError, what, name, advice)
@@ -155,6 +166,27 @@ CATALOGUE = (
     Wrong("an index that is no integer", lambda: prepare_qat(nn.Embedding(4, 4), torch.randn(2)), CaptureError, "Long, Int", "Embedding.forward", "pass example_inputs that it runs on"),
     Wrong("verify without examples", lambda: prepare_qat(Net(), None, QuantConfig(verify=True)), ConfigError, "example_inputs", "verify=True", "needs example_inputs"),
     Wrong("another shape than prepared for", lambda: trained(lambda s, x: s.conv(x) * x.shape[-1] ** -0.5)(torch.randn(2, 3, 9, 9)), ShapeError, "prepared for example inputs", HERE, "example_inputs of the new shapes"),
+    Wrong("nothing goes in", lambda: trained()(None), DataError, "got a NoneType", "a quantized network", "torch.as_tensor"),
+    Wrong("text goes in", lambda: convert(trained())("x"), DataError, "got a str", "a quantized network", "torch.as_tensor"),
+    Wrong("complex numbers in training", lambda: trained(x=X.to(torch.complex64)), DataError, "complex64", "a quantized network", "view_as_real"),
+    Wrong("complex numbers in eval()", lambda: trained().eval()(X.to(torch.complex64)), DataError, "complex64", "a quantized network", "view_as_real"),
+    Wrong("complex numbers once converted", lambda: convert(trained())(X.to(torch.complex64)), DataError, "complex64", "a quantized network", "view_as_real"),
+    # ways out, with examples of another kind
+    export("complex examples", X.to(torch.complex64), ExportError, "complex64", "quantize_x", "view_as_real"),
+    export("sparse examples", X.to_sparse(), ConfigError, "sparse_coo", "example_inputs", "to_dense"),
+    export("examples in bfloat16", X.bfloat16(), ExportError, "bfloat16", "the network takes", "torch.float32"),
+    export("more examples than arguments", (X, X), ConfigError, "2 arguments", "takes 1: x", "those of one call"),
+    export("no examples", None, ConfigError, "NoneType", "example_inputs", "arguments of one call"),
+    export("empty examples", X[:0], ConfigError, "no row", "example_inputs", "arguments of one call"),
+    Wrong("golden inputs without numbers", lambda: fxquant.export_bundle(convert(trained()), "golden", X.to("meta")), ConfigError, "no numbers", "golden_inputs", "a batch of your data"),
+    Wrong("a float model is exported", lambda: fxquant.export_program(Net(), X), StageError, "an integer network", "exported", "what `convert` gives"),
+    # files and paths
+    Wrong("a network is loaded from None", lambda: fxquant.load(None), ConfigError, "None", "path", "a string or a Path"),
+    Wrong("a network is saved to None", lambda: fxquant.save(trained(), None), ConfigError, "None", "path", "a string or a Path"),
+    Wrong("a float model is saved", lambda: fxquant.save(Net(), "net"), StageError, "got a Net", "save"),
+    Wrong("a path with a null", lambda: fxquant.load("a\0b"), ConfigError, "no null", r"a\\x00b", "a path"),
+    Wrong("a configuration from None", lambda: fxquant.load_config(None), ConfigError, "None", "path", "a string or a Path"),
+    Wrong("a file in no folder", lambda: fxquant.save(trained(), "nowhere/net"), WriteError, "No such file", "nowhere/net"),
     # what has no integers
     Wrong("an operator without integers", lambda: prepared(lambda s, x: s.conv(x).sort().values), UnsupportedOperatorError, "no integer form", f"node 'sort'.*{HERE}", "keep_float"),
     Wrong("a number of the values", lambda: prepared(lambda s, x: s.conv(x) * x.max().item()), UnsupportedOperatorError, "no integer form", f"node 'item'.*{HERE}", "keep_float"),
@@ -167,6 +199,7 @@ CATALOGUE = (
     Wrong("an override that matches nothing", lambda: prepare_qat(Net(), X, QuantConfig(overrides=(Override(path="com", weight=QuantScheme(bits=4, narrow=True)),))), ConfigError, "'com'", "overrides|Override", "did you mean"),
     setting("overrides that are none", "overrides", r"\[1\]", "a tuple", overrides=[1]),
     setting("a string of paths", "keep_float", "'fc'", "a tuple of paths", keep_float="fc"),
+    Wrong("half precision in float", lambda: prepare_qat(Net().half(), X.half(), QuantConfig(keep_float=("fc",))), ConfigError, "torch.float16", "keep_float: 'fc'", r"model\.float\(\)"),
     setting("a number for a scheme", "weight", "8", "is a QuantScheme", weight=8),
     setting("an asymmetric weight", "weight", "symmetric=False", "need a symmetric scheme", weight=QuantScheme(symmetric=False)),
     setting("activations per channel", "activation", "per_channel=True", "one scale per tensor", activation=QuantScheme(per_channel=True)),
@@ -191,7 +224,8 @@ def hooked():
 
 
 @pytest.mark.parametrize("wrong", CATALOGUE, ids=lambda wrong: wrong.use)
-def test_a_wrong_use_is_told_what_where_and_what_to_do(wrong):
+def test_a_wrong_use_is_told_what_where_and_what_to_do(wrong, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's, on odd data
         with pytest.raises(wrong.error) as caught:
@@ -199,6 +233,8 @@ def test_a_wrong_use_is_told_what_where_and_what_to_do(wrong):
     message = str(caught.value)
     for part in (wrong.what, wrong.where, wrong.advice):
         assert re.search(part, message, re.DOTALL), message
+    assert "torch" not in caught.traceback[-1].path.parts
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_catalogue_is_long_and_names_each_use_once():

@@ -27,7 +27,7 @@ from fxquant.export.count import count_node
 from fxquant.export.moves import apply_to
 from fxquant.export.walk import Like, Walk, values_of, walk
 from fxquant.extras import needs_extra
-from fxquant.files import writing
+from fxquant.files import need_path, writing
 from fxquant.graph.edit import called_module, get_attribute
 from fxquant.graph.nested import leaves
 from fxquant.graph.place import place_of
@@ -54,18 +54,24 @@ def export_bundle(
 
     Raises:
         StageError: `quantized` is no converted network.
-        ConfigError: the folder holds something else.
+        ConfigError: the folder holds something else, or the inputs no numbers.
         ExportError: an operator has no C form.
         WriteError: the folder cannot be written.
         MissingExtraError: the extra `save` is not installed.
     """
     with needs_extra("save"):
         import safetensors.torch
+    need_path(folder)
     folder = Path(folder)
     if folder.exists() and not (folder / "network.json").is_file():
         raise ConfigError(f"'{folder}' exists, and is no bundle.\nWhat to do: name a new folder.")
+    walked = walk(quantized, golden_inputs, 1)
     given = (golden_inputs,) if isinstance(golden_inputs, Tensor) else tuple(golden_inputs)
-    walked = walk(quantized, given, 1)
+    if any(x.is_meta for x in leaves(given) if isinstance(x, Tensor)):
+        raise ConfigError(
+            "golden_inputs are computed with, and on device 'meta' there are no numbers.\n"
+            "What to do: hand it a batch of your data."
+        )
     found, _ = values_of(quantized, given)
     description, numbers = _description(walked)
     golden = {f"input.{i}": x for i, x in enumerate(leaves(given)) if isinstance(x, Tensor)}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
+from fxquant.errors import ExportError
 from fxquant.export.walk import Walk
 from fxquant.extras import needs_extra
 from fxquant.files import writing
@@ -117,7 +118,15 @@ def _info(value: Value) -> onnx.ValueInfoProto:
 def _element_type(dtype: torch.dtype) -> int:
     from onnx import helper
 
-    return int(helper.np_dtype_to_tensor_dtype(torch.empty(0, dtype=dtype).numpy().dtype))
+    try:
+        array = torch.empty(0, dtype=dtype).numpy()
+    except TypeError as error:
+        raise ExportError(
+            f"the network takes or gives a tensor of {dtype}, which NumPy does not have, nor do "
+            "engines that are handed its arrays.\nWhat to do: export it with example_inputs of "
+            "torch.float32; codes are the same."
+        ) from error
+    return int(helper.np_dtype_to_tensor_dtype(array.dtype))
 
 
 def _is_large(model: onnx.ModelProto) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from fxquant.errors import ConfigError, DataError, StageError
 from fxquant.export.engines import Values, engines_of, refusals
 from fxquant.export.walk import values_of
+from fxquant.files import need_path
 from fxquant.graph.nested import leaves
 from fxquant.pipeline import Stage, stage_of
 
@@ -89,6 +90,7 @@ def verify(
     """
     if not isinstance(quantized, fx.GraphModule) or stage_of(quantized) is not Stage.INTEGER:
         raise StageError("what is verified is an integer network: hand it what `convert` gave")
+    need_path(path)
     if not Path(path).is_file():
         raise ConfigError(f"there is no file '{path}'")
     opened = engines_of(path, engines, {node.name for node in quantized.graph.nodes})

@@ -99,7 +99,20 @@ def _inputs_and_rows(example_inputs: Any) -> tuple[list[Any], int]:
             f"{type(example_inputs).__name__}"
         )
     inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
-    rows = [len(x) for x in leaves(inputs) if isinstance(x, Tensor) and x.dim()]
+    tensors = [x for x in leaves(inputs) if isinstance(x, Tensor)]
+    for x in tensors:
+        if x.layout is not torch.strided:
+            raise ConfigError(
+                f"example_inputs hold a tensor of layout {x.layout}, and no format has one.\n"
+                "What to do: hand it x.to_dense()."
+            )
+    taken = [str(node.target) for node in quantized.graph.nodes if node.op == "placeholder"]
+    if len(inputs) > len(taken) and not any(name.startswith("*") for name in taken):
+        raise ConfigError(
+            f"example_inputs are {len(inputs)} arguments, and the network takes {len(taken)}: "
+            f"{', '.join(taken)}.\nWhat to do: hand it those of one call."
+        )
+    rows = [len(x) for x in tensors if x.dim()]
     if not rows or not rows[0]:
         raise ConfigError("example_inputs are the arguments of one call; they hold no row")
     return inputs, rows[0]

@@ -14,7 +14,7 @@ from fxquant.graph.edit import Site
 from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
 from fxquant.ops.accumulator import Accumulator, IntegerCall, Operand
 from fxquant.ops.spec import OpSpec
-from fxquant.rounding import Rounding
+from fxquant.rounding import Rounding, need_real
 from fxquant.schemes import QParams, QuantScheme, dequantize
 
 _times_written = attrgetter("_version")
@@ -158,7 +158,8 @@ class Quantize(_Boundary):
         self.rounding = rounding
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape, of the scheme's integer dtype."""
+        """Same shape, of the scheme's integer dtype. Raises DataError for what is not real."""
+        need_real(x)
         return self.rounding.quantize(x.detach(), self.qparams)
 
 

@@ -21,7 +21,7 @@ from fxquant.intmath import ACCUMULATOR_BITS, Target
 from fxquant.observers import Observer
 from fxquant.ops.phase import PhasedSite
 from fxquant.ops.spec import Affine, Clamp, OpSpec, Output, RealCall, Weights
-from fxquant.rounding import HALF_UP, Rounding
+from fxquant.rounding import HALF_UP, Rounding, need_real
 from fxquant.schemes import Channels, QParams, code_of, dequantize, quantize
 
 
@@ -171,7 +171,11 @@ class InputQuantizer(PhasedSite):
         self.rounding = HALF_UP
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` on its grid; as it is while only observed, or while no range is known."""
+        """`x` on its grid; as it is while only observed, or while no range is known.
+
+        Raises DataError for what is not real.
+        """
+        need_real(x)
         if not isinstance(self.output, ActivationFakeQuant):
             out: Tensor = self.output(x)
             return out

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fxquant.errors import FileError
 from fxquant.extras import needs_extra
-from fxquant.files import write_whole
+from fxquant.files import need_path, write_whole
 
 VERSION = 1
 
@@ -39,6 +39,7 @@ def read_file(path: str | os.PathLike[str]) -> tuple[str, dict[str, Tensor]]:
     """The text and the tensors. Raises FileError where they are not what was written."""
     with needs_extra("save"):
         import safetensors
+    need_path(path)
     Path(path).open("rb").close()  # whether it can be read at all is the system's to say
     try:
         with safetensors.safe_open(path, framework="pt") as file:

@@ -399,10 +399,11 @@ def test_case_31_tiny_variance(variance):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_case_31_half_precision(dtype):
-    """Kept: a network in half precision is prepared and converted as it is."""
+    """Kept: a network in half precision is prepared and converted as it is, to float32 outputs."""
     model, x = net().to(dtype), INPUT.to(dtype)
     result = contract(model, (x,), laws.CONFIGS["train"])
     assert result.prepared.conv.weight.dtype is dtype
+    assert result.prepared.eval()(x).dtype is torch.float32
     folded = fxquant.prepare_qat(model, config=laws.CONFIGS["equalize"]).eval()
     exact = copy.deepcopy(model).double().eval()(x.double())
     error = (folded(x).double() - exact).abs().max() / exact.abs().max()
