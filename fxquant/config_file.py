@@ -27,8 +27,9 @@ def load_config(path: str | os.PathLike[str]) -> QuantConfig:
     parts = versioned(read_file(path), "preset", "config")
     base = QuantConfig()
     if "preset" in parts:
+        name = parts["preset"].scalar()
         try:
-            base = preset(parts["preset"].scalar()).config
+            base = preset(name).config
         except ConfigError as error:
             raise parts["preset"].error(str(error)) from error
     return read_record(parts["config"], QuantConfig, base) if "config" in parts else base

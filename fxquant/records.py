@@ -30,7 +30,7 @@ from fxquant.fake_quant import (
     Transform,
 )
 from fxquant.fields import is_number
-from fxquant.files import write_whole
+from fxquant.files import need_path, write_whole
 from fxquant.observers import CALIBRATORS, Calibrator
 from fxquant.overrides import near_misses
 
@@ -98,8 +98,10 @@ class Part:
             raise self.error(f"a single value belongs here, not {self.shown}")
         try:
             value = yaml.SafeLoader("").construct_object(self.node)
-        except (yaml.YAMLError, ValueError) as error:
-            raise self.error(f"this cannot be read: {error}") from error
+        # a tag promises what its text is not: !!int '', !!bool maybe, !!timestamp noon
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:
+            kind = self.node.tag.rpartition(":")[2]
+            raise self.error(f"this cannot be read: {self.shown} as {kind}") from error
         if not isinstance(value, (str, int, float, bool, type(None))):
             raise self.error(f"a number or a text belongs here, not {self.shown}")
         return value
@@ -119,6 +121,7 @@ def read_file(path: str | os.PathLike[str]) -> Part:
     """
     with needs_extra("yaml"):
         import yaml
+    need_path(path)
     file, loader = str(path), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         text = Path(path).read_text(encoding="utf-8")

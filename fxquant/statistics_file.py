@@ -27,6 +27,8 @@ from fxquant.pipeline import need_prepared
 from fxquant.records import Part, plain, read_file, read_record, versioned, write_file
 from fxquant.schemes import LARGEST
 
+_MOST = 1 << 16  # numbers, more than any statistic has
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -142,9 +144,11 @@ def _numbers(text: str) -> list[float]:
     for word in text.split():
         try:
             if word.startswith("0x"):
-                found += [0.0] * min(int(word[2:]), 1 << 16)  # more than any statistic has
+                found += [0.0] * min(int(word[2:]), _MOST)
             else:
                 found.append(float(word))
         except ValueError as error:
             raise ConfigError(f"data holds '{word[:20]}', which is no number") from error
+        if len(found) > _MOST:  # before a short text fills the memory
+            raise ConfigError(f"data are more than {_MOST} numbers")
     return found

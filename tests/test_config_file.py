@@ -147,6 +147,10 @@ def test_a_file_as_people_write_it(tmp_path):
         ("fxquant: 1\nconfig: &a {}\npreset: *a", r"line 3: aliases \(\*a\) are not read"),
         ("fxquant: 1\npreset: !!python/object/apply:os.getcwd []", "line 2: a single value"),
         ("fxquant: 1\npreset: !!python/name:os.getcwd", "line 2: this cannot be read"),
+        *(
+            (f"fxquant: 1\npreset: !!{tag} ''", f"line 2: this cannot be read: '' as {tag}")
+            for tag in ("int", "float", "bool", "timestamp")
+        ),
         ("fxquant: 1\npreset: 2026-11-21", "line 2: a number or a text belongs here"),
         ("[" * 5000, "no YAML|too deep"),
     ],
