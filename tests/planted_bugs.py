@@ -1479,6 +1479,35 @@ BUGS = (
             "test_one_that_counts_and_normalises_otherwise_is_refused",
         ),
     ),
+    # ---------------------------------------------------------------- wrong uses
+    Bug(
+        "the mean of an empty batch divides by 0",
+        "fxquant/ops/mean.py",
+        "count = max(codes.numel() // max(total.numel(), 1), 1)",
+        "count = codes.numel() // max(total.numel(), 1)",
+        ("tests/ops/test_averages.py::test_the_mean_of_nothing_is_0",),
+    ),
+    Bug(
+        "a tag that does not fit its text leads out of the YAML reader",
+        "fxquant/records.py",
+        "except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:",
+        "except (yaml.YAMLError, ValueError) as error:",
+        ("tests/test_config_file.py::test_a_mistake_is_told_with_its_line",),
+    ),
+    Bug(
+        "of complex numbers the real part is quantized",
+        "fxquant/rounding.py",
+        "if isinstance(x, Tensor) and x.is_complex():",
+        "if isinstance(x, Tensor) and x.dim() > 9:",
+        ("tests/test_errors.py::test_a_wrong_use_is_told_what_where_and_what_to_do",),
+    ),
+    Bug(
+        "a short text of statistics may fill the memory",
+        "fxquant/statistics_file.py",
+        "if len(found) > _MOST:",
+        "if len(found) > _MOST**2:",
+        ("tests/test_statistics_file.py::test_data_that_is_none",),
+    ),
 )
 
 
