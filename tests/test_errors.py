@@ -172,7 +172,7 @@ CATALOGUE = (
     Wrong("complex numbers in eval()", lambda: trained().eval()(X.to(torch.complex64)), DataError, "complex64", "a quantized network", "view_as_real"),
     Wrong("complex numbers once converted", lambda: convert(trained())(X.to(torch.complex64)), DataError, "complex64", "a quantized network", "view_as_real"),
     # ways out, with examples of another kind
-    export("complex examples", X.to(torch.complex64), ExportError, "complex64", "quantize_x", "view_as_real"),
+    export("complex examples", X.to(torch.complex64), ExportError, "complex64", "batch of 2", "example inputs that it takes"),
     export("sparse examples", X.to_sparse(), ConfigError, "sparse_coo", "example_inputs", "to_dense"),
     export("examples in bfloat16", X.bfloat16(), ExportError, "bfloat16", "the network takes", "torch.float32"),
     export("more examples than arguments", (X, X), ConfigError, "2 arguments", "takes 1: x", "those of one call"),

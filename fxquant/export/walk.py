@@ -71,6 +71,7 @@ def walk(quantized: fx.GraphModule, example_inputs: Any, batch: int | None) -> W
     if batch is not None and (type(batch) is not int or batch < 1):
         raise ConfigError(f"batch is the size of a batch, or None for any, got {batch!r}")
     inputs, rows = _inputs_and_rows(example_inputs)
+    _refuse_more_than_it_takes(quantized.graph, inputs)
     runs = []
     for size in _BATCHES if batch is None else (batch,):
         recorder = _Recorder(quantized)
@@ -106,16 +107,20 @@ def _inputs_and_rows(example_inputs: Any) -> tuple[list[Any], int]:
                 f"example_inputs hold a tensor of layout {x.layout}, and no format has one.\n"
                 "What to do: hand it x.to_dense()."
             )
-    taken = [str(node.target) for node in quantized.graph.nodes if node.op == "placeholder"]
+    rows = [len(x) for x in tensors if x.dim()]
+    if not rows or not rows[0]:
+        raise ConfigError("example_inputs are the arguments of one call; they hold no row")
+    return inputs, rows[0]
+
+
+def _refuse_more_than_it_takes(graph: fx.Graph, inputs: list[Any]) -> None:
+    """fx would leave out what no placeholder takes."""
+    taken = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
     if len(inputs) > len(taken) and not any(name.startswith("*") for name in taken):
         raise ConfigError(
             f"example_inputs are {len(inputs)} arguments, and the network takes {len(taken)}: "
             f"{', '.join(taken)}.\nWhat to do: hand it those of one call."
         )
-    rows = [len(x) for x in tensors if x.dim()]
-    if not rows or not rows[0]:
-        raise ConfigError("example_inputs are the arguments of one call; they hold no row")
-    return inputs, rows[0]
 
 
 class _Recorder(fx.Interpreter):
