@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Self
 
+import torch
 from torch import Tensor, fx, nn
 
 from fxquant.graph.tensors import copies_of_nothing, tensors_tied
@@ -111,7 +112,8 @@ class IntegerNetwork(Network):
 def _unpickle(
     rebuild: Callable[..., fx.GraphModule], arguments: tuple[Any, ...], name: str
 ) -> Network:
-    gm = rebuild(*arguments)
+    with torch.enable_grad():  # torch.fx traces anew, and a trace under no_grad is refused
+        gm = rebuild(*arguments)
     result = Network(gm, gm.graph, class_name=name)
     _hand_over(arguments[0], result)
     return result

@@ -44,6 +44,17 @@ def test_methods_properties_and_class_attributes_are_the_models_own():
             _ = network.other
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_pickle_is_read_under_no_grad(mode):
+    prepared = fxquant.prepare_qat(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), X)
+    prepared(X)
+    prepared.eval()
+    for network in (prepared, fxquant.convert(prepared)):
+        with mode():
+            loaded = pickle.loads(pickle.dumps(network))
+        assert torch.equal(loaded(X), prepared(X))
+
+
 def test_a_class_that_no_name_leads_to_is_left_out_of_a_pickle():
     class Local(Searched):
         pass
