@@ -283,6 +283,25 @@ def test_parts_add_up(way):
     assert torch.equal(total, expected.to(torch.int64).movedim(1, -1))
 
 
+@pytest.mark.parametrize("way", [int8_convolution, float32_sums])
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 999), shift=st.integers(20, 44))
+def test_parts_are_exact_although_the_whole_is_clamped(way, seed, shift):
+    """600·127·255 = 19,431,000 of the second half, and a bias that brings the sum back."""
+    draws = torch.Generator().manual_seed(seed)
+    weight = torch.randint(-9, 10, (2, 1200, 1, 1), generator=draws)
+    weight[:, 600:] = torch.tensor([127, -127]).reshape(2, 1, 1, 1)
+    bias = torch.tensor([-1, 1]) * torch.randint(17_000_000, 19_431_000, (2,), generator=draws)
+    geometry = Geometry((1, 1), ((0, 0), (1, 1)), (1, 1), 1)
+    layer = layer_of(weight, bias, 0, UINT8, geometry, shift)
+    found = in_parts(way, layer)
+    if isinstance(found, Refused):
+        pytest.skip(found.why)
+    q = torch.randint(220, 256, (1, 1200, 4, 3), generator=draws)
+    expected = F.conv2d(q.double(), weight.double(), bias.double(), padding=(0, 1))
+    assert_adds_up(found, q.to(torch.uint8), expected.long().movedim(1, -1))
+
+
 @needs_int8
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 def test_sums_that_are_clamped_anyway_need_not_be_exact(rounding):
@@ -468,6 +487,36 @@ def test_kernels_follow_the_numbers(choice):
         mine.copy_(theirs)
     assert reference.differences(expected, quantized(x)) == 0
     assert reference.differences(expected, quantized.to("cpu")(x)) == 0
+
+
+def codes_in(quantized, x):
+    """What each integer operator gives, in the order of the calls."""
+    found = []
+
+    def note(module, inputs, y):
+        found.append(y)
+
+    operators = [m for m in quantized.modules() if isinstance(m, IntegerOp)]
+    hooks = [operator.register_forward_hook(note) for operator in operators]
+    quantized(x)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("config", ["default", "fp32_rne"])
+def test_no_float_type_changes_an_integer(config, dtype):
+    """half() leaves scales and multipliers what they are, and so does double() the multipliers."""
+    x = case("convs", config).inputs(3).to(dtype)
+    quantized = copy.deepcopy(case("convs", config).quantized)
+    expected = codes_in(quantized, x.float())
+    y = quantized.to(dtype)(x)
+    assert laws.flat(y)[0].dtype is dtype
+    found = codes_in(quantized, x)
+    assert len(found) == len(expected) > 0
+    assert all(map(torch.equal, found, expected))
+    assert all(map(torch.equal, codes_in(quantized.float(), x.float()), expected))
 
 
 def test_networks_made_without_gradients_run_with_them():

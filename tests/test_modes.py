@@ -95,6 +95,20 @@ def test_it_trains(config):
     assert torch.equal(quantized(SPEC.inputs()), prepared.eval()(SPEC.inputs()))
 
 
+@pytest.mark.parametrize("config", [DYNAMIC, WEIGHT_ONLY], ids=lambda c: c.mode)
+def test_half_precision_leaves_scales_alone(config):
+    """A scale of 1e-9 would be 0."""
+    net = nn.Sequential(nn.Linear(3, 2))
+    with torch.no_grad():
+        net[0].weight.mul_(1e-7)
+    quantized = fxquant.convert(fxquant.prepare_ptq(net, config=config))
+    (layer,) = [m for m in quantized.modules() if isinstance(m, IntegerLayer)]
+    expected = layer.scale.clone()
+    y = quantized.half()(torch.ones(1, 3).half())
+    assert y.dtype is torch.float16
+    assert torch.equal(layer.scale, expected)
+
+
 def test_batches_without_a_range_are_left_as_they_are():
     quantized = fxquant.convert(fxquant.prepare_ptq(SPEC.build(), config=DYNAMIC))
     assert quantized(SPEC.inputs() * math.inf).isnan().all()

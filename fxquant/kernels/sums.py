@@ -50,13 +50,15 @@ class Geometry(NamedTuple):
 
 class Layer(NamedTuple):
     """What decides how a layer may be summed. `geometry` is None for a linear layer; `sizes` are
-    those of an example, if there was one.
+    those of an example, if there was one. The sums of a part are added to those of others, before
+    anything is clamped.
     """
 
     numbers: LayerNumbers
     codes: QuantScheme
     geometry: Geometry | None
     sizes: tuple[int, ...] | None
+    is_part: bool = False
 
     @property
     def weight(self) -> Tensor:
@@ -230,7 +232,8 @@ def int8_convolution(layer: Layer) -> Found | Refused:
     rows = n.weight.flatten(1).long()
     bound = highest * torch.maximum(rows.clamp(min=0).sum(1), -rows.clamp(max=0).sum(1))
     bias = n.bias.long() - zero * rows.sum(1)
-    inside = int((bound + bias.abs()).max()) < FLOAT32_EXACT or _is_clamped_anyway(n, bias)
+    inside = int((bound + bias.abs()).max()) < FLOAT32_EXACT
+    inside = inside or _is_clamped_anyway(layer, bound, bias)
     if int(bound.max()) >= FLOAT32_EXACT and not inside:
         return Refused(f"its sums may reach {int(bound.max())}, beyond 2^24", too_large=True)
     pad, padding = _ways_to_pad(g, native=zero == 0)
@@ -250,13 +253,16 @@ def int8_convolution(layer: Layer) -> Found | Refused:
     return Found(sums, torch.zeros_like(bias) if inside else bias)
 
 
-def _is_clamped_anyway(n: LayerNumbers, bias: Tensor) -> bool:
+def _is_clamped_anyway(layer: Layer, bound: Tensor, bias: Tensor) -> bool:
     """Whether every sum from 2^24 on, bias and all, lies beyond the clamp.
 
     Then it need not be exact: int32 holds it, and float32 rounds it, and its sum with the bias,
     monotonically, so that neither comes back below 2^24 - |b|. Twice as far as any code lies from
     the zero point leaves room for every way to round.
     """
+    if layer.is_part or int(bound.max()) >= _INT32:
+        return False
+    n = layer.numbers
     distance = int(torch.maximum(n.high.abs(), n.low.abs()).max()) + abs(int(n.y_zero)) + 1
     factor = torch.ldexp(n.multiplier.double(), -n.shift)
     room = FLOAT32_EXACT - bias.abs().double()
@@ -406,7 +412,8 @@ def in_two_dimensions(layer: Layer) -> Layer:
     assert g is not None
     wide = Geometry((1, *g.stride), ((0, 0), *g.padding), (1, *g.dilation), g.groups)
     sizes = None if layer.sizes is None else (1, *layer.sizes)
-    return Layer(n._replace(weight=n.weight.unsqueeze(2)), layer.codes, wide, sizes)
+    wider = n._replace(weight=n.weight.unsqueeze(2))
+    return layer._replace(numbers=wider, geometry=wide, sizes=sizes)
 
 
 # ------------------------------------------------------------------------ in parts
@@ -454,7 +461,7 @@ def _together(way: Way, layer: Layer, count: int) -> Found | Refused:
     parts: list[Found] = []
     shares = _split(layer.numbers, count)
     for numbers in shares:
-        found = way(layer._replace(numbers=numbers))
+        found = way(layer._replace(numbers=numbers, is_part=True))
         if isinstance(found, Refused):
             return found
         parts.append(found)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from fxquant.fake_quant.quantizer import keeping_bits
 from fxquant.graph.edit import Site
 from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
 from fxquant.ops.accumulator import Accumulator, IntegerCall, Operand
@@ -95,7 +96,13 @@ class IntegerOp(Site):
         return [*map(id, buffers), *map(_times_written, buffers)]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        """To another device; of half() and double() the numbers stay what they are."""
+
+        def moved(number: Tensor) -> Tensor:
+            found = fn(number)
+            return found if found.dtype == number.dtype else number.to(found.device)
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
         self.use_kernels(self.choice)  # what .to() moves are the buffers
         return self
 
@@ -156,6 +163,10 @@ class Quantize(_Boundary):
     def __init__(self, q: QParams, rounding: Rounding) -> None:
         super().__init__(q)
         self.rounding = rounding
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """half() and bfloat16() leave its numbers alone, which make the codes."""
+        return super()._apply(keeping_bits(fn), recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape, of the scheme's integer dtype. Raises DataError for what is not real."""

@@ -9,12 +9,14 @@ float. A dynamic range is that of the whole batch: what stands beside an input m
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from fxquant.fake_quant import WeightFakeQuant, fake_quantize
+from fxquant.fake_quant.quantizer import keeping_bits
 from fxquant.graph.edit import Site
 from fxquant.intmath import accumulator_bound, carrier, centred, per_channel, without_autocast
 from fxquant.ops.spec import OpSpec
@@ -154,6 +156,13 @@ class IntegerLayer(Site):
         self.register_buffer("weight", weight.codes)
         self.register_buffer("scale", weight.scale)
         self.register_buffer("bias", bias if bias is None else bias.detach())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """half() and bfloat16() leave the scale alone; the bias is as the model's floats are."""
+        scale = keeping_bits(fn)(self.scale)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.scale = scale
+        return self
 
     def forward(self, x: Tensor, **settings: Any) -> Tensor:
         """Float in, float out; no gradient."""
