@@ -4,12 +4,12 @@
     python benchmarks/zoo_trained.py --models resnet18     only these, anew
     python benchmarks/zoo_trained.py --one resnet18        one, in this process, as a line of JSON
 
-An untrained network with settled batch norms amplifies whatever comes in, roundings included
+An untrained network with settled batch norms amplifies whatever comes in, error_sources included
 (docs/zoo.md). So each is trained on scikit-learn's digits first, in float: AdamW on batches of 32
 until the loss of the last twenty is below 0.1 on average, or 400 of them, or 120 processor seconds
 are over. Then batch norms are settled, and ranges are the extremes of eight random batches,
 everything in 8 bits unless the default says otherwise; dB and the share of digits told right are
-those of images held out. What is below 30 dB is looked into, by roundings.py.
+those of images held out. What is below 30 dB is looked into, by error_sources.py.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ import torchvision
 from sklearn.datasets import load_digits
 from torch import Tensor, fx, nn
 
+import error_sources
 import fxquant
-import roundings
 import zoo
 from measures import decibels, timed
 
@@ -68,7 +68,7 @@ WHY = """\
   and no weight is; and which of them costs most when it alone is rounded, with the dB that leaves
 
 So where the one value that costs most leaves far more than all together, no 16 bits in one place
-would mend it: many small roundings add up in a network that amplifies them.
+would mend it: many small error_sources add up in a network that amplifies them.
 
 | network | int8 | median | one image | ranges seen | values | all of them | costs most | alone |
 |---|---|---|---|---|---|---|---|---|
@@ -170,7 +170,8 @@ def why(
     prepared: fx.GraphModule, parts: Sequence[Tensor], real: Tensor, ours: Tensor
 ) -> dict[str, Any]:
     """Where the error of `ours` comes from; the ranges of `prepared` are wider afterwards."""
-    images, values = roundings.of_images(real, ours), roundings.of_values(prepared, parts[0])
+    images = error_sources.of_images(real, ours)
+    values = error_sources.of_values(prepared, parts[0])
     zoo.calibrate(prepared, list(parts))
     return {
         "median_decibels": round(images.median, 1),

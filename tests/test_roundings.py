@@ -1,51 +1,31 @@
-"""benchmarks/roundings.py: which value's rounding costs most, and which image's."""
+"""docs/rounding.md says what its tool measures today."""
 
-import math
-from collections import OrderedDict
+from __future__ import annotations
 
 import pytest
-import torch
-from torch import nn
 
-import fxquant
-import roundings
+from fxquant.rounding import ROUNDINGS
+from tools import roundings
 
-
-@pytest.mark.parametrize("coarse", ["first", "second"])
-def test_the_value_with_two_bits_costs_most(coarse):
-    torch.manual_seed(0)
-    names = ("first", "relu", "second", "tanh", "last")
-    layers = (nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
-    net = nn.Sequential(OrderedDict(zip(names, layers, strict=True)))
-    x = torch.randn(32, 4)
-    config = fxquant.QuantConfig(overrides=(fxquant.Override(path=coarse, activation=2),))
-    prepared = fxquant.prepare_qat(net, x, config)
-    prepared(x)
-    before = {name: value.clone() for name, value in prepared.state_dict().items()}
-
-    found = roundings.of_values(prepared.eval(), x)
-
-    assert (found.number, found.worst) == (4, coarse)  # the ReLU is the first layer's
-    assert found.alone < 20 < roundings.of_values(prepared_in_8_bits(net, x), x).alone
-    assert found.together == pytest.approx(found.alone, abs=1)
-    after = prepared.state_dict()
-    assert all(torch.equal(value, after[name]) for name, value in before.items())
+PAGE = roundings.PAGE.read_text(encoding="utf-8")
 
 
-def prepared_in_8_bits(net, x):
-    prepared = fxquant.prepare_qat(net, x)
-    prepared(x)
-    return prepared.eval()
+@pytest.mark.parametrize("part", [roundings.HEAD, roundings.ENGINES, roundings.GAPS])
+def test_what_is_written_by_hand_is_on_the_page(part: str):
+    assert part in PAGE
 
 
-def test_one_image_makes_nine_tenths_of_the_error():
-    real = torch.ones(3, 2)
-    ours = real + torch.tensor([[0.3, 0.0], [0.0, 0.1], [0.0, 0.0]])
-    found = roundings.of_images(real, ours)
-    assert found.share == pytest.approx(0.9)
-    assert found.median == pytest.approx(10 * math.log10(2 / 0.1**2), abs=1e-4)
+def test_the_figures_of_the_modes_are_current():
+    assert roundings.modes() in PAGE
 
 
-def test_no_error_is_no_images():
-    same = torch.ones(3, 2)
-    assert roundings.of_images(same, same) == roundings.OfImages(math.inf, 0.0)
+def test_every_mode_has_its_formula():
+    rows = [line.split("|")[1].strip() for line in roundings.HEAD.splitlines() if "|" in line]
+    assert [f"`{rounding.name}`" for rounding in ROUNDINGS] == rows[2:8]
+
+
+@pytest.mark.slow
+def test_the_figures_of_the_engines_are_current():
+    pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `engines`")
+    pytest.importorskip("ai_edge_litert", reason="LiteRT is in the extra `engines`")
+    assert roundings.gaps() in PAGE
