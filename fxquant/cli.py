@@ -286,8 +286,7 @@ def _add_export(app: "typer.Typer") -> None:
         channels: Annotated[int, typer.Option(help="Of images.")] = 3,
         limit: Annotated[int, typer.Option(help="Try, or keep, so many images.")] = 8,
     ) -> None:
-        """Write a saved network as ONNX, for LiteRT, as a program of torch.export, or as a golden
-        model.
+        """Write a saved network as ONNX, for LiteRT, for torch.export, or as a golden model.
 
         Examples:
 
