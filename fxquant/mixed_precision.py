@@ -160,24 +160,10 @@ def sensitivity(
         products = _products(network, inputs[0], groups)
         layers = []
         for number, nodes in enumerate(groups):
-            weight, _ = parameters_of(network, nodes[0])
-            channels = layer_channels(network, nodes[0])
-            quantizers = {
-                b: _quantizer(config, scheme, channels, weight) for b, scheme in schemes.items()
-            }
-            cost = {b: runs.cost(nodes, quantizer) for b, quantizer in quantizers.items()}
-            path, names = place_of(nodes[0]).module, tuple(node.name for node in nodes)
-            size, count = weight.numel(), sum(products[node] for node in nodes)
-            layers.append(Layer(names, path, size, count, config.activation.bits, cost))
+            count = sum(products[node] for node in nodes)
+            layers.append(_layer(runs, nodes, count, config, schemes))
             tell(number + 1, len(groups))
     return Sensitivity(tuple(layers), tuple(schemes), "noise" if loss is None else "loss")
-
-
-def _quantizer(
-    config: QuantConfig, scheme: QuantScheme, channels: Any, weight: Tensor
-) -> WeightFakeQuant:
-    method = config.weight_fake_quant or config.fake_quant
-    return weight_quantizer(method, scheme, channels, weight).eval()
 
 
 class _Runs:
@@ -220,6 +206,28 @@ class _Runs:
     def _losses(self, outputs: Sequence[Any], loss: Loss) -> list[float]:
         losses = [loss(y, batch) for y, batch in zip(outputs, self.batches, strict=True)]
         return [_finite(torch.as_tensor(x), "loss", number) for number, x in enumerate(losses)]
+
+
+def _layer(
+    runs: _Runs, nodes: Sequence[fx.Node], products: int, config: QuantConfig,
+    schemes: Mapping[int, QuantScheme],
+) -> Layer:
+    """What is known of the layer that these calls make, and what each of the schemes costs it."""
+    weight, _ = parameters_of(runs.network, nodes[0])
+    channels = layer_channels(runs.network, nodes[0])
+    method = config.weight_fake_quant or config.fake_quant
+    quantizers = {
+        bits: weight_quantizer(method, scheme, channels, weight).eval()
+        for bits, scheme in schemes.items()
+    }
+    return Layer(
+        sites=tuple(node.name for node in nodes),
+        module=place_of(nodes[0]).module,
+        weights=weight.numel(),
+        products=products,
+        activation=config.activation.bits,
+        cost={bits: runs.cost(nodes, quantizer) for bits, quantizer in quantizers.items()},
+    )
 
 
 def _finite(value: Tensor, name: str, number: int) -> float:
@@ -311,32 +319,39 @@ def choose_bits(
         raise ConfigError(f"choose_bits takes what sensitivity returned, got {found!r}")
     if (size is None) == (bit_operations is None):
         raise ConfigError("choose_bits takes one budget: size= in bytes, or bit_operations=")
-    given = size if size is not None else bit_operations
-    name = "size" if size is not None else "bit_operations"
+    if size is not None:
+        return _within("size", size, 8, found, lambda layer: layer.weights)
+    return _within(
+        "bit_operations", bit_operations, 1, found,
+        lambda layer: layer.products * layer.activation,
+    )
+
+
+def _within(
+    name: str, given: object, unit: int, found: Sensitivity, per_bit: Callable[[Layer], int]
+) -> Chosen:
+    """The best within a budget called `name`: a layer takes `per_bit` of it for each bit of its
+    weights, and so many make one `unit`.
+    """
     if not is_number(given) or not 0 < given < math.inf:
         raise ConfigError(f"{name} is a positive number, got {given!r}")
-    prices = [
-        [b * (layer.weights if size is not None else layer.products * layer.activation)
-         for b in found.bits]
-        for layer in found.layers
-    ]
-    unit = 8 if size is not None else 1
+    prices = [[bits * per_bit(layer) for bits in found.bits] for layer in found.layers]
     budget, least = given * unit, sum(map(min, prices))
     if least > budget:
         raise ConfigError(
             f"{name}={given:g} is below {least / unit:g}, which {found.bits[0]} bits take "
             "everywhere.\nWhat to do: raise it, or let sensitivity try fewer bits."
         )
-    costs = [[layer.cost[b] for b in found.bits] for layer in found.layers]
+    costs = [[layer.cost[bits] for bits in found.bits] for layer in found.layers]
     picks = cheapest(prices, costs, math.floor(min(budget, sum(map(max, prices)))))
-    bits = {
+    chosen = {
         site: found.bits[pick]
         for layer, pick in zip(found.layers, picks, strict=True)
         for site in layer.sites
     }
     cost = sum(row[pick] for row, pick in zip(costs, picks, strict=True))
     spent = sum(row[pick] for row, pick in zip(prices, picks, strict=True))
-    return Chosen(bits, cost, spent / unit)
+    return Chosen(chosen, cost, spent / unit)
 
 
 class _Front(NamedTuple):
