@@ -18,7 +18,7 @@ from fxquant.graph.place import describe
 from fxquant.ops.mixed import QuantizedLayer
 from fxquant.ops.parameters import parameters_of, refuse_nonfinite
 from fxquant.ops.site import CallSite
-from fxquant.pipeline import Stage, say_stage, stage_of
+from fxquant.pipeline import PREPARED, say_stage, stage_of
 
 
 def fix_weights(prepared: fx.GraphModule, share: float) -> None:
@@ -38,9 +38,7 @@ def fix_weights(prepared: fx.GraphModule, share: float) -> None:
         ConfigError: no weight has `INQ()`, or the share cannot be.
         NonFiniteError: a weight is NaN or infinite. Nothing is changed, whatever is raised.
     """
-    if not isinstance(prepared, fx.GraphModule) or (
-        stage_of(prepared) not in (Stage.FAKE_QUANT, Stage.MIXED)
-    ):
+    if not isinstance(prepared, fx.GraphModule) or stage_of(prepared) not in PREPARED:
         raise StageError(
             f"fix_weights takes what prepare_qat returned, got {say_stage(prepared)}.\n"
             "What to do: prepare it with QuantConfig(weight_fake_quant=INQ()) first."

@@ -44,6 +44,11 @@ class Stage(Enum):
     INTEGER_LAYERS = "a float graph with integer layers"
 
 
+PREPARED = (Stage.FAKE_QUANT, Stage.MIXED)
+"""What prepare_qat and prepare_ptq return."""
+CONVERTED = (Stage.INTEGER, Stage.INTEGER_LAYERS)
+"""What convert makes of them."""
+
 _VERIFY: dict[Stage, Callable[[fx.GraphModule], None]] = {
     Stage.FLOAT: lambda gm: None,
     Stage.OBSERVED: verify_observed,

@@ -19,7 +19,17 @@ from torch import fx, nn
 from fxquant.errors import FileError, StageError
 from fxquant.graph.network import IntegerNetwork, Network, borrow_methods, network
 from fxquant.graph.tensors import copy_of, lend_attributes
-from fxquant.pipeline import Entry, PassRecord, Stage, check_stage, history, set_history, stage_of
+from fxquant.pipeline import (
+    CONVERTED,
+    PREPARED,
+    Entry,
+    PassRecord,
+    Stage,
+    check_stage,
+    history,
+    set_history,
+    stage_of,
+)
 from fxquant.saved.container import read_file, write_file
 from fxquant.saved.graphs import read_graph, write_graph
 from fxquant.saved.modules import (
@@ -36,8 +46,6 @@ from fxquant.saved.values import Json, Reader, Writer
 
 __all__ = ["load", "save"]
 
-_PREPARED = (Stage.FAKE_QUANT, Stage.MIXED)
-_CONVERTED = (Stage.INTEGER, Stage.INTEGER_LAYERS)
 
 
 def save(gm: fx.GraphModule, path: str | os.PathLike[str]) -> None:
@@ -57,7 +65,7 @@ def save(gm: fx.GraphModule, path: str | os.PathLike[str]) -> None:
         FileError: it holds what a file cannot; names the node, module or tensor.
         MissingExtraError: safetensors is not installed.
     """
-    if not isinstance(gm, fx.GraphModule) or stage_of(gm) not in (*_PREPARED, *_CONVERTED):
+    if not isinstance(gm, fx.GraphModule) or stage_of(gm) not in (*PREPARED, *CONVERTED):
         raise StageError(
             f"save takes what prepare_qat or convert returned, got a {type(gm).__name__}.\n"
             "What to do: save the state_dict() of a float model with torch.save or safetensors."
@@ -113,7 +121,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Any:
 
 def _network(data: Json, tensors: dict[str, Any], model: nn.Module | None) -> fx.GraphModule:
     stage, name = Stage[data["stage"]], data["name"]
-    if stage not in (*_PREPARED, *_CONVERTED) or not name.isidentifier():
+    if stage not in (*PREPARED, *CONVERTED) or not name.isidentifier():
         raise FileError(f"a file holds no {stage.value} called {name!r}")
     root = read_modules(data["modules"], data["other_paths"], model)
     read_tensors(root, data["tensors"], tensors)
@@ -121,7 +129,7 @@ def _network(data: Json, tensors: dict[str, Any], model: nn.Module | None) -> fx
     read_attributes(root, data["modules"], reader)
     graph = read_graph(data["graph"], reader, lambda path: holds(root, path))
     gm: Network
-    if stage in _CONVERTED:
+    if stage in CONVERTED:
         gm = IntegerNetwork(root, graph, class_name=name).eval()
     else:
         gm = network(root, graph, name)

@@ -29,7 +29,7 @@ from fxquant.graph.steps import Steps
 from fxquant.graph.tensors import copy_of
 from fxquant.graph.trace import trace
 from fxquant.ops.integer import Dequantize
-from fxquant.pipeline import Stage, history, say_stage, stage_of
+from fxquant.pipeline import PREPARED, Stage, history, say_stage, stage_of
 from fxquant.see.as_float import as_float
 from fxquant.see.comparison import Comparison
 from fxquant.see.grid import grids_of
@@ -86,7 +86,7 @@ def measured(
     in_floats = stage_of(reference) is Stage.FLOAT
     if in_floats and not _is_as_float(reference):
         _refuse_rescaled(candidate)
-    prepared = in_floats and stage_of(candidate) in (Stage.FAKE_QUANT, Stage.MIXED)
+    prepared = in_floats and stage_of(candidate) in PREPARED
     plain = as_float(candidate) if prepared else None
     measures = _measures(reference, candidate, plain)
     models = [reference, candidate, *([plain] if plain is not None else [])]

@@ -13,15 +13,12 @@ from torch import Tensor, fx, nn
 from fxquant.audit import Audit
 from fxquant.errors import StageError
 from fxquant.files import ending_of, write_whole
-from fxquant.pipeline import Stage, history, say_stage, stage_of
+from fxquant.pipeline import CONVERTED, PREPARED, Stage, history, say_stage, stage_of
 from fxquant.see.as_float import as_float
 from fxquant.see.examine import Layer, Report, examine
 from fxquant.see.facts import to_networkx
 from fxquant.see.histogram import Histogram
 from fxquant.see.page import finite, graph_data, page
-
-_PREPARED = (Stage.FAKE_QUANT, Stage.MIXED)
-_CONVERTED = (Stage.INTEGER, Stage.INTEGER_LAYERS)
 
 
 def report(
@@ -50,12 +47,12 @@ def report(
     """
     ending_of(path, ("html",), "a report")
     stage = stage_of(model) if isinstance(model, fx.GraphModule) else Stage.FLOAT
-    if stage not in (*_PREPARED, *_CONVERTED):
+    if stage not in (*PREPARED, *CONVERTED):
         raise StageError(
             f"report takes what prepare_qat or convert returned, got {say_stage(model)}.\n"
             "What to do: prepare it with prepare_qat first."
         )
-    inside = as_float(model) if stage in _PREPARED else None
+    inside = as_float(model) if stage in PREPARED else None
     if reference is None:
         reference = model if inside is None else inside
     found = examine(model, inside, reference, data)
