@@ -4,6 +4,7 @@ and at a rate that fits the size of each.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import fx, nn
@@ -12,6 +13,7 @@ from fxquant.calibration import quantizers_of
 from fxquant.errors import ConfigError, UncalibratedError
 from fxquant.fake_quant.quantizer import Quantizer
 from fxquant.fake_quant.tqt import TrainedThreshold, TrainedWeightThreshold
+from fxquant.fields import is_number
 from fxquant.graph.place import describe
 from fxquant.pipeline import need_prepared
 
@@ -60,7 +62,7 @@ def parameter_groups(
 
 
 def _check(prepared: fx.GraphModule, rate: float) -> None:
-    if not isinstance(rate, (int, float)) or not 0 < rate < float("inf"):
+    if not is_number(rate) or not 0 < rate < math.inf:
         raise ConfigError(f"grid_rate is a positive number, such as 0.01, got {rate!r}")
     for node, quantizer in quantizers_of(prepared).items():
         if not quantizer.ready and any(True for _ in quantizer.parameters()):

@@ -95,7 +95,7 @@ def test_each_number_of_a_grid_learns_at_a_share_of_what_it_is(method):
 
 def test_rates_of_grids_need_a_number_and_grids_that_have_started():
     prepared = fxquant.prepare_qat(net(), config=CONFIGS["learned"])
-    for rate in (0, -0.01, math.nan, math.inf, "0.01"):
+    for rate in (0, -0.01, math.nan, math.inf, "0.01", True):
         with pytest.raises(ConfigError, match="grid_rate is a positive number"):
             fxquant.parameter_groups(prepared, rate)
     with pytest.raises(UncalibratedError, match="has seen no finite data"):
