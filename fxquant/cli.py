@@ -48,60 +48,66 @@ def _app() -> "typer.Typer":
     return app
 
 
-def _add_quantize(app: "typer.Typer") -> None:  # long: a command's signature is its --help
+def _option(*names: str, help: str) -> Any:
+    """An option of which --help shows no default: where it is not given, nothing is said."""
     import typer
 
-    def option(*names: str, help: str) -> Any:
-        return typer.Option(*names, help=help, show_default=False)
+    return typer.Option(*names, help=help, show_default=False)
+
+
+def _add_quantize(app: "typer.Typer") -> None:  # long: a command's signature is its --help
+    import typer
 
     @app.command()
     def quantize(  # long: likewise
         model: Annotated[str, typer.Argument(help=_MODEL)],
-        weights: Annotated[Path | None, option("--weights", help=_WEIGHTS)] = None,
-        classes: Annotated[int | None, option("--classes", help="Of an architecture.")] = None,
-        data: Annotated[str | None, option("--data", help=_DATA)] = None,
+        weights: Annotated[Path | None, _option("--weights", help=_WEIGHTS)] = None,
+        classes: Annotated[int | None, _option("--classes", help="Of an architecture.")] = None,
+        data: Annotated[str | None, _option("--data", help=_DATA)] = None,
         size: Annotated[int, typer.Option(help="Height and width of images.")] = 224,
         channels: Annotated[int, typer.Option(help="Of images, 1 or 3.")] = 3,
         batch: Annotated[int, typer.Option(help="Images at a time.")] = 64,
-        limit: Annotated[int | None, option("--limit", help="Use so many images at most.")] = None,
+        limit: Annotated[int | None, _option("--limit", help="Use so many images at most.")] = None,
         calibrate: Annotated[float, typer.Option(help="Share of the data for ranges.")] = 0.05,
-        stats: Annotated[Path | None, option("--stats", help="Ranges of a file instead.")] = None,
+        stats: Annotated[Path | None, _option("--stats", help="Ranges of a file instead.")] = None,
         save_stats: Annotated[
-            Path | None, option("--save-stats", help="Write what was seen.")
+            Path | None, _option("--save-stats", help="Write what was seen.")
         ] = None,
-        config: Annotated[Path | None, option("--config", help="YAML, call by call.")] = None,
-        preset: Annotated[str | None, option("--preset", help="Where to start from.")] = None,
+        config: Annotated[Path | None, _option("--config", help="YAML, call by call.")] = None,
+        preset: Annotated[str | None, _option("--preset", help="Where to start from.")] = None,
         mode: Annotated[
-            str | None, option("--mode", help="static, dynamic or weight-only.")
+            str | None, _option("--mode", help="static, dynamic or weight-only.")
         ] = None,
         activations: Annotated[
-            str | None, option("--activations", help="unsigned, signed or symmetric integers.")
+            str | None, _option("--activations", help="unsigned, signed or symmetric integers.")
         ] = None,
-        activation_bits: Annotated[int | None, option("--activation-bits", help="2 to 16.")] = None,
-        weight_bits: Annotated[int | None, option("--weight-bits", help="1 to 16.")] = None,
+        activation_bits: Annotated[
+            int | None, _option("--activation-bits", help="2 to 16.")
+        ] = None,
+        weight_bits: Annotated[int | None, _option("--weight-bits", help="1 to 16.")] = None,
         accumulator_bits: Annotated[
-            int | None, option("--accumulator-bits", help="16 to 32; sums are proved to fit.")
+            int | None, _option("--accumulator-bits", help="16 to 32; sums are proved to fit.")
         ] = None,
         first_last_bits: Annotated[
-            int | None, option("--first-last-bits", help="Of the first and the last layers.")
+            int | None, _option("--first-last-bits", help="Of the first and the last layers.")
         ] = None,
         multiplier_bits: Annotated[
-            int | None, option("--multiplier-bits", help="Of the integers that rescale results.")
+            int | None, _option("--multiplier-bits", help="Of the integers that rescale results.")
         ] = None,
         rounding: Annotated[
-            str | None, option("--rounding", help="half_up, …; fp32_rne for ONNX in QDQ form.")
+            str | None, _option("--rounding", help="half_up, …; fp32_rne for ONNX in QDQ form.")
         ] = None,
         per_channel: Annotated[
             bool | None, typer.Option("--per-channel/--per-tensor", help="Scales of weights.")
         ] = None,
-        clip: Annotated[str | None, option("--clip", help=_CLIP)] = None,
-        stds: Annotated[float | None, option("--stds", help="Of --clip std.")] = None,
-        percent: Annotated[float | None, option("--percent", help="Of --clip percentile.")] = None,
+        clip: Annotated[str | None, _option("--clip", help=_CLIP)] = None,
+        stds: Annotated[float | None, _option("--stds", help="Of --clip std.")] = None,
+        percent: Annotated[float | None, _option("--percent", help="Of --clip percentile.")] = None,
         no_clip: Annotated[
-            list[str] | None, option("--no-clip", help="Paths of modules that are not clipped.")
+            list[str] | None, _option("--no-clip", help="Paths of modules that are not clipped.")
         ] = None,
         keep_float: Annotated[
-            list[str] | None, option("--keep-float", help="Paths of modules that stay in float.")
+            list[str] | None, _option("--keep-float", help="Paths of modules that stay in float.")
         ] = None,
         equalize: Annotated[
             bool | None, typer.Option("--equalize/--no-equalize", help="Across layers, first.")
@@ -109,9 +115,9 @@ def _add_quantize(app: "typer.Typer") -> None:  # long: a command's signature is
         evaluate: Annotated[
             bool, typer.Option("--evaluate/--no-evaluate", help="Float and integers, side by side.")
         ] = True,
-        out: Annotated[Path | None, option("--out", help="Save the integer network.")] = None,
+        out: Annotated[Path | None, _option("--out", help="Save the integer network.")] = None,
         save_config: Annotated[
-            Path | None, option("--save-config", help="Write the configuration as YAML.")
+            Path | None, _option("--save-config", help="Write the configuration as YAML.")
         ] = None,
     ) -> None:
         """Quantize a trained network after training, evaluate it, save it.
@@ -268,20 +274,19 @@ def _add_compare(app: "typer.Typer") -> None:
 def _add_export(app: "typer.Typer") -> None:
     import typer
 
-    def option(*names: str, help: str) -> Any:
-        return typer.Option(*names, help=help, show_default=False)
-
     @app.command()
     def export(
         network: Annotated[Path, typer.Argument(help=_SAVED)],
         out: Annotated[Path, typer.Argument(help="A file .onnx, .tflite or .pt2, or a folder.")],
         form: Annotated[
-            str | None, option("--form", help="Of ONNX: operators (the default) or qdq.")
+            str | None, _option("--form", help="Of ONNX: operators (the default) or qdq.")
         ] = None,
-        c: Annotated[bool, option("--c", help="In a folder: C99, too.")] = False,
-        verify: Annotated[bool, option("--verify", help="Run the file, and compare.")] = False,
-        batch: Annotated[int | None, option("--batch", help="Of this size only.")] = None,
-        data: Annotated[str | None, option("--data", help=f"{_DATA} Random images if not.")] = None,
+        c: Annotated[bool, _option("--c", help="In a folder: C99, too.")] = False,
+        verify: Annotated[bool, _option("--verify", help="Run the file, and compare.")] = False,
+        batch: Annotated[int | None, _option("--batch", help="Of this size only.")] = None,
+        data: Annotated[
+            str | None, _option("--data", help=f"{_DATA} Random images if not.")
+        ] = None,
         size: Annotated[int, typer.Option(help="Height and width of images.")] = 224,
         channels: Annotated[int, typer.Option(help="Of images.")] = 3,
         limit: Annotated[int, typer.Option(help="Try, or keep, so many images.")] = 8,

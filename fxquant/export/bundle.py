@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,8 +88,8 @@ def export_bundle(
             safetensors.torch.save_file(copies, part / f"{name}.safetensors")
         if c:
             _write_c(part / "c", walked, found)
-        if folder.exists():
-            shutil.rmtree(folder)
+        if folder.exists():  # away first, in one step: only an empty folder can be written over
+            os.replace(folder, Path(place) / "before")
         os.replace(part, folder)
 
 

@@ -216,5 +216,5 @@ def dequantize_tflite(module: Dequantize, rounding: Rounding, codes: Value) -> V
     """
     q, plain = module.qparams, codes.plain
     if rounding is GEMMLOWP:
-        return plain.dequantized(q)
+        return plain.dequantized()
     return plain.as_reals(q.zero_point) * q.scale.float()

@@ -292,7 +292,6 @@ class Value:
                  for d, (n, k) in enumerate(zip(x.shape, repeats, strict=True))]
         return x._give("TILE", torch.tensor(times), shape=shape)
 
-
     def of_rank(self, rank: int) -> Value:
         """With dimensions of 1 before the others."""
         return self.reshape((*[1] * (rank - len(self.shape)), *self.shape))
@@ -346,8 +345,8 @@ class Value:
         """Of codes, `q - z` as real numbers."""
         return self.to(torch.float32) + float(lift(self.dtype) - int(zero))
 
-    def dequantized(self, q: QParams) -> Value:
-        """Codes as the real numbers that they stand for."""
+    def dequantized(self) -> Value:
+        """Codes as the real numbers that they stand for: the file has their scale."""
         stored = self.graph.tensors[self.name]
         assert stored.scale is not None  # as of all codes
         return self._give("DEQUANTIZE", dtype=torch.float32, grid=None)

@@ -134,7 +134,8 @@ def _onnx(call: OnnxCall) -> Value:
 
 
 def _record(
-    name: str, functions: tuple[Any, ...], methods: tuple[str, ...], read: Reader, homogeneous: bool
+    name: str, functions: tuple[Any, ...], methods: tuple[str, ...], read: Reader,
+    *, homogeneous: bool,
 ) -> OpSpec:
     return OpSpec(
         name=name,
@@ -157,29 +158,33 @@ def _record(
 
 
 ADD_NUMBER = _record(
-    "add_number", (operator.add, torch.add), ("add",), _reader(_plus, alpha=1), False
+    "add_number", (operator.add, torch.add), ("add",), _reader(_plus, alpha=1), homogeneous=False
 )
 SUB_NUMBER = _record(
     "sub_number",
     (operator.sub, torch.sub, torch.subtract),
     ("sub", "subtract"),
     _reader(_minus, alpha=1),
-    False,
+    homogeneous=False,
 )
 MUL_NUMBER = _record(
     "mul_number",
     (operator.mul, torch.mul, torch.multiply),
     ("mul", "multiply"),
     _reader(_times),
-    True,
+    homogeneous=True,
 )
 DIV_NUMBER = _record(
     "div_number",
     (operator.truediv, torch.div, torch.divide, torch.true_divide),
     ("div", "divide", "true_divide"),
     _reader(_over, rounding_mode=None),
-    True,
+    homogeneous=True,
 )
 NEG = _record(
-    "neg", (operator.neg, torch.neg, torch.negative), ("neg", "negative"), _read_neg, True
+    "neg",
+    (operator.neg, torch.neg, torch.negative),
+    ("neg", "negative"),
+    _read_neg,
+    homogeneous=True,
 )
