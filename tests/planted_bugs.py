@@ -1414,9 +1414,40 @@ BUGS = (
     Bug(
         "an exported file has the batch of its example",
         "fxquant/export/walk.py",
-        "_BATCHES = (2, 3)",
-        "_BATCHES = (2, 2)",
+        "_BATCHES = (2, 3, 6)",
+        "_BATCHES = (2, 2, 2)",
         ("tests/export/test_onnx.py::test_names_metadata_and_a_batch_of_any_size",),
+    ),
+    Bug(
+        "half of two rows, and of three, is one",
+        "fxquant/export/walk.py",
+        "_BATCHES = (2, 3, 6)",
+        "_BATCHES = (2, 3, 3)",
+        ("tests/export/test_onnx.py::test_what_moves_elements_by_how_many_rows_there_are",),
+    ),
+    Bug(
+        "all but the last row are all",
+        "fxquant/export/moves.py",
+        "    end = None if to_the_end and not same else _place(ends, sizes)",
+        "    end = None if not same else _place(ends, sizes)",
+        ("tests/export/test_onnx.py::test_what_moves_rows",),
+    ),
+    Bug(
+        "C code takes what moves from picture to picture",
+        "fxquant/export/c.py",
+        "            _need_rows_kept(walk, of_two, node)\n",
+        "",
+        (
+            "tests/export/test_bundle.py"
+            "::test_pictures_that_have_to_do_with_each_other_have_no_c",
+        ),
+    ),
+    Bug(
+        "an engine's concat multiplies by the quotient of scales",
+        "fxquant/ops/cat.py",
+        "if not torch.equal(divided, _rescaled(n, call.dtype, i, codes)):",
+        "if False:",
+        ("tests/export/test_onnx.py::test_concats_of_ties",),
     ),
     Bug(
         "verify compares in the type of the network's codes",

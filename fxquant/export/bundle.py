@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, fx
 
 import fxquant
-from fxquant.errors import ConfigError
-from fxquant.export.c import c_files
+from fxquant.errors import ConfigError, ExportError
+from fxquant.export.c import Files, c_files
 from fxquant.export.count import count_node
 from fxquant.export.moves import apply_to
 from fxquant.export.walk import Like, Walk, values_of, walk
@@ -29,8 +29,9 @@ from fxquant.extras import needs_extra
 from fxquant.files import need_path, writing
 from fxquant.graph.edit import called_module, get_attribute
 from fxquant.graph.nested import leaves
-from fxquant.graph.place import place_of
+from fxquant.graph.place import describe, place_of
 from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
+from fxquant.ops.move import is_move
 from fxquant.rounding import Rounding
 
 VERSION = 1
@@ -54,7 +55,7 @@ def export_bundle(
     Raises:
         StageError: `quantized` is no converted network.
         ConfigError: the folder holds something else, or the inputs no numbers.
-        ExportError: an operator has no C form.
+        ExportError: an operator has no C form, or computes in float.
         WriteError: the folder cannot be written.
         MissingExtraError: the extra `save` is not installed.
     """
@@ -87,14 +88,13 @@ def export_bundle(
             copies = {key: value.detach().clone() for key, value in tensors.items()}
             safetensors.torch.save_file(copies, part / f"{name}.safetensors")
         if c:
-            _write_c(part / "c", walked, found)
+            _write_c(part / "c", c_files(walked, walk(quantized, given, 2)), found)
         if folder.exists():  # away first, in one step: only an empty folder can be written over
             os.replace(folder, Path(place) / "before")
         os.replace(part, folder)
 
 
-def _write_c(folder: Path, walked: Walk, found: dict[str, Tensor]) -> None:
-    files = c_files(walked)
+def _write_c(folder: Path, files: Files, found: dict[str, Tensor]) -> None:
     folder.mkdir()
     for name, text in (("network.c", files.source), ("network.h", files.header),
                        ("main.c", files.main)):
@@ -144,6 +144,11 @@ def _node(walked: Walk, node: fx.Node, numbers: dict[str, Tensor]) -> dict[str, 
         codes = {"scheme": str(module.scheme), "scale": float(module.scale),
                  "zero_point": int(module.zero_point)}
         return entry | {"kind": kind, "rounding": rounding, "codes": codes}
+    if not isinstance(module, IntegerOp) and not is_move(walked.gm, node):
+        raise ExportError(
+            f"{describe(node)} computes in float, between integers: a bundle holds integers.\n"
+            "What to do: convert the network without keep_float."
+        )
     if not isinstance(module, IntegerOp):
         return entry | {"kind": "move", "places": _places(walked, node, numbers)}
     fields = {}

@@ -2,7 +2,7 @@
 
     network.c    the operators, the numbers, and network_run, which calls them one after another
     network.h    the sizes of what goes in and comes out, and what the network needs
-    main.c       pictures from stdin, what comes out to stdout
+    main.c       pictures from stdin, what comes out to stdout; of several, one after the other
 
 What goes in and comes out are codes; what they stand for is in the header. One picture at a time.
 """
@@ -20,8 +20,10 @@ from fxquant.errors import ExportError
 from fxquant.export import c_kernels
 from fxquant.export.c_forms import FORMS, move, sizes_of
 from fxquant.export.c_writer import Buffer, Writer, plan
-from fxquant.export.walk import Walk
+from fxquant.export.moves import apply_to
+from fxquant.export.walk import Like, Walk
 from fxquant.graph.edit import called_module
+from fxquant.graph.nested import leaves
 from fxquant.graph.place import describe
 from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
 from fxquant.ops.move import is_move
@@ -42,53 +44,121 @@ class Files(NamedTuple):
     flash: int
 
 
-def c_files(walk: Walk) -> Files:
-    """The network in C99, for one picture at a time.
+def c_files(walk: Walk, of_two: Walk) -> Files:
+    """The network in C99, for one picture at a time: it was run on one, and on two.
 
     Raises:
-        ExportError: an operator, a rounding or codes that have no C form: names the node.
+        ExportError: an operator, a rounding or codes that have no C form, or pictures that have to
+            do with each other: names the node.
     """
-    gm = walk.gm
-    modules = [called_module(gm, node) for node in gm.graph.nodes]
-    schemes = {m.scheme for m in modules if isinstance(m, (IntegerOp, Quantize, Dequantize))}
-    kinds = {scheme.dtype for scheme in schemes}
-    if kinds not in ({torch.uint8}, {torch.int8}):
-        raise ExportError(f"C code has codes of one type, of 8 bits; the network has {kinds}")
-    roundings = {m.rounding.name for m in modules if isinstance(m, Quantize)}
-    if len(roundings) != 1 or not roundings <= c_kernels.SHIFTS.keys():
-        raise ExportError(
-            f"C code rounds in integers; the network rounds as {', '.join(sorted(roundings))}.\n"
-            f"What to do: QuantConfig(rounding=…), one of {', '.join(c_kernels.SHIFTS)}."
-        )
-    kind = "uint8_t" if kinds == {torch.uint8} else "int8_t"
-    writer = Writer(walk, kind, roundings.pop())
-    inputs, outputs = [], []
+    gm, given = walk.gm, _given(walk.gm)
+    writer = Writer(walk, *_kind_and_rounding(gm))
+    inputs: list[tuple[fx.Node, QParams]] = []
     for node in gm.graph.nodes:
         if node in walk.numbers or node.op in ("placeholder", "output"):
             continue
         module = called_module(gm, node)
+        _need_apart(walk, of_two, node)
         if isinstance(module, Quantize):
             inputs.append((node, module.qparams))
             like = walk.like(node)
             writer.values[node] = Buffer(math.prod(sizes_of(like)), -1, -1, f"x{len(inputs) - 1}")
         elif isinstance(module, Dequantize):
-            outputs.append((node, module.qparams))
-            _give(writer, node, len(outputs) - 1)
+            if node in given:  # else what was kept in float reads it, and is refused
+                _give(writer, node, given.index(node))
         elif isinstance(module, IntegerOp):
             form = FORMS.get(module.op)
             if form is None:
                 raise ExportError(f"{describe(node)}: {module.op.name} has no C form")
             form(writer, node, module.numbers, walk.of(node))
         elif is_move(gm, node):
-            move(writer, node)
-        else:
+            _need_rows_kept(walk, of_two, node)
+            # what real numbers go through before they are codes is not here
+            if any(x in writer.values or x in writer.parts for x in node.all_input_nodes):
+                move(writer, node)
+        elif node.op != "get_attr":
             raise ExportError(f"{describe(node)} has no C form")
+    outputs = [(node, _qparams_of(gm, node)) for node in given]
     ram = plan(writer.buffers)
     return Files(
-        _source(writer, inputs, outputs, ram), _header(writer, inputs, outputs, ram), _MAIN,
+        _source(writer, inputs, outputs, ram), _header(writer, inputs, outputs, ram),
+        _main(len(inputs), len(outputs)),
         tuple(node.name for node, _ in inputs),
         tuple(node.all_input_nodes[0].name for node, _ in outputs), ram, writer.flash,
     )
+
+
+def _given(gm: fx.GraphModule) -> list[fx.Node]:
+    """The nodes that are given, each once, in order."""
+    (end,) = (node for node in gm.graph.nodes if node.op == "output")
+    given = [*dict.fromkeys(node for node in leaves(end.args) if isinstance(node, fx.Node))]
+    for node in given:
+        if not isinstance(called_module(gm, node), Dequantize):
+            raise ExportError(f"{describe(node)} is given as it is: C code gives codes")
+    return given
+
+
+def _kind_and_rounding(gm: fx.GraphModule) -> tuple[str, str]:
+    """The type of all codes in C, and the name of the one rounding."""
+    modules = [called_module(gm, node) for node in gm.graph.nodes]
+    schemes = {m.scheme for m in modules if isinstance(m, (IntegerOp, Quantize, Dequantize))}
+    kinds = {scheme.dtype for scheme in schemes}
+    if kinds not in ({torch.uint8}, {torch.int8}):
+        names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+        raise ExportError(
+            f"C code has codes of one type, of 8 bits; the network has {names}.\n"
+            "What to do: QuantConfig(widen=False), and one scheme for all activations."
+        )
+    roundings = {m.rounding.name for m in modules if isinstance(m, Quantize)}
+    if not roundings:
+        raise ExportError("C code is given codes of real numbers, and the network takes none")
+    if len(roundings) != 1 or not roundings <= c_kernels.SHIFTS.keys():
+        raise ExportError(
+            f"C code rounds in integers; the network rounds as {', '.join(sorted(roundings))}.\n"
+            f"What to do: QuantConfig(rounding=…), one of {', '.join(c_kernels.SHIFTS)}."
+        )
+    return "uint8_t" if kinds == {torch.uint8} else "int8_t", roundings.pop()
+
+
+def _qparams_of(gm: fx.GraphModule, end: fx.Node) -> QParams:
+    module: Any = called_module(gm, end)
+    found: QParams = module.qparams
+    return found
+
+
+def _need_apart(one: Walk, two: Walk, node: fx.Node) -> None:
+    """Refuse a node that gives of two pictures anything else than what it gives of each."""
+    if node.op == "get_attr":
+        return
+    for of_one, of_two in zip(leaves(one.of(node)), leaves(two.of(node)), strict=False):
+        if not isinstance(of_one, Like):
+            continue
+        if of_one.shape[:1] != (1,) or of_two.shape != (2, *of_one.shape[1:]):
+            raise ExportError(
+                f"{describe(node)} gives {list(of_one.shape)} of one picture, and "
+                f"{list(of_two.shape)} of two: C code has one picture at a time, along the first "
+                "dimension"
+            )
+
+
+def _need_rows_kept(one: Walk, two: Walk, node: fx.Node) -> None:
+    """Refuse a move that moves elements from one picture to another."""
+    source: Any = leaves(node.args)[0]
+    like = one.of(source)
+    tensors = [x for x in node.all_input_nodes if isinstance(one.of(x), Like)]
+    if not isinstance(like, Like) or len(tensors) > 1:
+        return  # a part of what was split up, or what has no C form
+    count = math.prod(sizes_of(like))
+    both = torch.arange(2 * count).reshape(2, *sizes_of(like)[1:])
+    first, found = (
+        leaves(apply_to(walk, node, {source: places}))
+        for walk, places in ((one, both[:1]), (two, both))
+    )
+    pairs = zip(first, found, strict=True)
+    if not all(torch.equal(torch.cat([x, x + count]), y) for x, y in pairs):
+        raise ExportError(
+            f"{describe(node)} moves from picture to picture: C code has one picture at a time"
+        )
 
 
 def _give(w: Writer, node: fx.Node, number: int) -> None:
@@ -141,19 +211,28 @@ def _real(q: QParams) -> str:
     return f"(q - {int(q.zero_point)}) * {float(q.scale):.9g}"
 
 
+def _main(inputs: int, outputs: int) -> str:
+    x, y = ([f"{letter}{i}" for i in range(n)] for letter, n in (("x", inputs), ("y", outputs)))
+    sizes = [f"x{i}[NETWORK_INPUT_{i}]" for i in range(inputs)]
+    sizes += [f"y{i}[NETWORK_OUTPUT_{i}]" for i in range(outputs)]
+    read = " && ".join(f"fread({name}, 1, sizeof {name}, stdin) == sizeof {name}" for name in x)
+    fail = " || ".join(f"fwrite({name}, 1, sizeof {name}, stdout) != sizeof {name}" for name in y)
+    return _MAIN.format(sizes=", ".join(sizes), read=read, fail=fail, run=", ".join(x + y))
+
+
 _MAIN = """\
 #include "network.h"
 
 #include <stdio.h>
 
 int main(void)
-{
-    static network_code x[NETWORK_INPUT_0], y[NETWORK_OUTPUT_0];
-    while (fread(x, 1, sizeof x, stdin) == sizeof x) {
-        network_run(x, y);
-        if (fwrite(y, 1, sizeof y, stdout) != sizeof y)
+{{
+    static network_code {sizes};
+    while ({read}) {{
+        network_run({run});
+        if ({fail})
             return 1;
-    }
+    }}
     return 0;
-}
+}}
 """

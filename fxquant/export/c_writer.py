@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxquant.errors import ExportError
 from fxquant.export.walk import Walk
+from fxquant.graph.place import describe
 
 _LINE = 16  # numbers in a line of a table
 
@@ -79,6 +81,9 @@ class Writer:
 
     def read(self, node: fx.Node) -> Buffer:
         """What a node gave, which the next step reads."""
+        if node not in self.values:
+            raise ExportError(f"{describe(node)} is a constant that is computed with, which has no "
+                              "C form")
         found = self.values[node]
         found.last = len(self.steps)
         return found

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import ExportError
-from fxquant.export.walk import Walk, merged, zeros
+from fxquant.export.walk import Varying, Walk, merged, one_shape, zeros
 from fxquant.forms.movable import Movable, Shape
 from fxquant.forms.onnx import Value as OnnxValue
 from fxquant.graph.aten import in_aten, shape_of
 from fxquant.graph.edit import map_nodes, module_at, nodes_in
+from fxquant.graph.nested import leaves
 from fxquant.graph.place import describe
 
 V = TypeVar("V", bound=Movable)
@@ -54,18 +55,29 @@ def move(
             "What to do: fix its size, batch=…"
         )
     env: dict[fx.Node, Any] = {}
+    known: dict[fx.Node, Any] = {}  # constants, for those who ask what is in them
+    twins: dict[fx.Node, fx.Node] = {}  # what stands in the first run for a node of another
     inputs = iter(tensors)
     for steps in zip(*(run.graph.nodes for run in runs), strict=True):
         step = steps[0]
+        twins.update(dict.fromkeys(steps, step))
         if step.op == "placeholder":
-            env[step] = values[next(inputs)]
+            read = next(inputs)
+            env[step] = values[read]
+            if read.op == "get_attr":
+                known[step] = walk.runs[0][read]
         elif step.op == "get_attr":
-            env[step] = graph.value(getattr(runs[0], str(step.target)))
+            known[step] = getattr(runs[0], str(step.target))
+            env[step] = graph.value(known[step])
         elif step.op == "output":
             result: Any = map_nodes(step.args[0], env.__getitem__)
             return tuple(result) if isinstance(result, (tuple, list)) else result
         else:
-            env[step] = _step(node, steps, env, batch)
+            read_by_run = [map_nodes(s.args[1:], twins.__getitem__) for s in steps]
+            places = _PLACES.get(step.target)
+            others = merged(read_by_run) if places is None else places(steps)
+            others = map_nodes(others, lambda n: known.get(n, env[n]))
+            env[step] = _step(node, steps, env, others, batch)
     raise AssertionError("a graph ends with its output")
 
 
@@ -98,19 +110,34 @@ def _applied(
 
 
 def _step(
-    node: fx.Node, steps: Sequence[fx.Node], env: Mapping[fx.Node, Any], batch: Any
+    node: fx.Node, steps: Sequence[fx.Node], env: Mapping[fx.Node, Any], others: Sequence[Any],
+    batch: Any,
 ) -> Any:
-    """One operator of aten, from the nodes that stand for it in each run."""
-    args = merged([map_nodes((*s.args,), lambda n: n.name) for s in steps])
-    args = tuple(env[a] if isinstance(a, fx.Node) else b
-                 for a, b in zip(steps[0].args, args, strict=True))
-    shape = merged([shape_of(s) for s in steps])
-    if steps[0].target is operator.getitem:
-        return args[0][args[1]]
-    form = _FORMS.get(steps[0].target)
+    """One operator of aten, from the nodes that stand for it in each run; `others` is what it is
+    given beside the value that it moves.
+    """
+    first, target = steps[0], steps[0].target
+    if target is operator.getitem:
+        source: Any = first.args[0]
+        return env[source][first.args[1]]
+    form = _FORMS.get(target)
     if form is None:
-        raise ExportError(f"{describe(node)}: {steps[0].target} has no form in a file")
-    result = form(shape, batch, *_with_lists(args, steps[0].args, env))
+        raise ExportError(f"{describe(node)}: {target} has no form in a file")
+    several = [shape_of(s) for s in steps]
+    if isinstance(several[0], list) and len({*map(len, several)}) > 1:
+        raise _follows_otherwise(node, "they are counted out")
+    shape = (
+        [one_shape(part) for part in zip(*several, strict=True)]
+        if isinstance(several[0], list) else one_shape(several)
+    )
+    varying = [x for x in leaves(others) if isinstance(x, Varying)]
+    if varying and form not in _BY_SHAPE:
+        raise _follows_otherwise(node, varying[0])
+    (read,) = first.args[:1]
+    try:
+        result = form(shape, batch, map_nodes(read, env.__getitem__), *others)
+    except _UnknownError as unknown:
+        raise _follows_otherwise(node, unknown) from None
     parts = result if isinstance(result, tuple) else (result,)
     for part, size in zip(parts, shape if isinstance(shape, list) else [shape], strict=True):
         if isinstance(part, OnnxValue):
@@ -118,16 +145,61 @@ def _step(
     return result
 
 
-def _with_lists(args: tuple[Any, ...], raw: Sequence[Any], env: Mapping[fx.Node, Any]) -> list[Any]:
-    """Lists of nodes (the indices of an index) as lists of values."""
-    return [
-        [env[n] if isinstance(n, fx.Node) else n for n in r]
-        if isinstance(r, (list, tuple)) and any(isinstance(n, fx.Node) for n in r) else a
-        for a, r in zip(args, raw, strict=True)
-    ]
+class _UnknownError(Exception):
+    """What a form would have to know of a batch of any size."""
+
+
+def _follows_otherwise(node: fx.Node, what: object) -> ExportError:
+    return ExportError(
+        f"{describe(node)} moves elements by how many rows there are: {what}.\n"
+        "What to do: fix the size of batches, batch=…"
+    )
+
+
+def _slices(steps: Sequence[fx.Node]) -> list[Any]:
+    """The dimension, start, end and step of aten's slice."""
+    names = ("dim", "start", "end", "step")
+    given: list[dict[str, Any]] = [dict(zip(names, s.args[1:], strict=False)) for s in steps]
+    dim = given[0].get("dim", 0)
+    sizes = [_size(s, dim) for s in steps]
+    told = [g.get("end") for g in given]
+    ends = [size if end is None else end for end, size in zip(told, sizes, strict=True)]
+    to_the_end = all(end >= size for end, size in zip(ends, sizes, strict=True))
+    same = len({*ends}) == 1 and ends[0] < _FAR
+    end = None if to_the_end and not same else _place(ends, sizes)
+    return [dim, _place([g.get("start") or 0 for g in given], sizes), end, given[0].get("step", 1)]
+
+
+def _selects(steps: Sequence[fx.Node]) -> list[Any]:
+    """The dimension and place of aten's select."""
+    dim: Any = steps[0].args[1]
+    return [dim, _place([s.args[2] for s in steps], [_size(s, dim) for s in steps])]
+
+
+def _size(step: fx.Node, dim: int) -> int:
+    read: Any = step.args[0]
+    size: int = shape_of(read)[dim]
+    return size
+
+
+def _place(places: Sequence[Any], sizes: Sequence[int]) -> Any:
+    """A place along a dimension, counted from its start, or from its end as numbers below 0."""
+    behind = {place - size for place, size in zip(places, sizes, strict=True)}
+    if len({*places}) > 1 and len(behind) == 1 and max(behind) < 0:
+        return behind.pop()
+    return places[0] if len({*places}) == 1 else Varying(tuple(places))
+
+
+_FAR = 2**62
+_PLACES: dict[Any, Callable[[Sequence[fx.Node]], list[Any]]] = {
+    aten.slice.Tensor: _slices, aten.select.int: _selects,
+}
+"""Arguments that are places along a dimension: behind a larger batch they may lie further on."""
 
 
 def _reshaped(shape: Shape, batch: Any, x: V, *rest: Any) -> V:
+    if shape.count(None) > 1:
+        raise _UnknownError("several sizes follow it")
     return x if shape == x.shape else x.reshape(shape)
 
 
@@ -150,7 +222,9 @@ def _sliced(
     shape: Shape, batch: Any, x: V, dim: int = 0, start: int | None = None, end: int | None = None,
     step: int = 1,
 ) -> V:
-    return x if x.shape == shape and step == 1 else x.slice(dim, start, end, step)
+    size = None if x.shape is None else x.shape[dim]
+    whole = end is None or (size is not None and end >= size)
+    return x if not start and whole and step == 1 else x.slice(dim, start, end, step)
 
 
 def _selected(shape: Shape, batch: Any, x: V, dim: int, index: int) -> V:
@@ -166,10 +240,19 @@ def _indexed(shape: Shape, batch: Any, x: V, indices: Sequence[Any]) -> V:
     if len(given) != 1:
         raise ExportError("an index along several dimensions at once has no form in a file")
     axis, index = given[0]
+    if isinstance(index, Tensor) and index.dtype is torch.bool:
+        if index.dim() > 1:
+            raise ExportError("a mask of several dimensions has no form in a file")
+        (index,) = index.nonzero(as_tuple=True)
     return x.gather(index, axis)
 
 
-def _expanded(shape: Shape, batch: Any, x: V, sizes: Any, **rest: Any) -> V:
+def _expanded(shape: Shape, batch: Any, x: V, sizes: Sequence[Any], **rest: Any) -> V:
+    assert x.shape is not None  # as of all that a move reads
+    before = [1] * (len(shape) - len(x.shape)) + [*x.shape]
+    for size, own in zip(sizes, before, strict=True):
+        if isinstance(size, Varying) and own is not None:
+            raise _UnknownError(size)
     return x if shape == x.shape else x.expand(shape, batch)
 
 
@@ -186,8 +269,8 @@ def _rolled(
 ) -> V:
     for shift, dim in zip(shifts, dims, strict=True):
         size = shape[dim]
-        if size is None:
-            raise ExportError("a roll along the batch has no form in a file")
+        if size is None or shift is None:
+            raise _UnknownError("it rolls them")
         x = x.gather((torch.arange(size) - shift) % size, dim)
     return x
 
@@ -195,12 +278,18 @@ def _rolled(
 def _split(
     shape: list[tuple[int, ...]], batch: Any, x: V, size: Any, dim: int = 0
 ) -> tuple[V, ...]:
-    return tuple(x.split([part[dim] for part in shape], dim))
+    sizes = [part[dim] for part in shape]
+    if None in sizes:
+        raise _UnknownError("it splits them")
+    return tuple(x.split(sizes, dim))
 
 
 def _unbound(shape: list[Shape], batch: Any, x: V, dim: int = 0) -> tuple[V, ...]:
     return tuple(x.gather(torch.tensor(i), dim) for i in range(len(shape)))
 
+
+_BY_SHAPE: tuple[Callable[..., Any], ...] = (_reshaped, _same, _expanded)
+"""Of whose arguments all that matters is in the shape of the result, or is looked at there."""
 
 _FORMS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(

@@ -37,10 +37,11 @@ def export_program(
 
     Raises:
         StageError: `quantized` is no converted network.
+        ConfigError: an argument cannot be right.
         ExportError: torch.export cannot follow it.
     """
     walked = walk(quantized, example_inputs, batch)
-    inputs = [node for node in quantized.graph.nodes if node.op == "placeholder"]
+    inputs = _given(quantized, 1 if isinstance(example_inputs, Tensor) else len(example_inputs))
     first, example = (
         [mapped(zeros, run[node]) for node in inputs] for run in (walked.runs[0], walked.runs[-1])
     )
@@ -61,7 +62,14 @@ def export_program(
     try:
         return torch.export.export(network, tuple(arguments), dynamic_shapes=tuple(shapes))
     except Exception as error:
-        raise ExportError(f"torch.export does not follow the network: {error}") from error
+        way_out = "\nWhat to do: fix the size of batches, batch=…" if batch is None else ""
+        raise ExportError(f"torch.export does not follow the network: {error}{way_out}") from error
+
+
+def _given(quantized: fx.GraphModule, count: int) -> list[fx.Node]:
+    """The inputs that so many arguments are for; the others have defaults."""
+    inputs = [node for node in quantized.graph.nodes if node.op == "placeholder"]
+    return [x for i, x in enumerate(inputs) if i < count or str(x.target).startswith("*")]
 
 
 class _Known(Site):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import ExportError
-from fxquant.export.walk import Walk
+from fxquant.export.walk import Like, Varying, Walk, merged
 from fxquant.extras import needs_extra
 from fxquant.files import writing
 from fxquant.forms.onnx import Node, OnnxGraph, Value
@@ -57,12 +58,17 @@ def model_of(written: Written, name: str) -> onnx.ModelProto:
     constants = [
         _tensor_proto(t, n, n in graph.nibbles) for n, t in graph.constants.items() if n in used
     ]
-    inputs = [_info(value) for value in written.inputs]
-    outputs = [_info(value) for value in written.outputs]
+    inputs = [
+        _info(value, [_BATCH if n is None else n for n in value.shape or ()])
+        for value in written.inputs
+    ]
+    outputs = [
+        _info(value, sizes) for value, sizes in zip(written.outputs, _given(walk), strict=True)
+    ]
     inside = {name for node in graph.nodes for name in node.outputs}
     inside -= {value.name for value in written.outputs}
     named = {v.name: v for v in leaves(written.values) if isinstance(v, Value)}
-    between = [_info(v) for n, v in named.items() if n in inside and v.shape is not None]
+    between = [_info(v, v.shape) for n, v in named.items() if n in inside and v.shape is not None]
     model = helper.make_model(
         helper.make_graph(nodes, name, inputs, outputs, constants, value_info=between),
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -108,10 +114,19 @@ def _tensor_proto(tensor: Tensor, name: str, nibbles: bool) -> onnx.TensorProto:
     return numpy_helper.from_array(array, name)
 
 
-def _info(value: Value) -> onnx.ValueInfoProto:
+def _given(walk: Walk) -> list[list[int | str | None]]:
+    """The sizes of what comes out: the number of rows by name, None for what follows it."""
+    (end,) = (node for node in walk.gm.graph.nodes if node.op == "output")
+    runs = [[x.shape for x in leaves(run[end]) if isinstance(x, Like)] for run in walk.runs]
+    return [
+        [_BATCH if n is None else None if isinstance(n, Varying) else n for n in merged(shapes)]
+        for shapes in zip(*runs, strict=True)
+    ]
+
+
+def _info(value: Value, shape: Sequence[int | str | None]) -> onnx.ValueInfoProto:
     from onnx import helper
 
-    shape = None if value.shape is None else [_BATCH if n is None else n for n in value.shape]
     return helper.make_tensor_value_info(value.name, _element_type(value.dtype), shape)
 
 

@@ -1,6 +1,7 @@
 """What ways out have in common: the integer network node by node, and the shapes of its values.
 
-Shapes are those of one run, or of two runs with batches of two sizes: what differs is the batch.
+Shapes are those of one run, or of runs with batches of several sizes: what differs follows the
+batch.
 """
 
 from __future__ import annotations
@@ -21,15 +22,26 @@ from fxquant.pipeline import Stage, stage_of
 
 V = TypeVar("V")
 
-_BATCHES = (2, 3)
+_BATCHES = (2, 3, 6)  # 6 tells half of the rows, or all but four at most, from a number
 
 
 @dataclass(frozen=True)
 class Like:
-    """What is known of a tensor: None in its shape stands for a batch of any size."""
+    """What is known of a tensor: None in its shape stands for a size that follows the batch."""
 
     shape: tuple[int | None, ...]
     dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Varying:
+    """In the place of a number that differs from run to run and is not that of the rows."""
+
+    found: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        runs = zip(self.found, _BATCHES, strict=True)
+        return ", ".join(f"{value} of {rows} rows" for value, rows in runs)
 
 
 class Walk(NamedTuple):
@@ -44,8 +56,17 @@ class Walk(NamedTuple):
     numbers: frozenset[fx.Node]
 
     def of(self, node: fx.Node) -> Any:
-        """What a node gives, None in the place of a number or size that follows the batch."""
-        return merged([run[node] for run in self.runs])
+        """What a node gives, None in the place of the number of rows, and of sizes that follow it.
+
+        Raises ExportError for a number that follows it in another way.
+        """
+        found = merged([run[node] for run in self.runs])
+        if any(isinstance(part, Varying) for part in leaves(found)):
+            raise ExportError(
+                f"{describe(node)} follows the batch otherwise than one for one: {found}.\n"
+                "What to do: fix the size of batches, batch=…"
+            )
+        return found
 
     def like(self, node: fx.Node) -> Like:
         """The shape and the type of the tensor that a node gives."""
@@ -181,15 +202,24 @@ def zeros(value: Any) -> Any:
     return torch.zeros(shape, dtype=value.dtype)
 
 
+def one_shape(shapes: Sequence[Sequence[int | None]]) -> tuple[int | None, ...]:
+    """The shape of a tensor in the runs, as one: None for a size that follows the batch."""
+    sizes = zip(*shapes, strict=True)
+    return tuple(size[0] if len(set(size)) == 1 else None for size in sizes)
+
+
 def merged(found: Sequence[Any]) -> Any:
-    """What several runs gave, as one: None where they differ."""
+    """What the runs gave, as one: where they differ, None for the number of rows and for sizes of
+    tensors, else `Varying`.
+    """
     first = found[0]
     if isinstance(first, Tensor):
         return first
     if isinstance(first, Like):
-        shapes = zip(*(like.shape for like in found), strict=True)
-        return Like(tuple(s[0] if len(set(s)) == 1 else None for s in shapes), first.dtype)
+        return Like(one_shape([like.shape for like in found]), first.dtype)
     if isinstance(first, (tuple, list)):
+        if len({len(each) for each in found}) > 1:
+            return Varying(tuple(map(len, found)))
         parts = [merged(part) for part in zip(*found, strict=True)]
         return tuple(parts) if isinstance(first, tuple) else parts
     if isinstance(first, dict):
@@ -197,7 +227,9 @@ def merged(found: Sequence[Any]) -> Any:
     if isinstance(first, slice):
         ends = [(s.start, s.stop, s.step) for s in found]
         return slice(*merged(ends))
-    return first if all(value == first for value in found) else None
+    if all(value == first for value in found):
+        return first
+    return None if tuple(found) == _BATCHES else Varying(tuple(found))
 
 
 # ------------------------------------------------------------------------ what is written

@@ -311,8 +311,13 @@ class Value:
         )
 
     def expand(self, shape: Sequence[int | None], batch: Value | None = None) -> Value:
-        """Broadcast to that shape; `batch` is the number of rows, int64 [1], where it is None."""
-        sizes = self.graph.sizes(shape, batch)
+        """Broadcast to that shape; `batch` is the number of rows, int64 [1], where it is None, and
+        was not before.
+        """
+        assert self.shape is not None  # as of all that a move reads
+        before = [1] * (len(shape) - len(self.shape)) + [*self.shape]
+        wider = [1 if own is None else size for own, size in zip(before, shape, strict=True)]
+        sizes = self.graph.sizes(wider, batch)
         return self.graph.node("Expand", self, sizes, dtype=self.dtype)
 
     def repeat(self, repeats: Sequence[int | None], batch: Value | None = None) -> Value:

@@ -243,8 +243,11 @@ class Value:
 
     def gather(self, index: Value | Tensor, axis: int = 0) -> Value:
         """The elements at `index` along `axis`; an index of n dimensions makes n of one."""
-        picked = self.graph.value(index).plain
         axis %= len(self.shape)
+        picked = self.graph.value(index).plain
+        if picked.data is not None and bool((picked.data < 0).any()):  # from the end
+            places = picked.data.to(torch.int64)
+            picked = self.graph.value(torch.where(places < 0, places + self.length(axis), places))
         x = self if len(picked.shape) == 1 else self.plain
         shape = (*self.shape[:axis], *picked.shape, *self.shape[axis + 1 :])
         order = x.order if len(shape) == len(self.shape) else tuple(range(len(shape)))

@@ -32,7 +32,8 @@ from fxquant.ops.operands import (
     sum_in_int32,
 )
 from fxquant.ops.spec import Call, OpSpec, Output, RealCall
-from fxquant.rounding import Rescale, common_rescale
+from fxquant.rounding import FP32_RNE, Rescale, common_rescale
+from fxquant.schemes import dequantize
 
 
 def cat(*inputs: Tensor, dim: int) -> Tensor:
@@ -120,15 +121,24 @@ def _onnx(call: OnnxCall) -> Value:
 
 
 def _qdq(call: OnnxCall) -> Value | None:
-    """Concat, which engines run as QLinearConcat; of codes, where all share one scale."""
+    """Concat, which engines run as QLinearConcat; of codes, where all share one scale.
+
+    They divide (q - z_i)·s_i by s_y, where we multiply by s_i/s_y: an operand of which a code would
+    come out otherwise, as ties may, is brought to the output's scale before.
+    """
     n, grids, axis = call.numbers, grids_of(call), call.settings["dim"]
-    rescales = map(Rescale, n.multiplier, n.shift)
+    rescales = [*map(Rescale, n.multiplier, n.shift)]
     operands = zip(call.codes, n.x_zero, rescales, strict=True)
     if grids is None or all(_keeps_codes(x, zero, rescale, n) for x, zero, rescale in operands):
         return None
-    parts = [
-        to_real(codes, q.scale, q.zero_point) for codes, q in zip(call.codes, grids, strict=True)
-    ]
+    parts = []
+    for i, (x, q) in enumerate(zip(call.codes, grids, strict=True)):
+        codes = torch.arange(q.scheme.qmin, q.scheme.qmax + 1).to(x.dtype)
+        divided = FP32_RNE.quantize(dequantize(codes, q), call.output).clamp(n.low, n.high)
+        if not torch.equal(divided, _rescaled(n, call.dtype, i, codes)):
+            d = centred_value(x, n.x_zero[i])
+            x, q = requantize(d, n.rounding, rescales[i], n, call.dtype), call.output
+        parts.append(to_real(x, q.scale, q.zero_point))
     real = call.graph.node("Concat", *parts, dtype=torch.float32, axis=axis)
     return to_codes(call, real)
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.forms.movable import along_axes
 from fxquant.forms.onnx import OnnxCall, OnnxForm, Value
 from fxquant.forms.tflite import TfliteCall, TfliteForm
 from fxquant.forms.tflite import Value as TfliteValue
@@ -59,6 +60,10 @@ def _onnx(dims: int) -> OnnxForm:
     def form(call: OnnxCall) -> Value:
         (x,), w = call.codes, windows_of(call.settings, dims)
         behind = padding_behind(w, x.sizes[-dims:], call.shape[-dims:])
+        pads = zip((*w.padding, *behind), (*w.kernel, *w.kernel), strict=True)
+        if any(pad >= k for pad, k in pads):  # onnxruntime has no padding as wide as a window
+            in_cells: Value = _in_cells(call, dims)
+            return in_cells
         eight = torch.iinfo(x.dtype).bits == 8
         found = call.graph.node(
             "MaxPool", x if eight else x.to(torch.float32),
@@ -70,11 +75,29 @@ def _onnx(dims: int) -> OnnxForm:
     return form
 
 
+def _in_cells(call: OnnxCall | TfliteCall, dims: int) -> Any:
+    """The elements of each window, one dimension after the other, and the largest of them; what
+    lies outside is an element inside once more.
+    """
+    x: Any = call.codes[0]
+    w, lengths, windows = windows_of(call.settings, dims), x.sizes, call.shape[-dims:]
+
+    def index(axis: int) -> Tensor:
+        i = axis - len(lengths)
+        first = torch.arange(windows[i]) * w.stride[i] - w.padding[i]
+        places = first[:, None] + torch.arange(w.kernel[i]) * w.dilation[i]
+        inside = (places >= 0) & (places < lengths[axis])
+        return torch.where(inside, places, places.where(inside, -1).amax(1, keepdim=True))
+
+    return along_axes(x, dims, index, cells=True)
+
+
 def _tflite(dims: int) -> TfliteForm:
     def form(call: TfliteCall) -> TfliteValue:
         w = windows_of(call.settings, dims)
         if any(step > 1 for step in w.dilation):
-            raise call.refuse("is a dilated max pool, which LiteRT does not have")
+            in_cells: TfliteValue = _in_cells(call, dims)  # LiteRT has no dilated windows
+            return in_cells
         x, counts = pictures(call, dims), two(call.shape[2:], 1)
         frame = Frame(counts, two(w.stride, 1), two(w.kernel, 1), two(w.padding, 0))
         x, padding = padded(x, frame, torch.iinfo(x.dtype).min)

@@ -32,8 +32,37 @@ MOVES = {
     ),
     "space from depth": lambda x: F.pixel_shuffle(x, 2),
     "depth from space": lambda x: F.pixel_unshuffle(x[:, :, :6], 2),
+    "from the end": lambda x: x[:, [-1, 0]],
+    "mask": lambda x: x[:, torch.tensor([True, False, True, True])],
     "squeeze": lambda x: x[:, :, :1].squeeze(2),
 }
+
+
+OF_ROWS = {
+    "all but the first": lambda x: x[1:],
+    "all but the last": lambda x: x[: x.shape[0] - 1],
+    "every other": lambda x: x[::2],
+    "two at most": lambda x: x[:2],
+    "the last": lambda x: x[-1],
+    "the last, counted": lambda x: x[x.shape[0] - 1],
+    "backwards": lambda x: x.flip(0),
+    "twice": lambda x: torch.cat([x, x + 1]),
+    "repeated": lambda x: x.repeat(2, 1, 1, 1),
+    "a channel each": lambda x: x.flatten(0, 1)[:, None].expand(-1, 3, -1, -1),
+    "one for all": lambda x: x.flatten(0, 1)[:1].expand(x.shape[0], -1, -1),
+}
+"""What moves rows, in batches of any size."""
+
+BY_ROWS = {
+    "half": lambda x: x[: x.shape[0] // 2],
+    "a quarter less": lambda x: x[x.shape[0] // 4 :],
+    "as many channels": lambda x: x[:, : x.shape[0]],
+    "two each": lambda x: x.flatten(0, 1)[:1].expand(2 * x.shape[0], -1, -1),
+    "rolled": lambda x: x.roll(1, 0),
+    "in two": lambda x: x.chunk(2)[0],
+    "one by one": lambda x: x.unbind(0)[1],
+}
+"""What an element becomes depends on how many rows there are."""
 
 
 class Several(nn.Module):

@@ -20,6 +20,7 @@ from fxquant.demo import CONFIG, FLOAT_RATE, FULL, QUICK, TUNING_RATE, Plan, loa
 from fxquant.errors import ConfigError, ExportError, StageError
 from fxquant.export.c_kernels import SHIFTS
 from tests import laws
+from tests.ops.test_laws import Call
 
 safetensors = pytest.importorskip(
     "safetensors.torch", reason="safetensors is in the extra `save`"
@@ -102,6 +103,54 @@ def test_c_needs_no_more_than_it_says(tmp_path):
     assert 0.9 * flash <= constants <= 1.2 * flash + 512
     together = 3 * 9 * 8 + 20 * 8 * 5 * 4
     assert ram < together, "buffers share memory"
+
+
+class Together(nn.Module):
+    """Two pictures in, of which one is turned before it is quantized, and two out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(2, 4, 3)
+
+    def forward(self, x, y):
+        a = self.a(x)
+        return a + self.b(y.transpose(2, 3)), a
+
+
+@needs_gcc
+def test_c_of_several_inputs_and_outputs(tmp_path):
+    x, y = torch.randn(6, 3, 8, 7), torch.randn(6, 2, 7, 8)
+    prepared = fxquant.prepare_qat(Together(), (x, y))
+    laws.settle(prepared, x, y)
+    fxquant.export_bundle(fxquant.convert(prepared), tmp_path / "bundle", (x, y), c=True)
+    folder = tmp_path / "bundle" / "c"
+
+    def in_turn(letter):
+        """The codes of one picture after the other."""
+        files = [(folder / f"golden_{letter}{i}.bin").read_bytes() for i in range(2)]
+        sizes = [len(codes) // len(x) for codes in files]
+        return b"".join(codes[n * size :][:size] for n in range(len(x))
+                        for codes, size in zip(files, sizes, strict=True))
+
+    network = compiled(folder)
+    found = subprocess.run([network], input=in_turn("x"), capture_output=True, check=True).stdout
+    assert found == in_turn("y")
+
+
+@pytest.mark.parametrize("function", [
+    lambda x: x.flip(0),
+    lambda x: x.roll(1, 0),
+    lambda x: x[-1:],
+    lambda x: torch.cat([x, x + 1]),
+    lambda x: F.max_pool2d(x.flatten(0, 1)[:, None], 2),
+    lambda x: F.pad(x, (0, 0, 0, 0, 0, 0, 1, 0)),
+])
+def test_pictures_that_have_to_do_with_each_other_have_no_c(function, tmp_path):
+    x = torch.randn(4, 3, 8, 8)
+    quantized = converted(nn.Sequential(nn.Conv2d(3, 3, 1), Call(function)), x)
+    with pytest.raises(ExportError, match=r"node '\w+'.*one picture at a time|one at a time"):
+        fxquant.export_bundle(quantized, tmp_path / "bundle", x, c=True)
+    assert not list(tmp_path.iterdir()), "a refusal leaves nothing"
 
 
 def digits_are_classified_alike(plan: Plan, folder: Path) -> int:
@@ -206,6 +255,10 @@ def test_refusals(tmp_path):
     rne = converted(Everything(), x, QuantConfig(rounding="fp32_rne"))
     with pytest.raises(ExportError, match="rounds in integers"):
         fxquant.export_bundle(rne, tmp_path / "c", x, c=True)
+    layers = nn.Sequential(nn.Conv2d(3, 3, 1), nn.GELU(), nn.Conv2d(3, 3, 1))
+    kept = converted(layers, x, QuantConfig(keep_float=("1",)))
+    with pytest.raises(ExportError, match=r"node '_1'.* computes in float"):
+        fxquant.export_bundle(kept, tmp_path / "c", x, c=True)
     up = converted(nn.Sequential(nn.ConvTranspose2d(3, 3, 2)), x)
     with pytest.raises(ExportError, match="conv_transpose2d has no C form"):
         fxquant.export_bundle(up, tmp_path / "c", x, c=True)

@@ -14,7 +14,7 @@ from fxquant.errors import ConfigError, DataError, ExportError, FileError, Stage
 from fxquant.ops import OPS
 from fxquant.rounding import ROUNDINGS
 from tests import laws
-from tests.export.networks import MOVES, Several
+from tests.export.networks import BY_ROWS, MOVES, OF_ROWS, Several
 from tests.ops.test_laws import EXAMPLES, Call, quantized_example
 from tests.strategies import NetSpec, net_specs
 
@@ -100,6 +100,43 @@ def test_what_moves_elements(name, tmp_path):
     module = nn.Sequential(Call(lambda x: function(torch.relu(x))))
     x = torch.randn(2, 4, 7, 6)
     prepared = fxquant.prepare_qat(module, x)
+    laws.settle(prepared, x)
+    is_equal(fxquant.convert(prepared), tmp_path / "net.onnx", [x])
+
+
+def moving(function):
+    """A network that moves what a ReLU gives, and 8 rows."""
+    x = torch.randn(8, 4, 7, 6)
+    prepared = fxquant.prepare_qat(nn.Sequential(Call(lambda x: function(torch.relu(x)))), x)
+    laws.settle(prepared, x)
+    return fxquant.convert(prepared), x
+
+
+@pytest.mark.parametrize("name", OF_ROWS)
+def test_what_moves_rows(name, tmp_path):
+    quantized, x = moving(OF_ROWS[name])
+    fxquant.export_onnx(quantized, tmp_path / "net.onnx", x)
+    found = fxquant.verify(quantized, tmp_path / "net.onnx", [(x[:n],) for n in (1, 2, 5, 8)], ORT)
+    assert found.equal, str(found)
+
+
+@pytest.mark.parametrize("name", BY_ROWS)
+def test_what_moves_elements_by_how_many_rows_there_are(name, tmp_path):
+    """Refused for batches of any size; written for one."""
+    quantized, x = moving(BY_ROWS[name])
+    with pytest.raises(ExportError, match=r"node '\w+'[\s\S]*What to do: fix.* batch=…"):
+        fxquant.export_onnx(quantized, tmp_path / "net.onnx", x)
+    is_equal(quantized, tmp_path / "net.onnx", [x], batch=8)
+
+
+@pytest.mark.parametrize("settings", [
+    {"kernel_size": 2, "dilation": 2, "padding": 1, "ceil_mode": True},
+    {"kernel_size": 2, "stride": 3, "padding": 1, "ceil_mode": True},
+])
+def test_padding_as_wide_as_a_window(settings, tmp_path):
+    """onnxruntime's pools have none."""
+    x = torch.randn(2, 3, 9, 8)
+    prepared = fxquant.prepare_qat(nn.Sequential(nn.Conv2d(3, 4, 1), nn.MaxPool2d(**settings)), x)
     laws.settle(prepared, x)
     is_equal(fxquant.convert(prepared), tmp_path / "net.onnx", [x])
 
@@ -354,6 +391,18 @@ def test_codes_of_two_bytes_stay_integers_in_qdq(name, tmp_path):
     config = QuantConfig(activation=WIDE.activation, rounding="fp32_rne")
     _, inputs, _, quantized = quantized_example(name, 1, config)
     is_equal_in_qdq(quantized, tmp_path / "net.onnx", inputs)
+
+
+def test_concats_of_ties(tmp_path):
+    """Operands of a fifth, a half and 10 times the scale: an engine divides by it, and of some ties
+    the quotient lies on one side.
+    """
+    x = torch.randn(8, 4, 8, 8)
+    module = Call(lambda x: torch.cat([x * 0.1, x, x * 5, x * 10, torch.sigmoid(x)], 1))
+    prepared = fxquant.prepare_qat(nn.Sequential(module), x, QuantConfig(rounding="fp32_rne"))
+    laws.settle(prepared, x)
+    is_equal_in_qdq(fxquant.convert(prepared), tmp_path / "net.onnx", [x])
+    assert "QLinearConcat" in what_runs(tmp_path / "net.onnx")
 
 
 def test_why_they_stay_integers(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from torch import nn
 import fxquant
 from fxquant.errors import ExportError
 from tests import laws
-from tests.ops.test_laws import EXAMPLES, quantized_example
+from tests.ops.test_laws import EXAMPLES, Call, quantized_example
 
 SOME = ["batch_norm", "weighted_sum", "avg_pool2d", "pad", "layer_norm", "matmul"]
 
@@ -72,7 +72,27 @@ def test_ahead_of_time(tmp_path: Path):
     assert torch.equal(torch._inductor.aoti_load_package(path)(x), quantized(x))
 
 
+def test_what_is_not_given_is_no_input():
+    """Arguments that have a default, as the masks of nn.TransformerEncoderLayer."""
+
+    class Net(nn.Linear):
+        def forward(self, x, bias=None, *, twice=False):
+            y = super().forward(x if bias is None else x + bias)
+            return y + y if twice else y
+
+    x = torch.randn(4, 3)
+    prepared = fxquant.prepare_qat(Net(3, 2), x)
+    laws.settle(prepared, x)
+    quantized = fxquant.convert(prepared)
+    assert torch.equal(fxquant.export_program(quantized, x).module()(x[:3]), quantized(x[:3]))
+
+
 def test_what_cannot_be_followed():
     quantized, x = network(), torch.randn(5, 3, 8, 8)
+    flat = nn.Sequential(nn.Conv2d(3, 4, 3), Call(lambda x: x[: x.shape[0] // 2]))
+    prepared = fxquant.prepare_qat(flat, x)
+    laws.settle(prepared, x)
+    with pytest.raises(ExportError, match=r"What to do: fix the size of batches, batch=…"):
+        fxquant.export_program(fxquant.convert(prepared), x)
     with pytest.raises(ExportError, match="does not run on a batch"):
         fxquant.export_program(quantized, x[:, :, :4])

@@ -16,7 +16,7 @@ from fxquant import Override, QuantConfig, QuantScheme
 from fxquant.errors import ConfigError, ExportError, FileError, StageError, WriteError
 from fxquant.ops import OPS, op_named
 from tests import laws
-from tests.export.networks import MOVES, Several
+from tests.export.networks import BY_ROWS, MOVES, Several
 from tests.ops.test_laws import EXAMPLES, Call, quantized_example
 from tests.strategies import NetSpec, net_specs
 
@@ -236,6 +236,21 @@ def test_what_moves_elements(name, tmp_path):
     x = torch.randn(2, 4, 7, 6)
     quantized = converted(nn.Sequential(Call(lambda x: function(torch.relu(x)))), x)
     is_equal(quantized, tmp_path / "net.tflite", [x], len(x) if name in FIXED_BATCH else None)
+
+
+@pytest.mark.parametrize("name", BY_ROWS)
+def test_what_moves_elements_by_how_many_rows_there_are(name, tmp_path):
+    x = torch.randn(8, 4, 7, 6)
+    quantized = converted(nn.Sequential(Call(lambda x: BY_ROWS[name](torch.relu(x)))), x)
+    with pytest.raises(ExportError, match=r"node '\w+'[\s\S]*What to do: fix.* batch=…"):
+        fxquant.export_tflite(quantized, tmp_path / "net.tflite", x)
+    is_equal(quantized, tmp_path / "net.tflite", [x], 8)
+
+
+def test_dilated_windows(tmp_path):
+    x = torch.randn(2, 3, 9, 8)
+    pool = nn.MaxPool2d((3, 2), (2, 1), 1, dilation=(1, 3), ceil_mode=True)
+    is_equal(converted(nn.Sequential(nn.Conv2d(3, 4, 1), pool), x), tmp_path / "net.tflite", [x])
 
 
 def test_moves_between_convolutions_are_transposed_once(tmp_path):
