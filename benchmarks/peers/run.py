@@ -83,11 +83,11 @@ HEAD = """\
 
 # Who breaks where
 
-Small networks, each made for one edge case (`tests/edge_cases/networks.py`), go through the
-rewrites of several quantization tools: batch-norm folding, fusing, equalization. Fake-quants and
-observers are off, so that nothing is rounded and the function should be the float network's, in
-`eval()`. How each tool is driven is in [benchmarks/peers](../benchmarks/peers/README.md), which
-also makes this page.
+Which quantization tools change a network while they rewrite it. Small networks, each made for one
+edge case (`tests/edge_cases/networks.py`), go through the rewrites of several tools: batch-norm
+folding, fusing, equalization. Fake-quants and observers are off, so that nothing is rounded and the
+function should be the float network's, in `eval()`. Made by `python benchmarks/peers/run.py`; how
+each tool is driven is in [benchmarks/peers](../benchmarks/peers/README.md).
 
 | in a cell | means |
 | --- | --- |
