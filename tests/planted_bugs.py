@@ -585,6 +585,13 @@ BUGS = (
         ("tests/test_kernels.py::test_parts_are_exact_although_the_whole_is_clamped",),
     ),
     Bug(
+        "the numbers that a kernel was made of make room for others",
+        "fxquant/ops/integer.py",
+        "self._read = [*self.buffers()]",
+        "self._read = [buffer.clone() for buffer in self.buffers()]",
+        ("tests/test_kernels.py::test_kernels_follow_numbers_that_are_replaced_twice",),
+    ),
+    Bug(
         "half() rounds the multipliers of a converted network",
         "fxquant/ops/integer.py",
         "super()._apply(moved, recurse)",

@@ -367,6 +367,15 @@ def test_a_floor_of_floats_is_the_shift_of_integers(shift, multiplier, bias, zer
         assert torch.equal(quick(many.double()), slow(many))
 
 
+def test_a_vector_may_be_longer_than_a_cache():
+    """A linear layer of one input without a batch."""
+    n = layer_of(torch.ones(70_000, 1), torch.zeros(70_000), 0, UINT8, None, shift=30).numbers
+    quick = finish(n, torch.zeros(70_000, dtype=torch.int64), torch.uint8)
+    assert isinstance(quick, FinishByFloor)
+    total = torch.arange(70_000) % 300
+    assert torch.equal(quick(total), total.clamp(max=255).to(torch.uint8))
+
+
 def test_float64_is_asked_only_where_it_is_exact():
     weight = torch.ones(1, 1)
     n = layer_of(weight, torch.zeros(1), 0, UINT8, None, shift=40).numbers
@@ -487,6 +496,25 @@ def test_kernels_follow_the_numbers(choice):
         mine.copy_(theirs)
     assert reference.differences(expected, quantized(x)) == 0
     assert reference.differences(expected, quantized.to("cpu")(x)) == 0
+
+
+class Doubled(nn.Module):
+    def forward(self, x):
+        return x + torch.relu(x)
+
+
+def test_kernels_follow_numbers_that_are_replaced_twice():
+    """The second tensor may lie where the one did that the kernel was made of."""
+    x = torch.randn(2, 3)
+    prepared = fxquant.prepare_qat(Doubled(), x)
+    laws.settle(prepared, x)
+    quantized = fxquant.convert(prepared)
+    (add,) = [m for m in quantized.modules() if isinstance(m, IntegerOp) and m.op.name == "add"]
+    for _ in range(20):
+        quantized(x)
+        add.y_zero = add.y_zero + 1
+        add.y_zero = add.y_zero + 1
+        assert torch.equal(quantized(x), copy.deepcopy(quantized)(x))
 
 
 def codes_in(quantized, x):

@@ -68,7 +68,7 @@ class FinishByFloor:
             return _clamped(y, self.low, self.high).to(self.dtype)
         if total.numel() <= FEW:
             return self._floored(torch.addcmul(self.offset, total, self.factor))
-        rows = torch.split(total.flatten(0, -2), FEW // total.shape[-1] + 1)
+        rows = torch.split(total.reshape(-1, total.shape[-1]), FEW // total.shape[-1] + 1)
         done = (self._floored(part.double().mul_(self.factor).add_(self.offset)) for part in rows)
         return torch.cat([*done]).view(total.shape)
 

@@ -47,7 +47,7 @@ class IntegerOp(Site):
     when they change. (A network that torch.compile has compiled does not look; load, then compile.)
     """
 
-    MADE_ANEW = ("kernel", "_seen", "_uncounted")
+    MADE_ANEW = ("kernel", "_read", "_seen", "_uncounted")
 
     def __init__(
         self, op: OpSpec, numbers: tuple[Tensor | Rounding, ...], scheme: QuantScheme, text: str,
@@ -77,9 +77,10 @@ class IntegerOp(Site):
     def use_kernels(self, choice: KernelChoice) -> None:
         """Make the kernel anew, from the buffers as they are: `auto`, `float32` or `plain`."""
         self.choice = choice
-        self._uncounted = any(buffer.is_inference() for buffer in self.buffers())
+        self._read = [*self.buffers()]  # held, so that no tensor that comes later has the id of one
+        self._uncounted = any(buffer.is_inference() for buffer in self._read)
         self._seen = self._state_of_buffers()
-        on_cpu = all(buffer.device.type == "cpu" for buffer in self.buffers())
+        on_cpu = all(buffer.device.type == "cpu" for buffer in self._read)
         stands_still = on_cpu and not self.facts.computed
         dtype = self.scheme.dtype
         with torch.no_grad():
