@@ -1,10 +1,17 @@
-"""Nothing that fxquant reads can make it run code: no pickle, no eval, no unsafe YAML."""
+"""Nothing that fxquant reads can make it run code, or read a file that the user did not name: no
+pickle, no eval, no unsafe YAML, no path out of a folder.
+"""
 
 import ast
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+
+import fxquant
+from fxquant.errors import ExportError
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted([*(ROOT / "fxquant").rglob("*.py"), *(ROOT / "passes").rglob("*.py")])
@@ -61,3 +68,23 @@ def test_notices(source: str):
 ])  # fmt: skip
 def test_lets_pass(source: str):
     assert not list(unsafe(source))
+
+
+@pytest.mark.parametrize("location", ["../secret", "{}/secret"], ids=["relative", "absolute"])
+def test_weights_that_an_onnx_file_finds_elsewhere_are_not_read(tmp_path, location):
+    onnx = pytest.importorskip("onnx", reason="onnx is in the extra `onnx`")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `onnx`")
+    prepared, x = fxquant.prepare_ptq(nn.Linear(64, 64)), torch.randn(2, 64)
+    fxquant.calibrate(prepared, [x])
+    quantized, path = fxquant.convert(prepared), tmp_path / "folder" / "network.onnx"
+    path.parent.mkdir()
+    fxquant.export_onnx(quantized, path, x)
+    model = onnx.load(path)
+    weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    (tmp_path / "secret").write_bytes(weight.raw_data)
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value=location.format(tmp_path))
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ExportError, match="does not run"):
+        fxquant.verify(quantized, path, x)
