@@ -80,6 +80,70 @@ def test_c_gives_every_golden_integer(rounding, tmp_path):
     assert found == expected
 
 
+class Calls(nn.Module):
+    """`forward` of the module and its input, with a few layers to call."""
+
+    def __init__(self, forward, *layers: nn.Module) -> None:
+        super().__init__()
+        self.call = forward
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x):
+        return self.call(self, x)
+
+
+IMAGE = torch.randn(3, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+SMALL = {
+    "moved before it is quantized": nn.Sequential(nn.Flatten(), nn.Linear(108, 4)),
+    "zeros": Calls(
+        lambda s, x: torch.cat([s.layers[0](x), torch.zeros_like(x)], 1), nn.Conv2d(3, 3, 1)
+    ),
+    "some columns": Calls(lambda s, x: s.layers[0](x)[..., [0, 2]], nn.Conv2d(3, 3, 1)),
+}
+
+
+@needs_gcc
+@pytest.mark.parametrize("model", SMALL.values(), ids=SMALL)
+def test_c_of_small_networks(model, tmp_path):
+    fxquant.export_bundle(converted(model, IMAGE), tmp_path / "bundle", IMAGE, c=True)
+    folder = tmp_path / "bundle" / "c"
+    given, expected = ((folder / f"golden_{end}.bin").read_bytes() for end in ("x0", "y0"))
+    found = subprocess.run([compiled(folder)], input=given, capture_output=True, check=True).stdout
+    assert found == expected
+
+
+NO_C_FORM = {
+    "codes of one type": Calls(
+        lambda s, x: s.layers[0](x).flatten(1).softmax(-1), nn.Conv2d(3, 2, 1)
+    ),
+    "clamped channel by channel": nn.Sequential(
+        *(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU6(), nn.Conv2d(4, 4, 1)),
+        nn.BatchNorm2d(4),
+    ),
+    "conv3d has": Calls(lambda s, x: s.layers[0](x[..., None]), nn.Conv3d(3, 2, (3, 3, 1))),
+    "pads with copies": nn.Conv2d(3, 2, 3, padding=1, padding_mode="reflect"),
+    "reads several rows": nn.Linear(6, 4),
+    "averages over channels": Calls(lambda s, x: s.layers[0](x).mean(1), nn.Conv2d(3, 3, 1)),
+}
+
+
+@pytest.mark.parametrize("message", NO_C_FORM)
+def test_what_has_no_c_form_is_refused_and_leaves_nothing(message, tmp_path):
+    config = QuantConfig(batch_norm="fold", equalize=True)
+    quantized = converted(nn.Sequential(NO_C_FORM[message]), IMAGE, config)
+    with pytest.raises(ExportError, match=f"{message}.*C form|C code has {message}"):
+        fxquant.export_bundle(quantized, tmp_path / "bundle", IMAGE, c=True)
+    assert not list(tmp_path.iterdir())
+    fxquant.export_bundle(quantized, tmp_path / "bundle", IMAGE)  # without C it may be
+
+
+def test_c_of_what_takes_indices_is_refused(tmp_path):
+    x = torch.tensor([[0, 1], [2, 3]])
+    quantized = converted(nn.Sequential(nn.Embedding(4, 4), nn.Linear(4, 2)), x)
+    with pytest.raises(ExportError, match="the network takes none"):
+        fxquant.export_bundle(quantized, tmp_path / "bundle", x, c=True)
+
+
 @needs_gcc
 def test_c_needs_no_more_than_it_says(tmp_path):
     """Of memory beside the stack, and of numbers: as the compiler counts them. It has no heap and
