@@ -238,7 +238,11 @@ def weight_scale(weight: Tensor, scheme: QuantScheme, channels: Channels) -> Ten
 
 
 def quantize(x: Tensor, q: QParams) -> Tensor:
-    """Real numbers to integers of `q.scheme.dtype`, same shape."""
+    """Real numbers to integers of `q.scheme.dtype`, same shape.
+
+    Half-up: between the operators of a network values lie on the grid already, where all roundings
+    agree. What enters it may lie anywhere, and is for `Rounding.quantize`.
+    """
     codes = round_half_up(x.to(torch.float32) / q.scale) + q.zero_point
     return codes.clamp(q.scheme.qmin, q.scheme.qmax).to(q.scheme.dtype)
 

@@ -171,15 +171,9 @@ def _accumulator(call: IntegerCall) -> Accumulator:
     return Accumulator((worst,), 2**dims, bits=ACCUMULATOR_BITS if worst < 2**31 else 64)
 
 
-def _linear(
-    n: LinearNumbers, dtype: torch.dtype, codes: Tensor, size: Any, scale_factor: Any, mode: str,
-    align_corners: bool | None, recompute_scale_factor: bool | None,
-) -> Tensor:
+def _linear(n: LinearNumbers, dtype: torch.dtype, codes: Tensor, **settings: Any) -> Tensor:
     # not n.fraction, which is the same: to ask a tensor would end a compiled graph
-    return _resized(
-        _bits_of_weights(codes.dtype), n.rounding, dtype, codes, size, scale_factor, mode,
-        align_corners, recompute_scale_factor,
-    )
+    return _resized(_bits_of_weights(codes.dtype), n.rounding, dtype, codes, **settings)
 
 
 def _fast_linear(call: IntegerCall, dtype: torch.dtype, choice: KernelChoice) -> Kernel:
