@@ -773,8 +773,8 @@ BUGS = (
     Bug(
         "a number that is added stays in the input's steps",
         "fxquant/ops/affine.py",
-        'call.options["offset"] / s_y, rescale.shift',
-        'call.options["offset"] / x.scale.double(), rescale.shift',
+        'call.options["offset"] / s_y)',
+        'call.options["offset"] / s_x)',
         (f"{REAL}[arithmetic-default]",),
     ),
     Bug(

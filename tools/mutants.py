@@ -253,6 +253,9 @@ TESTS: dict[str, list[str]] = {
     "fxquant/ops/width.py": [
         "tests/ops/test_width.py", "tests/passes/test_bound_masks.py", *networks("attention"),
     ],
+    "fxquant/ops/factor_and_offset.py": [
+        "tests/ops/test_arithmetic.py", "tests/ops/test_batch_norm.py", *networks("arithmetic"),
+    ],
     "fxquant/ops/windows.py": ["tests/export/test_onnx.py", *networks(POOLS)],
     "fxquant/ops/moments.py": [*NORMS, *laws("layer_norm", "rms_norm", "normalize")],
     "fxquant/ops/layer_norm.py": [*NORMS, *laws("layer_norm")],

@@ -3,7 +3,8 @@
     real      y = f·x + o
     integer   q_y = clamp(z_y + (((q_x - z_x)·m + o_q + 2^(S-1)) >> S))
 
-with m·2^-S = f·s_x/s_y, of either sign, and o_q = round(o/s_y · 2^S). Every spelling is read into
+with m·2^-S = f·s_x/s_y, of either sign, and o_q = round(o/s_y · 2^S), as in
+`ops/factor_and_offset.py`. Every spelling is read into
 f and o; what is multiplied by 0 is another operator.
 """
 
@@ -12,33 +13,23 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fxquant.forms.onnx import OnnxCall, Value, centred_value, finish_value
+from fxquant.forms.onnx import OnnxCall, Value
 from fxquant.forms.tflite_ways import by_table
-from fxquant.intmath import centred
-from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
+from fxquant.ops.factor_and_offset import (
+    AffineNumbers,
+    affine_accumulator,
+    affine_kernel,
+    affine_numbers,
+    affine_onnx,
+)
 from fxquant.ops.spec import Call, OpSpec, Output, Reader, RealCall
-from fxquant.rounding import Rounding, rescale_of
 
 DOES_NOTHING = {"factor": 1.0, "offset": 0.0}
-_OFFSET_LIMIT = 2.0**62  # so that the sum stays inside int64
-
-
-class AffineNumbers(NamedTuple):
-    """`multiplier`, `shift`, `offset` int64; the others int32: all 0-dim."""
-
-    multiplier: Tensor
-    shift: Tensor
-    offset: Tensor
-    x_zero: Tensor
-    y_zero: Tensor
-    low: Tensor
-    high: Tensor
-    rounding: Rounding
 
 
 def affine(input: Tensor, factor: float, offset: float) -> Tensor:
@@ -100,37 +91,12 @@ def _read_neg(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
 
 
 def _numbers(call: RealCall) -> AffineNumbers:
-    x, (y, low, high, rounding) = call.inputs[0], call.target
-    s_y = y.scale.double()
-    rescale = rescale_of(call.options["factor"] * x.scale.double() / s_y)
-    offset = torch.ldexp(call.options["offset"] / s_y, rescale.shift).round()
-    return AffineNumbers(
-        multiplier=rescale.multiplier,
-        shift=rescale.shift,
-        offset=offset.clamp(-_OFFSET_LIMIT, _OFFSET_LIMIT).to(torch.int64),
-        x_zero=x.zero_point,
-        y_zero=y.zero_point,
-        low=low,
-        high=high,
-        rounding=rounding,
-    )
-
-
-def _kernel(n: AffineNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
-    product = centred(codes, n.x_zero) * n.multiplier + n.offset
-    return torch.clamp(n.rounding.shift(product, n.shift) + n.y_zero, n.low, n.high).to(dtype)
-
-
-def _accumulator(call: IntegerCall) -> Accumulator:
-    n: AffineNumbers = call.numbers
-    product = reach(call.inputs[0].scheme, n.x_zero) * abs(int(n.multiplier))
-    return Accumulator((product + abs(int(n.offset)),), 2, bits=64)
+    s_x, s_y = call.inputs[0].scale.double(), call.target.qparams.scale.double()
+    return affine_numbers(call, call.options["factor"] * s_x / s_y, call.options["offset"] / s_y)
 
 
 def _onnx(call: OnnxCall) -> Value:
-    n: AffineNumbers = call.numbers
-    total = centred_value(call.codes[0], n.x_zero) * n.multiplier + n.offset
-    return finish_value(total, n.rounding, n.shift, n, call.dtype)
+    return affine_onnx(call, call.numbers)
 
 
 def _record(
@@ -149,8 +115,8 @@ def _record(
         homogeneous=homogeneous,
         weight_axis=None,
         numbers=_numbers,
-        kernel=_kernel,
-        accumulator=_accumulator,
+        kernel=affine_kernel,
+        accumulator=affine_accumulator,
         onnx=_onnx,
         tflite=by_table,
         real=("factor", "offset"),

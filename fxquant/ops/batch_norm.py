@@ -3,23 +3,30 @@
     real      y = f[c]·x + o[c]          f = γ/√(σ²+ε),  o = β - μ·f
     integer   q_y = clamp(z_y + (((q_x - z_x)·m[c] + o_q[c] + 2^(S-1)) >> S))
 
-with signed multipliers m·2^-S = f·s_x/s_y and o_q = round(o/s_y · 2^S): one rounding.
+with signed multipliers m·2^-S = f·s_x/s_y and o_q = round(o/s_y · 2^S), as in
+`ops/factor_and_offset.py`: one rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.forms.onnx import OnnxCall, Value, centred_value, finish_value
+from fxquant.forms.onnx import OnnxCall, Value
 from fxquant.forms.tflite_ways import by_channel
-from fxquant.intmath import centred, per_channel
-from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
+from fxquant.intmath import per_channel
+from fxquant.ops.factor_and_offset import (
+    AffineNumbers,
+    affine_accumulator,
+    affine_kernel,
+    affine_numbers,
+    affine_onnx,
+)
 from fxquant.ops.site import batch_norm_affine
 from fxquant.ops.spec import (
     Call,
@@ -30,22 +37,6 @@ from fxquant.ops.spec import (
     not_spelled,
     signature_reader,
 )
-from fxquant.rounding import Rounding, rescale_of
-
-_OFFSET_LIMIT = 2.0**62  # so that the sum stays inside int64
-
-
-class BatchNormNumbers(NamedTuple):
-    """Per channel: `multiplier`, `shift`, `offset` (int64 [C]); the others 0-dim int32."""
-
-    multiplier: Tensor
-    shift: Tensor
-    offset: Tensor
-    x_zero: Tensor
-    y_zero: Tensor
-    low: Tensor
-    high: Tensor
-    rounding: Rounding
 
 
 def batch_norm(input: Tensor, *, batch_norm: Callable[[Tensor], Tensor]) -> Tensor:
@@ -80,47 +71,26 @@ def _options(module: Any) -> dict[str, Any] | None:
     return None if module.running_mean is None else {"batch_norm": Parameter("")}
 
 
-def _numbers(call: RealCall) -> BatchNormNumbers:
+def _numbers(call: RealCall) -> AffineNumbers:
     affine = call.affine or batch_norm_affine(SimpleNamespace(**call.options))
     s_y = call.target.qparams.scale.double()
     factor, offset = (values.detach().double() / s_y for values in affine)
-    rescale = rescale_of(factor * call.inputs[0].scale.double())
-    offset = torch.ldexp(offset, rescale.shift).round()
-    return BatchNormNumbers(
-        multiplier=rescale.multiplier,
-        shift=rescale.shift,
-        offset=offset.clamp(-_OFFSET_LIMIT, _OFFSET_LIMIT).to(torch.int64),
-        x_zero=call.inputs[0].zero_point,
-        y_zero=call.target.qparams.zero_point,
-        low=call.target.low,
-        high=call.target.high,
-        rounding=call.target.rounding,
-    )
+    return affine_numbers(call, factor * call.inputs[0].scale.double(), offset)
 
 
-def _kernel(n: BatchNormNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
-    dims = codes.dim()
-    product = centred(codes, n.x_zero) * per_channel(n.multiplier, 1, dims)
-    product = product + per_channel(n.offset, 1, dims)
-    y = n.rounding.shift(product, per_channel(n.shift, 1, dims)) + n.y_zero
-    return torch.clamp(y, n.low, n.high).to(dtype)
+def _along_channels(n: AffineNumbers, dims: int) -> AffineNumbers:
+    multiplier, shift, offset = (per_channel(x, 1, dims) for x in n[:3])
+    return n._replace(multiplier=multiplier, shift=shift, offset=offset)
 
 
-def _accumulator(call: IntegerCall) -> Accumulator:
-    n: BatchNormNumbers = call.numbers
-    product = reach(call.inputs[0].scheme, n.x_zero) * n.multiplier.abs()
-    return Accumulator(tuple((product + n.offset.abs()).tolist()), 2, bits=64)
+def _kernel(n: AffineNumbers, dtype: torch.dtype, codes: Tensor) -> Tensor:
+    return affine_kernel(_along_channels(n, codes.dim()), dtype, codes)
 
 
 def _onnx(call: OnnxCall) -> Value:
-    n: BatchNormNumbers = call.numbers
-    assert call.codes[0].shape is not None  # as of all that the integer network itself gives
-    dims = len(call.codes[0].shape)
-    multiplier, offset, shift = (
-        per_channel(values, 1, dims) for values in (n.multiplier, n.offset, n.shift)
-    )
-    total = centred_value(call.codes[0], n.x_zero) * multiplier + offset
-    return finish_value(total, n.rounding, shift, n, call.dtype)
+    shape = call.codes[0].shape
+    assert shape is not None  # as of all that the integer network itself gives
+    return affine_onnx(call, _along_channels(call.numbers, len(shape)))
 
 
 BATCH_NORM = OpSpec(
@@ -141,7 +111,7 @@ BATCH_NORM = OpSpec(
     weight_axis=None,
     numbers=_numbers,
     kernel=_kernel,
-    accumulator=_accumulator,
+    accumulator=affine_accumulator,
     onnx=_onnx,
     tflite=by_channel,
     real=("batch_norm",),
@@ -160,7 +130,7 @@ FIXED_BATCH_NORM = OpSpec(
     weight_axis=None,
     numbers=_numbers,
     kernel=_kernel,
-    accumulator=_accumulator,
+    accumulator=affine_accumulator,
     onnx=_onnx,
     tflite=by_channel,
     real=("running_mean", "running_var", "weight", "bias", "eps"),
