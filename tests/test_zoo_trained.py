@@ -21,8 +21,11 @@ def test_page():
     bad = ROW | {"network": "two", "decibels": 20.0, "why": WHY}
     before = ROW | {"network": "three", "decibels": 29.0}
     failed = {"network": "four", "error": "no such thing"}
-    page = zoo_trained.page([good, bad, before, failed])
-    assert "1 of 80 have 30 dB or more" in page
+    ignorant = ROW | {"network": "five", "decibels": 60.0, "float_top_1": 0.1, "mismatches": 3}
+    page = zoo_trained.page([good, bad, before, failed, ignorant])
+    assert "1 of 80 have 30 dB or more. The median of the 3" in page
+    assert "**29.0 dB** (input: 41.0 dB)" in page
+    assert "3 logits of all differ" in page
     assert "| one | 32 | 400 | 120 | 40.0 dB |" in page
     assert "| four | | | | no such thing |" in page
     _, below = page.split("## Below 30 dB")
