@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import fnmatch
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
@@ -35,6 +35,8 @@ from fxquant.pipeline import (
     stage_of,
 )
 from fxquant.recipes import CONVERT, CONVERT_LAYERS, prepare_recipe
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @contextmanager
@@ -116,11 +118,7 @@ def _prepare(
             f"What to do: hand it the model itself, such as {name}(Net())."
         )
     model, wrappers = unwrap(model)
-    if isinstance(model, fx.GraphModule) and stage_of(model) is not Stage.FLOAT:
-        raise StageError(
-            f"{name} takes a float model, got {say_stage(model)}.\n"
-            "What to do: hand it the model as it was before."
-        )
+    _need_float(name, model)
     if not isinstance(config, QuantConfig):
         raise ConfigError(f"config is a QuantConfig, got {config!r}")
     if isinstance(example_inputs, torch.Tensor):
@@ -133,7 +131,7 @@ def _prepare(
     if config.verify and example_inputs is None:
         raise ConfigError("verify=True needs example_inputs: they say what to run the graph on")
     leaves = _float_leaves(model, config)
-    gm = trace(_copy(model), example_inputs, leaves)
+    gm = trace(_copied(copy_of, model), example_inputs, leaves)
     if example_inputs is not None:
         reason = check_capture(gm, model, example_inputs)
         if reason is not None and config.verify:
@@ -159,6 +157,7 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
         UncalibratedError: it has not seen data in train() yet; names the first such value.
         AccumulatorError: a sum may leave its accumulator; names the channel.
         NonFiniteError: a parameter is NaN or infinite.
+        CaptureError: pruning computes a weight, which a prepared network does not follow.
     """
     layers = isinstance(prepared, fx.GraphModule) and stage_of(prepared) is Stage.MIXED
     if not layers:
@@ -170,7 +169,7 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
             "get_model_state_dict with full_state_dict=True), load them into a network that "
             "prepare_qat makes anew, and convert that."
         )
-    gm = copy.deepcopy(prepared).eval()
+    gm = _copied(copy.deepcopy, prepared).eval()
     (CONVERT_LAYERS if layers else CONVERT).run(gm)
     # a new module, which holds only what the integer graph names
     quantized = IntegerNetwork(gm, gm.graph, class_name=type(prepared).__name__)
@@ -202,9 +201,21 @@ def use_kernels(quantized: nn.Module, choice: KernelChoice) -> None:
         operator.use_kernels(known)
 
 
-def _copy(model: nn.Module) -> nn.Module:
+def _need_float(name: str, model: nn.Module) -> None:
+    """Refuse what was prepared or converted before, whole or in part."""
+    for path, module in model.named_modules():
+        if isinstance(module, fx.GraphModule) and stage_of(module) is not Stage.FLOAT:
+            part = f", and its '{path}' is" if path else ", got"
+            raise StageError(
+                f"{name} takes a float model{part} {say_stage(module)}.\n"
+                "What to do: hand it the model as it was before."
+            )
+
+
+def _copied(copier: Callable[[M], M], model: M) -> M:
+    """A copy; a CaptureError where weights are computed in a way that cannot be copied."""
     try:
-        return copy_of(model)
+        return copier(model)
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} cannot be copied: {error}\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -94,6 +95,9 @@ def _copy(value: Any) -> Any:
 
 
 def _difference(ours: Any, theirs: Any) -> float:
+    if is_dataclass(ours) and type(ours) is type(theirs):
+        parts = [(getattr(ours, f.name), getattr(theirs, f.name)) for f in fields(ours)]
+        return max((_difference(*pair) for pair in parts), default=0.0)
     if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
         return 0.0 if ours is theirs or ours == theirs else float("inf")
     if ours.shape != theirs.shape or not torch.equal(ours.isnan(), theirs.isnan()):

@@ -42,6 +42,15 @@ class Network(fx.GraphModule):
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
+    def __copy__(self) -> Network:
+        """Another network over the same modules and parameters, as copies of modules are."""
+        own_class = type(self).__bases__[0]  # torch.fx makes a class of its own for each instance
+        result = own_class(self, self.graph, class_name=type(self).__name__)
+        assert isinstance(result, Network)
+        _hand_over(vars(self), result)
+        result.training = self.training
+        return result
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Network:
         memo.update(copies_of_nothing(self))
         result = super().__deepcopy__(memo)

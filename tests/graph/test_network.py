@@ -1,14 +1,43 @@
 """What a network keeps of the class of its model."""
 
 import pickle
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
 import fxquant
+from fxquant.errors import StageError, UnsupportedOperatorError
 
 X = torch.randn(2, 3, 4, 4)
+
+
+@dataclass
+class Scores:
+    logits: torch.Tensor
+
+
+class Scored(nn.Conv2d):
+    def forward(self, x):
+        return Scores(super().forward(x))
+
+
+def test_what_holds_a_network_is_not_prepared_again():
+    prepared = fxquant.prepare_qat(nn.Conv2d(3, 3, 1))
+    around = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(prepared))
+    with pytest.raises(StageError, match=r"its '1.0' is a Conv2d, a fake-quant graph"):
+        fxquant.prepare_qat(around, X)
+    fxquant.calibrate(prepared, [X])
+    around[1] = fxquant.convert(prepared)
+    with pytest.raises(StageError, match=r"its '1' is a Conv2d, an integer graph"):
+        fxquant.prepare_ptq(around, X)
+
+
+def test_outputs_in_a_dataclass_are_refused_by_its_name():
+    for examples in (None, X):
+        with pytest.raises(UnsupportedOperatorError, match="call_function Scores"):
+            fxquant.prepare_qat(Scored(3, 3, 1), examples)
 
 
 class Searched(nn.Conv2d):

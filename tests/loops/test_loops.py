@@ -7,12 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torch.utils.checkpoint import checkpoint
 
 import fxquant
 from fxquant import LSQ, PACT, TQT, LSQPlus, Phase, PhaseSchedule, QuantConfig, Stages
-from fxquant.errors import ConfigError, StageError, UncalibratedError
+from fxquant.errors import CaptureError, ConfigError, StageError, UncalibratedError
 from tests import laws
 from tests.loops.nets import data, net, state_hash
 
@@ -161,6 +162,29 @@ def test_a_copy_trains_on_as_the_original(config):
     other = copy.deepcopy(prepared)
     assert train(prepared, 3, seed=1) == train(other, 3, seed=1)
     assert state_hash(prepared.state_dict()) == state_hash(other.state_dict())
+
+
+@both
+def test_a_shallow_copy_shares_what_is_trained(config):
+    prepared = fxquant.prepare_qat(net(), config=config)
+    other = copy.copy(prepared)
+    train(prepared, 2)
+    quantized = fxquant.convert(other)
+    laws.assert_equal(quantized(X), prepared.eval()(X))
+    again = copy.copy(quantized).train()
+    assert not again.training
+    laws.assert_equal(again(X), quantized(X))
+
+
+def test_pruning_that_a_network_does_not_follow_is_told():
+    prepared = fxquant.prepare_qat(net())
+    train(prepared, 1)
+    layer = next(m for m in prepared.modules() if isinstance(m, nn.Conv2d))
+    prune.l1_unstructured(layer, "weight", 0.5)
+    with pytest.raises(CaptureError, match=r"cannot be copied[\s\S]*What to do: .*prune.remove"):
+        fxquant.convert(prepared)
+    prune.remove(layer, "weight")
+    laws.assert_equal(fxquant.convert(prepared)(X), prepared.eval()(X))
 
 
 @both
