@@ -978,7 +978,7 @@ BUGS = (
     Bug(
         "convert works on the prepared network itself",
         "fxquant/api.py",
-        "gm = copy.deepcopy(prepared).eval()",
+        "gm = _copied(copy.deepcopy, prepared).eval()",
         "gm = prepared.eval()",
         ("tests/test_reference.py::test_convert_leaves_the_prepared_network_as_it_is",),
     ),
