@@ -210,7 +210,7 @@ def exponent_of(real: Tensor) -> Tensor:
     """The e of `2^(e-1) <= |real| < 2^e`, and 0 of 0: int64, of float64 that is not subnormal.
 
     That of torch.frexp, read off the bits: of frexp of float64 inductor makes C++ that no compiler
-    takes (torch 2.13 to 2.15).
+    takes (torch 2.15).
     """
     exponent = ((real.view(torch.int64) >> 52) & 0x7FF) - 1022
     return torch.where(real == 0, 0, exponent)
