@@ -87,14 +87,21 @@ def named(inputs: tuple[Any, ...], number: int) -> Iterator[None]:
     """Around a run of a network: what fails there is an error that names the batch."""
     try:
         yield
+    except DataError as error:
+        raise DataError(f"{_said(inputs, number)}: {error}") from error
     except FxQuantError:
         raise
     except Exception as error:
-        shapes = ", ".join(str(tuple(x.shape)) for x in inputs if isinstance(x, Tensor))
         raise DataError(
-            f"batch {number}, of shape {shapes}, does not run: {error}.\n"
+            f"{_said(inputs, number)}: {error}.\n"
             "What to do: give batches that the float network takes, too."
         ) from error
+
+
+def _said(inputs: tuple[Any, ...], number: int) -> str:
+    shapes = ", ".join(str(tuple(x.shape)) for x in inputs if isinstance(x, Tensor))
+    which = f"batch {number}, of shape {shapes}," if shapes else f"batch {number}"
+    return f"{which} does not run"
 
 
 def part_of(batches: Iterable[Any], share: float) -> int | None:

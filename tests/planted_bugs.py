@@ -587,8 +587,8 @@ BUGS = (
     Bug(
         "the numbers that a kernel was made of make room for others",
         "fxquant/ops/integer.py",
-        "self._read = [*self.buffers()]",
-        "self._read = [buffer.clone() for buffer in self.buffers()]",
+        "self._read = frozenset(self.buffers())",
+        "self._read = frozenset(buffer.clone() for buffer in self.buffers())",
         ("tests/test_kernels.py::test_kernels_follow_numbers_that_are_replaced_twice",),
     ),
     Bug(

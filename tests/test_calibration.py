@@ -126,7 +126,7 @@ NAN[1, 2, 3, 4] = float("nan")
         ([BATCHES[0], torch.zeros(1, 99, 8, 8)], 1.0, r"batch 1, of shape \(1, 99, 8, 8\), does"),
         ([BATCHES[0], {"x": 1}], 1.0, "batch 1 is a dict.\nWhat to do: give tensors"),
         ([()], 1.0, "batch 0 holds 0 of 1 arguments"),
-        ([("a photograph", 1)], 1.0, "batch 0, of shape , does not run"),
+        ([("a photograph", 1)], 1.0, "batch 0 does not run"),
         (BATCHES, 0.0, r"share lies in \(0, 1\], got 0.0"),
         (BATCHES, float("nan"), r"share lies in \(0, 1\], got nan"),
         (BATCHES, "all", r"share lies in \(0, 1\], got 'all'"),

@@ -77,7 +77,9 @@ class IntegerOp(Site):
     def use_kernels(self, choice: KernelChoice) -> None:
         """Make the kernel anew, from the buffers as they are: `auto`, `float32` or `plain`."""
         self.choice = choice
-        self._read = [*self.buffers()]  # held, so that no tensor that comes later has the id of one
+        # held, so that no tensor that comes later has the id of one; not in a list, where a model's
+        # own tensors are looked for
+        self._read = frozenset(self.buffers())
         self._uncounted = any(buffer.is_inference() for buffer in self._read)
         self._seen = self._state_of_buffers()
         on_cpu = all(buffer.device.type == "cpu" for buffer in self._read)
