@@ -59,6 +59,7 @@ SEEDS = (0, 1, 2)
 FLOAT_EPOCHS, EPOCHS = 24, 6  # in float, and with fake-quants from there on
 CALIBRATION_BATCHES = 8
 ROUNDING_STEPS = 200
+SHARES = (0.5, 0.75, 0.875)  # of the weights that INQ fixes, before each part of the training
 WORST_FIRST = (8, 4, 3, 2)
 PLAIN, LEARNED = "rounding, to the nearest", "rounding, learned, layer by layer (AdaRound)"
 
@@ -162,6 +163,21 @@ def with_fake_quants(settings: QuantConfig) -> Callable[[nn.Module, Digits, int]
     def run(model: nn.Module, data: Digits, seed: int) -> nn.Module:
         prepared = fxquant.prepare_qat(model, data.images[:2], settings)
         fit(prepared, data, EPOCHS, seed)
+        return fxquant.convert(prepared)
+
+    return run
+
+
+def fixed_step_by_step(bits: int) -> Callable[[nn.Module, Digits, int], nn.Module]:
+    """A growing share of the weights on the paper's codes of so many bits; activations of 8."""
+    settings = config(2 ** (bits - 2) + 1, 8, fake_quant=LSQ(), weight_fake_quant=INQ())
+
+    def run(model: nn.Module, data: Digits, seed: int) -> nn.Module:
+        prepared = fxquant.prepare_qat(model, data.images[:2], settings)
+        for share in SHARES:
+            fxquant.fix_weights(prepared, share)
+            fit(prepared, data, EPOCHS // len(SHARES), seed)
+        fxquant.fix_weights(prepared, 1.0)
         return fxquant.convert(prepared)
 
     return run
@@ -273,7 +289,7 @@ def tasks() -> list[Task]:
     rest = tuple(
         Stages(Tanh(), learned=True) if kind is Stages else kind()
         for kind in FAKE_QUANTS
-        if kind not in (LSQ, StraightThrough, TWN, INQ)  # INQ takes steps of its own
+        if kind not in (LSQ, StraightThrough, TWN, INQ)  # the last two are for weights alone
     )
     for method in (*first, *rest):
         for bits in WORST_FIRST:
@@ -282,6 +298,7 @@ def tasks() -> list[Task]:
     for weight, activation in ((3, 8), (8, 3)):  # which of the two it is that costs
         settings = config(weight, activation, fake_quant=LSQ())
         found.append(Task("QAT, LSQ", weight, activation, with_fake_quants(settings)))
+    found += [Task("QAT, INQ", bits, 8, fixed_step_by_step(bits)) for bits in (4, 3)]
     for name, learn, blocks in (
         (PLAIN, False, ()),
         (LEARNED, True, ()),
@@ -438,10 +455,11 @@ def _won_back(network: str, bits: tuple[int, int]) -> str:
 
 def write_page() -> None:
     """docs/accuracy.md, from what is there."""
+    same = tuple((bits, bits) for bits in WORST_FIRST)
     parts = {
         "FLOAT": table("float", ((0, 0),)),
         "PTQ": table("PTQ, ", ((8, 8), (6, 6), (4, 4))),
-        "QAT": table("QAT, ", ((8, 8), (4, 4), (3, 3), (2, 2), (3, 8), (8, 3), (2, 8), (1, 8))),
+        "QAT": table("QAT, ", (*same, (4, 8), (3, 8), (8, 3), (2, 8), (1, 8))),
         "ROUNDING": table("rounding, ", ((4, 8), (3, 8), (2, 8))),
         "GOALS": goals(),
         "PEERS": table("peer, ", ((8, 8), (4, 4))),
