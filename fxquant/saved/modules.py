@@ -103,9 +103,16 @@ def write_modules(root: fx.GraphModule, writer: Writer) -> Json:
 
 
 def other_paths(root: nn.Module, paths: Mapping[nn.Module, str]) -> Json:
-    """Pairs of a path, beyond the first, and the first path of the module that it leads to."""
-    every = root.named_modules(remove_duplicate=False)
-    return [[path, paths[module]] for path, module in every if path != paths[module]]
+    """Pairs of a path and the first path of the module that it leads to: of all that an owner
+    holds, in its order, where one of them has an earlier path.
+    """
+    every = [*root.named_modules(remove_duplicate=False)]
+    owners = {_owner(path) for path, module in every if path != paths[module]}
+    return [[path, paths[module]] for path, module in every if path and _owner(path) in owners]
+
+
+def _owner(path: str) -> str:
+    return path.rpartition(".")[0]
 
 
 def _called(gm: fx.GraphModule) -> set[nn.Module]:
@@ -156,7 +163,10 @@ def read_modules(data: Json, others: Json, model: nn.Module | None) -> nn.Module
             _put(root, path, _of_the_user(entry, model) if kind == "model" else _bare(kind))
         root.get_submodule(path).training = bool(entry["training"])
     for path, first in others:
-        _put(root, path, root.get_submodule(first))
+        module = root.get_submodule(first)
+        owner, _, name = path.rpartition(".")
+        root.get_submodule(owner)._modules.pop(name, None)  # what comes later stands behind it
+        _put(root, path, module)
     return root
 
 

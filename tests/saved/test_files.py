@@ -48,6 +48,12 @@ def assert_same(ours, theirs):
     assert fxquant.explain(ours) == fxquant.explain(theirs)
 
 
+def test_a_module_with_two_names_stands_where_it_stood(tmp_path):
+    first, last = nn.Linear(3, 3), nn.Linear(3, 3)
+    prepared = fxquant.prepare_qat(nn.Sequential(first, first, last), torch.randn(2, 3))
+    assert_same(back(prepared, tmp_path), prepared)
+
+
 def step(gm, x):
     """One step of training; the loss and what it leaves."""
     torch.manual_seed(0)
