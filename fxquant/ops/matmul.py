@@ -126,7 +126,8 @@ def _assert_fits(n: MatmulNumbers, terms: int) -> None:
     limit = accumulator_limit(n.accumulator_bits.to(torch.int64))
     torch._assert_async(
         n.bound * terms < limit,
-        "a matrix product sums more products than its accumulator is proved to hold.\n"
+        # one line: inductor writes it into C++ as it is
+        "a matrix product sums more products than its accumulator is proved to hold. "
         "What to do: call the network without torch.compile, which says how many and what helps.",
     )
 
