@@ -59,7 +59,7 @@ def largest_in_windows(codes: Tensor, w: Windows) -> Tensor:
     """max over each window; padding is never the largest."""
     n = len(w.kernel)
     lengths = codes.shape[-n:]
-    counts = [_count(lengths[i], w, i) for i in range(n)]
+    counts = [window_count(lengths[i], w, i) for i in range(n)]
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         codes = _written_first(codes)
     behind = [max(_reach(counts[i], w, i) - lengths[i] - w.padding[i], 0) for i in range(n)]
@@ -85,8 +85,8 @@ def _every(x: Tensor, dim: int, step: int) -> Tensor:
     return x if step == 1 else x.movedim(dim, 0)[::step].movedim(0, dim)
 
 
-def _count(length: int, w: Windows, i: int) -> int:
-    """How many windows there are, as torch counts them."""
+def window_count(length: int, w: Windows, i: int) -> int:
+    """How many windows there are over so many elements of dimension i, as torch counts them."""
     room = length + 2 * w.padding[i] - w.dilation[i] * (w.kernel[i] - 1) - 1
     count = (-(-room // w.stride[i]) if w.ceil_mode else room // w.stride[i]) + 1
     starts_behind = w.ceil_mode and (count - 1) * w.stride[i] >= length + w.padding[i]

@@ -22,9 +22,14 @@ from fxquant.forms.tflite_ways import Frame, padded, pictures, pool, two
 from fxquant.kernels.bytes import largest_in_windows
 from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
 from fxquant.ops.accumulator import IntegerCall, adds_nothing
-from fxquant.ops.selection import no_numbers, reader_without_indices, selection_kernel
+from fxquant.ops.selection import (
+    NoNumbers,
+    no_numbers,
+    reader_without_indices,
+    selection_kernel,
+)
 from fxquant.ops.spec import OpSpec, Output, module_options
-from fxquant.ops.windows import padding_behind, windows_of
+from fxquant.ops.windows import padding_behind, require_elements, windows_of
 
 
 def max_pool1d(
@@ -106,17 +111,29 @@ def _tflite(dims: int) -> TfliteForm:
     return form
 
 
+def _kernel(function: Callable[..., Tensor], dims: int) -> Callable[..., Tensor]:
+    select = selection_kernel(function)  # which pads with -inf
+
+    def kernel(n: NoNumbers, dtype: torch.dtype, codes: Tensor, **settings: Any) -> Tensor:
+        require_elements(function.__name__, windows_of(settings, dims), codes.shape[-dims:])
+        return select(n, dtype, codes, **settings)
+
+    return kernel
+
+
 def _fast(
     function: Callable[..., Tensor], dims: int, call: IntegerCall, dtype: torch.dtype,
     choice: KernelChoice,
 ) -> Kernel:
     if dtype.itemsize > 1:
-        return Plain(partial(selection_kernel(function), call.numbers, dtype))
-    return Plain(partial(_on_bytes, dims))
+        return Plain(partial(_kernel(function, dims), call.numbers, dtype))
+    return Plain(partial(_on_bytes, function.__name__, dims))
 
 
-def _on_bytes(dims: int, codes: Tensor, **settings: Any) -> Tensor:
-    return largest_in_windows(codes, windows_of(settings, dims))
+def _on_bytes(name: str, dims: int, codes: Tensor, **settings: Any) -> Tensor:
+    w = windows_of(settings, dims)
+    require_elements(name, w, codes.shape[-dims:])
+    return largest_in_windows(codes, w)
 
 
 def _record(
@@ -134,7 +151,7 @@ def _record(
         homogeneous=False,
         weight_axis=None,
         numbers=no_numbers,
-        kernel=selection_kernel(function),  # which pads with -inf
+        kernel=_kernel(function, dims),
         accumulator=adds_nothing,
         onnx=_onnx(dims),
         tflite=_tflite(dims),

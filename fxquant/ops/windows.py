@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fxquant.kernels.bytes import Windows
+from fxquant.errors import ShapeError
+from fxquant.kernels.bytes import Windows, window_count
 from fxquant.ops.spec import per_dimension
 
 
@@ -20,6 +21,28 @@ def windows_of(settings: Mapping[str, Any], dims: int) -> Windows:
         dilation=per_dimension(s.get("dilation", 1), dims),
         ceil_mode=s["ceil_mode"],
     )
+
+
+def require_elements(name: str, w: Windows, lengths: Sequence[int]) -> None:
+    """Refuse pools of which a window lies in the padding alone: its largest element would be -inf.
+    Only what is dilated can step over all elements.
+
+    Raises:
+        ShapeError: says which window, of which dimension.
+    """
+    for i, length in enumerate(lengths):
+        if not w.padding[i] or w.dilation[i] == 1:
+            continue
+        for count in range(window_count(length, w, i)):
+            first = count * w.stride[i] - w.padding[i]
+            last = first + w.dilation[i] * (w.kernel[i] - 1)
+            if not any(0 <= place < length for place in range(first, last + 1, w.dilation[i])):
+                raise ShapeError(
+                    f"{name} over {length} elements has a window that holds none of them: "
+                    f"{w.kernel[i]} places with a dilation of {w.dilation[i]}, from {first} to "
+                    f"{last}; it would give -inf, for which there is no integer.\n"
+                    "What to do: hand it more elements, or pool with less padding or dilation."
+                )
 
 
 def padding_behind(w: Windows, lengths: Sequence[int], counts: Sequence[int]) -> list[int]:
