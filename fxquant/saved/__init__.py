@@ -47,7 +47,6 @@ from fxquant.saved.values import Json, Reader, Writer
 __all__ = ["load", "save"]
 
 
-
 def save(gm: fx.GraphModule, path: str | os.PathLike[str]) -> None:
     """Write a prepared or a converted network into one file, whole or not at all.
 

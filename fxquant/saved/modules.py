@@ -163,10 +163,7 @@ def read_modules(data: Json, others: Json, model: nn.Module | None) -> nn.Module
             _put(root, path, _of_the_user(entry, model) if kind == "model" else _bare(kind))
         root.get_submodule(path).training = bool(entry["training"])
     for path, first in others:
-        module = root.get_submodule(first)
-        owner, _, name = path.rpartition(".")
-        root.get_submodule(owner)._modules.pop(name, None)  # what comes later stands behind it
-        _put(root, path, module)
+        _put(root, path, root.get_submodule(first))
     return root
 
 
@@ -194,10 +191,13 @@ def _of_the_user(entry: Json, model: nn.Module | None) -> nn.Module:
 
 
 def _put(root: nn.Module, path: str, module: nn.Module) -> None:
-    owner, _, name = path.rpartition(".")
+    """At the end of what its owner holds, also where it stood there before."""
+    owner_path, _, name = path.rpartition(".")
     if _ATOM.fullmatch(name) is None:
         raise FileError(f"{path!r} is no path of a module")
-    root.get_submodule(owner).add_module(name, module)
+    owner = root.get_submodule(owner_path)
+    owner._modules.pop(name, None)
+    owner.add_module(name, module)
 
 
 def read_attributes(root: nn.Module, data: Json, reader: Reader) -> None:
