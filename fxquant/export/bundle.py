@@ -89,15 +89,19 @@ def export_bundle(
             safetensors.torch.save_file(copies, part / f"{name}.safetensors")
         if c:
             _write_c(part / "c", c_files(walked, walk(quantized, given, 2)), found)
-        before = Path(place) / "before"
-        if folder.exists():  # away first, in one step: only an empty folder can be written over
-            os.replace(folder, before)
-        try:
-            os.replace(part, folder)
-        except OSError:
-            if before.exists():
-                os.replace(before, folder)
-            raise
+        _replace(folder, part, Path(place) / "before")
+
+
+def _replace(folder: Path, new: Path, before: Path) -> None:
+    """Move a new folder into the place of one that is moved away, and comes back if that fails."""
+    if folder.exists():  # only an empty folder can be written over
+        os.replace(folder, before)
+    try:
+        os.replace(new, folder)
+    except OSError:
+        if before.exists():
+            os.replace(before, folder)
+        raise
 
 
 def _write_c(folder: Path, files: Files, found: dict[str, Tensor]) -> None:

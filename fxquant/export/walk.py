@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import ConfigError, ExportError, StageError
+from fxquant.export.counts import require_lines
 from fxquant.graph.nested import leaves, mapped
 from fxquant.graph.place import describe
 from fxquant.graph.values import assertions, scalars
@@ -110,6 +111,8 @@ def walk(quantized: fx.GraphModule, example_inputs: Any, batch: int | None) -> W
             ) from error
         runs.append(recorder.found)
     graph = quantized.graph
+    if batch is None:
+        require_lines(graph, runs, _BATCHES)
     return Walk(quantized, tuple(runs), frozenset(scalars(graph) | assertions(graph)))
 
 

@@ -55,6 +55,8 @@ OF_ROWS = {
 
 BY_ROWS = {
     "half": lambda x: x[: x.shape[0] // 2],
+    "nine in ten": lambda x: x[: 9 * x.shape[0] // 10],
+    "eight at most, counted": lambda x: x[: min(x.shape[0], 8)],
     "a quarter less": lambda x: x[x.shape[0] // 4 :],
     "as many channels": lambda x: x[:, : x.shape[0]],
     "two each": lambda x: x.flatten(0, 1)[:1].expand(2 * x.shape[0], -1, -1),

@@ -1,0 +1,79 @@
+"""Numbers of a graph that follow the batch, in larger batches than were run.
+
+    x[: x.shape[0] - 1]             n - 1 of any n
+    x[: 9 * x.shape[0] // 10]       n - 1 of 2, 3 and 6, and 90 of 100
+    if x.shape[0] > 8: …            captured as what it is not
+
+Shapes go on in a line, and arithmetic on them is done over: no tensor is needed for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import fx
+
+from fxquant.errors import ExportError
+from fxquant.graph.edit import map_nodes
+from fxquant.graph.place import describe
+from fxquant.graph.values import is_query, scalars
+
+_OTHERS = (1, 7, 100, 4099)
+"""Rows for which numbers are computed, beside those of the runs."""
+
+
+def require_lines(
+    graph: fx.Graph, runs: Sequence[Mapping[fx.Node, Any]], rows: Sequence[int]
+) -> None:
+    """Refuse numbers that the runs, of so many rows each, show in a line which other batches leave.
+
+    Raises:
+        ExportError: names the number, and two batches.
+    """
+    numbers = scalars(graph)
+    computed = [node for node in graph.nodes if node in numbers]
+    for size in _OTHERS:
+        values: dict[fx.Node, Any] = {}
+        for node in computed:
+            found = [run[node] for run in runs]
+            expected = _continued(found, rows, size)
+            values[node] = expected if is_query(node) else _value(node, values, found[0])
+            if None not in (expected, values[node]) and values[node] != expected:
+                raise ExportError(
+                    f"{describe(node)} follows the batch otherwise than one for one: "
+                    f"{values[node]} of {size} rows, {found[-1]} of {rows[-1]}.\n"
+                    "What to do: fix the size of batches, batch=…"
+                )
+
+
+def _value(node: fx.Node, values: Mapping[fx.Node, Any], held: Any) -> Any:
+    """A number `held`, or computed from others; None where they are unknown, or give none."""
+    if node.op == "get_attr":
+        return held
+    if any(values[read] is None for read in node.all_input_nodes):
+        return None
+    function: Any = node.target
+    args, kwargs = map_nodes((node.args, node.kwargs), values.__getitem__)
+    try:
+        return function(*args, **kwargs)
+    except (ArithmeticError, ValueError, TypeError):  # such a batch has no such number
+        return None
+
+
+def _continued(found: Sequence[Any], rows: Sequence[int], size: int) -> Any:
+    """What whole numbers are for `size` rows, on the line through those of the runs; None where
+    there is none.
+    """
+    first = found[0]
+    if isinstance(first, (tuple, list)) and len({*map(len, found)}) == 1:
+        parts = [_continued(part, rows, size) for part in zip(*found, strict=True)]
+        return None if None in parts else tuple(parts)
+    if all(value == first for value in found):
+        return first
+    if not all(isinstance(value, int) for value in found):
+        return None
+    slope, rest = divmod(found[1] - first, rows[1] - rows[0])
+    start = first - slope * rows[0]
+    on_it = all(start + slope * n == value for n, value in zip(rows, found, strict=True))
+    return start + slope * size if on_it and not rest else None
