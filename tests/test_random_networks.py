@@ -38,7 +38,7 @@ def every_pass_keeps_the_function(spec: NetSpec, config: fxquant.QuantConfig) ->
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(spec=net_specs(), batch=st.integers(1, 3))
 def test_random_networks(name, spec, batch):
     goes_through(spec, name, batch)

@@ -1,22 +1,26 @@
 """The strategies themselves: every option is really drawn, and every network runs."""
 
-import pytest
 import torch
-from hypothesis import find, given, settings
+from hypothesis import given, settings
 
 from tests.strategies import KINDS, NetSpec, net_specs
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_step_is_drawn(kind):
-    assert find(net_specs(), lambda spec: any(step.kind == kind for step in spec.steps))
+def test_every_option_is_drawn():
+    drawn: list[NetSpec] = []
 
+    @settings(max_examples=1500, deadline=None, derandomize=True)
+    @given(net_specs())
+    def draw(spec: NetSpec) -> None:
+        drawn.append(spec)
 
-def test_branches_outputs_and_heads_are_drawn():
-    assert find(net_specs(), lambda s: any(r > 0 for step in s.steps for r in step.reads))
-    assert find(net_specs(), lambda s: s.outputs)
-    assert find(net_specs(), lambda s: s.head)
-    assert find(net_specs(), lambda s: s.channels > 2)
+    draw()
+    steps = [step for spec in drawn for step in spec.steps]
+    assert {step.kind for step in steps} == set(KINDS)
+    assert any(read > 0 for step in steps for read in step.reads)
+    assert any(spec.outputs for spec in drawn)
+    assert any(spec.head for spec in drawn)
+    assert any(spec.channels > 2 for spec in drawn)
 
 
 @settings(max_examples=50, deadline=None)
