@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant.graph.edit import called_module
-from fxquant.ops.site import CallSite
 from fxquant.ops.spec import Output
 from fxquant.schemes import QParams, dequantize, quantize
 from fxquant.see.as_float import as_float
+from fxquant.sites.call_site import CallSite
 from measures import decibels
 
 

@@ -44,7 +44,7 @@ import fxquant
 from fxquant.fake_quant import ActivationFakeQuant
 from fxquant.graph.edit import Site, called_module
 from fxquant.observers import MinMax, MovingAverage, Observer
-from fxquant.ops.integer import Dequantize
+from fxquant.sites.integer import Dequantize
 from measures import decibels, timed, write_json
 
 RESULTS = Path(__file__).parent / "results" / "zoo.json"

@@ -9,11 +9,11 @@ from torch import fx, nn
 import fxquant
 from fxquant.graph.edit import erase
 from fxquant.graph.trace import trace
-from fxquant.ops.flow import inputs_of, site_of
 from fxquant.ops.relu import RELU
 from fxquant.passes import Canonicalize
 from fxquant.pipeline import Recipe, RewritePass, Stage
 from fxquant.recipes import CONVERT, prepare_recipe
+from fxquant.sites.flow import inputs_of, site_of
 
 
 class DropRepeatedReLU(RewritePass):

@@ -20,10 +20,10 @@ import fxquant
 from fxquant.graph.edit import call_site, called_module, erase
 from fxquant.graph.trace import trace
 from fxquant.ops.silu import SILU
-from fxquant.ops.site import CallSite
 from fxquant.ops.table import table_numbers, table_reader
 from fxquant.pipeline import Recipe, RewritePass, Stage
 from fxquant.recipes import prepare_recipe
+from fxquant.sites.call_site import CallSite
 
 
 def mish(input: Tensor) -> Tensor:

@@ -24,10 +24,10 @@ from fxquant.fake_quant import (
     StraightThrough,
 )
 from fxquant.incremental import fix_weights
-from fxquant.ops.phase import Phase
 from fxquant.overrides import Override
 from fxquant.phases import PhaseSchedule, set_phase
 from fxquant.schemes import BINARY, TERNARY, QuantScheme
+from fxquant.sites.phase import Phase
 
 if TYPE_CHECKING:
     from fxquant.at_first_use import (

@@ -13,11 +13,11 @@ from torch import fx, nn
 from fxquant.batches import arguments, named
 from fxquant.errors import UncalibratedError
 from fxquant.graph.sharing import parameter_reads, shared_parameter
-from fxquant.ops.flow import sites
-from fxquant.ops.parameters import parameters_of, set_bias, value_of
-from fxquant.ops.phase import Phase, PhasedSite
-from fxquant.ops.site import CallSite
 from fxquant.pipeline import need_prepared
+from fxquant.sites.call_site import CallSite
+from fxquant.sites.flow import sites
+from fxquant.sites.parameters import parameters_of, set_bias, value_of
+from fxquant.sites.phase import Phase, PhasedSite
 
 
 def reestimate_batch_norm(prepared: fx.GraphModule, batches: Iterable[Any]) -> None:

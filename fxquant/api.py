@@ -23,7 +23,6 @@ from fxquant.graph.tensors import copy_of, is_sharded
 from fxquant.graph.trace import trace
 from fxquant.kernels.kernel import KernelChoice, checked
 from fxquant.observers import MinMax
-from fxquant.ops.integer import IntegerOp
 from fxquant.overrides import near_misses
 from fxquant.pipeline import (
     Stage,
@@ -35,6 +34,7 @@ from fxquant.pipeline import (
     stage_of,
 )
 from fxquant.recipes import CONVERT, CONVERT_LAYERS, prepare_recipe
+from fxquant.sites.integer import IntegerOp
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -21,9 +21,9 @@ from torch import Tensor, fx
 from fxquant.errors import StageError
 from fxquant.graph.edit import SITES, called_module, get_attribute
 from fxquant.ops.accumulator import Accumulator
-from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
 from fxquant.pipeline import Stage, say_stage, stage_of
 from fxquant.schemes import QuantScheme
+from fxquant.sites.integer import Dequantize, IntegerOp, Quantize
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from fxquant.graph.edit import called_module
 from fxquant.graph.modes import evaluating
 from fxquant.graph.place import describe
 from fxquant.observers import Observer
-from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.pipeline import need_prepared
+from fxquant.sites.call_site import CallSite, InputQuantizer
 
 
 def calibrate(

@@ -41,7 +41,7 @@ class QuantConfig:
     calibrator   how the range of an activation is found in the data that is seen: MovingAverage()
                  follows the training; docs/calibrators.md says which others there are
     widen        whether what 8 bits describe badly gets 16: what a softmax or a norm of rows reads,
-                 and shares that weigh others (ops/width.py; explain tells which)
+                 and shares that weigh others (sites/width.py; explain tells which)
     fake_quant   how values are rounded in training, such as LSQ(), whose scales are parameters
                  (docs/fake_quants.md); a range that is known beforehand, such as a sigmoid's, stays
     weight_fake_quant

@@ -15,10 +15,10 @@ from fxquant.fake_quant import IncrementalWeight
 from fxquant.fields import is_number
 from fxquant.graph.edit import called_module
 from fxquant.graph.place import describe
-from fxquant.ops.mixed import QuantizedLayer
-from fxquant.ops.parameters import parameters_of, refuse_nonfinite
-from fxquant.ops.site import CallSite
 from fxquant.pipeline import PREPARED, say_stage, stage_of
+from fxquant.sites.call_site import CallSite
+from fxquant.sites.mixed import QuantizedLayer
+from fxquant.sites.parameters import parameters_of, refuse_nonfinite
 
 
 def fix_weights(prepared: fx.GraphModule, share: float) -> None:

@@ -30,12 +30,12 @@ from fxquant.files import ending_of, write_whole
 from fxquant.graph.modes import evaluating
 from fxquant.graph.place import place_of
 from fxquant.graph.tensors import tensors_in
-from fxquant.ops.flow import layer_channels, sites
-from fxquant.ops.parameters import parameters_of
-from fxquant.ops.site import CallSite
 from fxquant.overrides import Override
 from fxquant.schemes import QuantScheme
 from fxquant.see.as_float import as_float
+from fxquant.sites.call_site import CallSite
+from fxquant.sites.flow import layer_channels, sites
+from fxquant.sites.parameters import parameters_of
 
 _PICTURES = ("png", "svg", "pdf")
 Loss = Callable[[Any, Any], Tensor]

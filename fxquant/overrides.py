@@ -5,7 +5,7 @@
     site       "layer1_0_conv1"     the node of the graph, one call
 
 Settings come in this order, and the later one wins: those of the config, the bits of the first and
-the last layer, the 16 bits of what 8 describe badly (ops/width.py), each override as it stands.
+the last layer, the 16 bits of what 8 describe badly (sites/width.py), each override as it stands.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from fxquant.fake_quant import (
 from fxquant.graph.edit import called_module
 from fxquant.graph.place import describe, place_of, taken_in
 from fxquant.observers import Calibrator
-from fxquant.ops.flow import grids, inputs_of, sites
-from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.spec import Output
-from fxquant.ops.width import wide_values
 from fxquant.schemes import INT16, Channels, QuantScheme
+from fxquant.sites.call_site import CallSite, InputQuantizer
+from fxquant.sites.flow import grids, inputs_of, sites
+from fxquant.sites.width import wide_values
 
 
 @dataclass(frozen=True, kw_only=True)

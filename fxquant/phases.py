@@ -21,8 +21,8 @@ from fxquant.calibration import quantizers_of
 from fxquant.errors import ConfigError, UncalibratedError
 from fxquant.graph.edit import called_module
 from fxquant.graph.place import describe
-from fxquant.ops.phase import Phase, PhasedSite
 from fxquant.pipeline import need_prepared
+from fxquant.sites.phase import Phase, PhasedSite
 
 
 def set_phase(prepared: fx.GraphModule, phase: Phase) -> None:

@@ -25,7 +25,7 @@ from fxquant.graph.edit import (
     is_erased,
 )
 from fxquant.graph.network import restore
-from fxquant.ops.verify import verify_fake_quant, verify_integer, verify_observed
+from fxquant.sites.verify import verify_fake_quant, verify_integer, verify_observed
 
 _WATCHERS: ContextVar[tuple[Callable[[fx.GraphModule], None], ...]] = ContextVar(
     "_WATCHERS", default=()

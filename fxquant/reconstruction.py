@@ -32,13 +32,13 @@ from fxquant.graph.modes import evaluating
 from fxquant.graph.place import place_of
 from fxquant.graph.sharing import parameter_reads, shared_parameter
 from fxquant.graph.values import scalars
-from fxquant.ops.flow import sites
-from fxquant.ops.parameters import parameters_of
-from fxquant.ops.phase import Phase
-from fxquant.ops.site import CallSite
 from fxquant.overrides import near_misses
 from fxquant.pipeline import need_prepared
 from fxquant.see.as_float import as_float
+from fxquant.sites.call_site import CallSite
+from fxquant.sites.flow import sites
+from fxquant.sites.parameters import parameters_of
+from fxquant.sites.phase import Phase
 
 PENALTY = 1.0  # of rounding that is not settled at all, beside the error of rounding to the nearest
 WARM_UP = 0.2  # of the steps are without it

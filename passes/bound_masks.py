@@ -23,11 +23,11 @@ from fxquant.graph.edit import call_site, erase, map_nodes
 from fxquant.graph.held import held, held_value
 from fxquant.graph.place import copy_place, describe, example_of, rank_of
 from fxquant.ops.add import ADD
-from fxquant.ops.flow import inputs_of, site_of
-from fxquant.ops.move import is_move
-from fxquant.ops.site import CallSite
 from fxquant.ops.softmax import SOFTMAX
 from fxquant.pipeline import Keeps, Log, Pass, Stage
+from fxquant.sites.call_site import CallSite
+from fxquant.sites.flow import inputs_of, site_of
+from fxquant.sites.move import is_move
 
 FLOOR = -128.0  # masks go no lower: -inf has no code, and -1e9 would leave no codes for the rest
 _NO_SHARE = math.log(torch.finfo(torch.float32).tiny)  # -87: e to this is a float32's least

@@ -22,10 +22,10 @@ from fxquant.graph.modes import is_dropout_switched_off
 from fxquant.graph.place import copy_place
 from fxquant.graph.values import indices, scalars
 from fxquant.ops.affine import DOES_NOTHING
-from fxquant.ops.reading import read_call
-from fxquant.ops.site import CallSite
 from fxquant.ops.spec import Call, OpSpec, Parameter
 from fxquant.pipeline import Log, Pass, Stage
+from fxquant.sites.call_site import CallSite
+from fxquant.sites.reading import read_call
 
 _PARAMETERS = ("weight", "bias")  # options that may be computed from parameters
 

@@ -27,14 +27,14 @@ from fxquant.ops.adaptive_avg_pool import ADAPTIVE_AVG_POOLS
 from fxquant.ops.add import ADD
 from fxquant.ops.avg_pool import AVG_POOLS
 from fxquant.ops.cat import CAT
-from fxquant.ops.flow import inputs_of, layer_channels, site_of, sites
 from fxquant.ops.linear import LINEAR
 from fxquant.ops.mean import MEAN, spaces
-from fxquant.ops.move import apply_move, is_move
-from fxquant.ops.parameters import fold_input_affine, parameters_of, set_bias
-from fxquant.ops.site import CallSite
 from fxquant.ops.spec import Clamp
 from fxquant.pipeline import Keeps, Log, Pass, Stage
+from fxquant.sites.call_site import CallSite
+from fxquant.sites.flow import inputs_of, layer_channels, site_of, sites
+from fxquant.sites.move import apply_move, is_move
+from fxquant.sites.parameters import fold_input_affine, parameters_of, set_bias
 
 
 class CorrectBias(Pass):

@@ -36,17 +36,17 @@ from fxquant.ops.adaptive_avg_pool import ADAPTIVE_AVG_POOLS
 from fxquant.ops.add import ADD
 from fxquant.ops.avg_pool import AVG_POOLS
 from fxquant.ops.cat import CAT
-from fxquant.ops.flow import inputs_of, layer_channels, site_of
 from fxquant.ops.linear import LINEAR
 from fxquant.ops.max_pool import MAX_POOLS
 from fxquant.ops.mean import MEAN, spaces
-from fxquant.ops.move import apply_move, hands_on, is_move
 from fxquant.ops.pad import PAD
-from fxquant.ops.parameters import parameters_of, set_bias, set_weight
-from fxquant.ops.site import CallSite
 from fxquant.ops.weighted_sum import WEIGHTED_SUM
 from fxquant.pipeline import Log, Pass, Stage
 from fxquant.schemes import INT8_WEIGHT, Channels, QuantScheme
+from fxquant.sites.call_site import CallSite
+from fxquant.sites.flow import inputs_of, layer_channels, site_of
+from fxquant.sites.move import apply_move, hands_on, is_move
+from fxquant.sites.parameters import parameters_of, set_bias, set_weight
 
 _SUMS = (ADD, WEIGHTED_SUM)
 _FIXED = 0  # the class whose factor is 1

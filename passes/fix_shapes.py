@@ -25,9 +25,9 @@ from fxquant.graph.guard import require_shapes
 from fxquant.graph.held import held
 from fxquant.graph.place import copy_place, example_of, place_of, set_example
 from fxquant.graph.values import assertions
-from fxquant.ops.move import is_move
-from fxquant.ops.reading import read_call, read_spelling
 from fxquant.pipeline import Log, Pass, Stage
+from fxquant.sites.move import is_move
+from fxquant.sites.reading import read_call, read_spelling
 
 
 class FixShapes(Pass):

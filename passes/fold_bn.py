@@ -32,11 +32,13 @@ from fxquant.graph.edit import (
 from fxquant.graph.normal import Normal, set_normal
 from fxquant.graph.place import take_in
 from fxquant.graph.sharing import parameter_reads, read_elsewhere, shared_parameter
-from fxquant.ops.batch_norm import BATCH_NORM
+from fxquant.ops.batch_norm import BATCH_NORM, batch_norm_affine
 from fxquant.ops.cat import CAT
-from fxquant.ops.flow import inputs_of, layer_channels, site_of, sites
-from fxquant.ops.foldable import can_take_norm, why_not_one
-from fxquant.ops.parameters import (
+from fxquant.pipeline import Keeps, Log, Pass, Stage
+from fxquant.sites.call_site import fold_affine
+from fxquant.sites.flow import inputs_of, layer_channels, site_of, sites
+from fxquant.sites.foldable import can_take_norm, why_not_one
+from fxquant.sites.parameters import (
     fold_input_affine,
     parameters_of,
     set_bias,
@@ -44,8 +46,6 @@ from fxquant.ops.parameters import (
     value_of,
     why_not_shifted,
 )
-from fxquant.ops.site import batch_norm_affine, fold_affine
-from fxquant.pipeline import Keeps, Log, Pass, Stage
 
 
 class FoldBatchNorm(Pass):

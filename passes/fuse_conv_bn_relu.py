@@ -17,11 +17,11 @@ from fxquant.graph.edit import erase, set_source, source_of
 from fxquant.graph.place import take_in
 from fxquant.graph.sharing import read_elsewhere
 from fxquant.ops.clamp import CLAMP, HARDTANH, RELU6
-from fxquant.ops.flow import inputs_of, site_of
-from fxquant.ops.foldable import layer_and_norm, why_not_one
 from fxquant.ops.relu import RELU
 from fxquant.ops.spec import Clamp, Output
 from fxquant.pipeline import RewritePass, Stage
+from fxquant.sites.flow import inputs_of, site_of
+from fxquant.sites.foldable import layer_and_norm, why_not_one
 
 
 class FuseConvBnRelu(RewritePass):

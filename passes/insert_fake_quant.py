@@ -5,7 +5,7 @@
 
 Each site also learns the quantizers of the values it reads: in eval() it computes in their
 integers. A value that keeps its input's range shares its input's quantizer. What 8 bits describe
-badly gets 16 (ops/width.py says what that is), and calls may have schemes of their own
+badly gets 16 (sites/width.py says what that is), and calls may have schemes of their own
 (overrides.py). A range that is known beforehand is never learned.
 """
 
@@ -18,13 +18,13 @@ from fxquant.fake_quant import FakeQuant, StraightThrough
 from fxquant.graph.edit import called_module
 from fxquant.intmath import ACCUMULATOR_BITS
 from fxquant.observers import Fixed, Observer
-from fxquant.ops.flow import grids, inputs_of, layer_channels, quantizer_of, sites
-from fxquant.ops.parameters import parameters_of
-from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.overrides import Choice, Choices, Override
 from fxquant.pipeline import Keeps, Log, Pass, Stage
 from fxquant.rounding import HALF_UP, Rounding
 from fxquant.schemes import INT8_WEIGHT, UINT8, QuantScheme
+from fxquant.sites.call_site import CallSite, InputQuantizer
+from fxquant.sites.flow import grids, inputs_of, layer_channels, quantizer_of, sites
+from fxquant.sites.parameters import parameters_of
 
 STRAIGHT_THROUGH: FakeQuant = StraightThrough()
 
@@ -52,7 +52,7 @@ class InsertFakeQuant(Pass):
     ) -> None:
         """The schemes of activations and of weights, what rounds them, and weights if otherwise,
         the bits that sums may have, how eval() rounds, whether some activations get 16 bits
-        (ops/width.py), the bits of the first and the last layer if they have their own, and what
+        (sites/width.py), the bits of the first and the last layer if they have their own, and what
         else has.
         """
         default = Choice(activation, weight, fake_quant, weight_fake_quant or fake_quant)

@@ -23,12 +23,12 @@ from fxquant.graph.merge import TrainOnly, item
 from fxquant.graph.place import copy_place, describe, place_of
 from fxquant.graph.values import assertions, indices, scalars
 from fxquant.observers import Calibrator, Fixed, MovingAverage, Observer
-from fxquant.ops.flow import inputs_of, integer_values, sites
-from fxquant.ops.move import is_move
-from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.spec import Output
-from fxquant.ops.width import is_attention
 from fxquant.pipeline import Log, Pass, Stage, history
+from fxquant.sites.call_site import CallSite, InputQuantizer
+from fxquant.sites.flow import inputs_of, integer_values, sites
+from fxquant.sites.move import is_move
+from fxquant.sites.width import is_attention
 
 
 def _way_out(gm: fx.GraphModule, path: str) -> str:

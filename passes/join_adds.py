@@ -14,9 +14,9 @@ from torch import fx
 
 from fxquant.graph.edit import erase
 from fxquant.ops.add import ADD
-from fxquant.ops.flow import inputs_of, site_of
 from fxquant.ops.weighted_sum import WEIGHTED_SUM
 from fxquant.pipeline import RewritePass, Stage
+from fxquant.sites.flow import inputs_of, site_of
 
 
 class JoinAdds(RewritePass):

@@ -13,10 +13,10 @@ from torch import fx
 
 from fxquant.graph.edit import erase
 from fxquant.ops.add import ADD
-from fxquant.ops.flow import inputs_of, site_of
 from fxquant.ops.mul import MUL
 from fxquant.ops.sum_of_products import SUM_OF_PRODUCTS
 from fxquant.pipeline import RewritePass, Stage
+from fxquant.sites.flow import inputs_of, site_of
 
 
 class JoinProducts(RewritePass):

@@ -16,9 +16,9 @@ from fxquant.graph.edit import called_module, map_nodes, replace_site
 from fxquant.graph.eval_only import drop_training, erase_dead
 from fxquant.graph.held import held_values
 from fxquant.graph.place import describe
-from fxquant.ops.mixed import QuantizedLayer
-from fxquant.ops.parameters import refuse_nonfinite
 from fxquant.pipeline import Keeps, Log, Pass, Stage
+from fxquant.sites.mixed import QuantizedLayer
+from fxquant.sites.parameters import refuse_nonfinite
 
 
 class LowerLayers(Pass):

@@ -30,13 +30,13 @@ from fxquant.graph.held import held_values
 from fxquant.graph.place import copy_place, describe, example_of, place_of
 from fxquant.graph.values import scalars
 from fxquant.ops.accumulator import Operand, prove
-from fxquant.ops.flow import grids, inputs_of, quantizer_of
-from fxquant.ops.integer import Dequantize, Facts, IntegerOp, Quantize
-from fxquant.ops.move import is_move
-from fxquant.ops.parameters import refuse_nonfinite
-from fxquant.ops.site import CallSite, InputQuantizer
-from fxquant.ops.verify import verify_fake_quant
 from fxquant.pipeline import Keeps, Log, Pass, Stage
+from fxquant.sites.call_site import CallSite, InputQuantizer
+from fxquant.sites.flow import grids, inputs_of, quantizer_of
+from fxquant.sites.integer import Dequantize, Facts, IntegerOp, Quantize
+from fxquant.sites.move import is_move
+from fxquant.sites.parameters import refuse_nonfinite
+from fxquant.sites.verify import verify_fake_quant
 
 _VIEWS = {"view": "reshape", "view_as": "reshape_as"}
 

@@ -14,12 +14,12 @@ from torch import fx
 from fxquant.errors import ConfigError
 from fxquant.graph.edit import replace_site
 from fxquant.graph.place import describe
-from fxquant.ops.flow import layer_channels, sites
-from fxquant.ops.mixed import QuantizedLayer
-from fxquant.ops.parameters import parameters_of
 from fxquant.overrides import Choices
 from fxquant.pipeline import Keeps, Log, Pass, Stage
 from fxquant.schemes import Channels
+from fxquant.sites.flow import layer_channels, sites
+from fxquant.sites.mixed import QuantizedLayer
+from fxquant.sites.parameters import parameters_of
 
 
 class QuantizeLayers(Pass):

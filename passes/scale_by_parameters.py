@@ -13,10 +13,10 @@ from __future__ import annotations
 from torch import fx
 
 from fxquant.graph.held import held
-from fxquant.ops.flow import inputs_of, sites
 from fxquant.ops.mul import MUL
 from fxquant.ops.scale import SCALE
 from fxquant.pipeline import Log, Pass, Stage
+from fxquant.sites.flow import inputs_of, sites
 
 
 class ScaleByParameters(Pass):

@@ -18,11 +18,11 @@ from torch import Tensor, fx
 from fxquant.graph.edit import call_site, erase, set_source, source_of
 from fxquant.graph.held import held
 from fxquant.graph.place import copy_place, example_of, rank_of
-from fxquant.ops.flow import inputs_of, sites
 from fxquant.ops.mul import MUL
-from fxquant.ops.site import CallSite
 from fxquant.ops.weighted_sum import WEIGHTED_SUM
 from fxquant.pipeline import Log, Pass, Stage
+from fxquant.sites.call_site import CallSite
+from fxquant.sites.flow import inputs_of, sites
 
 
 class WeighTerms(Pass):

@@ -298,14 +298,14 @@ BUGS = (
     ),
     Bug(
         "eps is missing where a batch norm is folded",
-        "fxquant/ops/site.py",
+        "fxquant/ops/batch_norm.py",
         "factor = torch.rsqrt(bn.running_var + bn.eps)",
         "factor = torch.rsqrt(bn.running_var)",
         (f"{REAL}[convs-default]", f"{UNCALIBRATED}[convs-fold]"),
     ),
     Bug(
         "the sign of a negative gamma goes into the scale",
-        "fxquant/ops/site.py",
+        "fxquant/sites/call_site.py",
         "weights.scale * affine.factor.abs()",
         "weights.scale * affine.factor",
         (f"{REAL}[convs-default]",),
@@ -572,7 +572,7 @@ BUGS = (
     ),
     Bug(
         "a kernel is kept when its numbers are written over",
-        "fxquant/ops/integer.py",
+        "fxquant/sites/integer.py",
         "self._seen != self._state_of_buffers()",
         "False",
         ("tests/test_kernels.py::test_kernels_follow_the_numbers[auto]",),
@@ -586,14 +586,14 @@ BUGS = (
     ),
     Bug(
         "the numbers that a kernel was made of make room for others",
-        "fxquant/ops/integer.py",
+        "fxquant/sites/integer.py",
         "self._read = frozenset(self.buffers())",
         "self._read = frozenset(buffer.clone() for buffer in self.buffers())",
         ("tests/test_kernels.py::test_kernels_follow_numbers_that_are_replaced_twice",),
     ),
     Bug(
         "half() rounds the multipliers of a converted network",
-        "fxquant/ops/integer.py",
+        "fxquant/sites/integer.py",
         "super()._apply(moved, recurse)",
         "super()._apply(fn, recurse)",
         ("tests/test_kernels.py::test_no_float_type_changes_an_integer",),
@@ -621,7 +621,7 @@ BUGS = (
     ),
     Bug(
         "shares that weigh others have 8 bits",
-        "fxquant/ops/width.py",
+        "fxquant/sites/width.py",
         "if _weighs_others(gm, node):",
         "if False:",
         ("tests/passes/test_join_products.py",),
@@ -677,7 +677,7 @@ BUGS = (
     ),
     Bug(
         "the clamp of a fused activation is dropped",
-        "fxquant/ops/site.py",
+        "fxquant/sites/call_site.py",
         "scheme, clamp = q.scheme, self.activation or Clamp(-math.inf, math.inf)",
         "scheme, clamp = q.scheme, Clamp(-math.inf, math.inf)",
         (f"{REAL}[convs-symmetric]", f"{REAL}[readers-symmetric]"),
@@ -879,7 +879,7 @@ BUGS = (
     ),
     Bug(
         "a dynamic range forgets its zero point",
-        "fxquant/ops/mixed.py",
+        "fxquant/sites/mixed.py",
         "centred(quantize(x, q), q.zero_point, kind)",
         "quantize(x, q).to(kind)",
         ("tests/test_modes.py::test_a_dynamic_linear_layer_by_hand",),
@@ -928,7 +928,7 @@ BUGS = (
     ),
     Bug(
         "eval() takes the weights without what shapes them",
-        "fxquant/ops/site.py",
+        "fxquant/sites/call_site.py",
         "real, scale = quant.transform(weight), quant.scale(weight)",
         "real, scale = weight, quant.scale(weight)",
         ("tests/test_fake_quant_laws.py::test_binary_and_ternary_by_hand",),
@@ -970,7 +970,7 @@ BUGS = (
     ),
     Bug(
         "eval() lets its input quantizers follow the data",
-        "fxquant/ops/site.py",
+        "fxquant/sites/call_site.py",
         "pairs = zip(inputs, self.sources, strict=True)",
         "pairs = [(s.train()(x), s) for x, s in zip(inputs, self.sources, strict=True)]",
         ("tests/test_reference.py::test_nothing_moves_in_eval",),
@@ -993,7 +993,7 @@ BUGS = (
     ),
     Bug(
         "eval() computes with the real weights",
-        "fxquant/ops/site.py",
+        "fxquant/sites/call_site.py",
         "if not self.ready:",
         "if True:",
         (f"{EVAL}[convs-default]",),
@@ -1129,7 +1129,7 @@ BUGS = (
     ),
     Bug(
         "masked scores have 8 bits",
-        "fxquant/ops/width.py",
+        "fxquant/sites/width.py",
         "_HAND_ON = (ADD, CAT)",
         "_HAND_ON = ()",
         ("tests/passes/test_bound_masks.py",),
@@ -1271,14 +1271,14 @@ BUGS = (
     # ---------------------------------------------------------------- phases
     Bug(
         "frozen ranges go on watching",
-        "fxquant/ops/phase.py",
+        "fxquant/sites/phase.py",
         "(quantizer if self.phase.observe else quantizer.frozen)(x, *limits)",
         "quantizer(x, *limits)",
         ("tests/test_phases.py::test_what_moves_in_each_phase",),
     ),
     Bug(
         "weights are rounded while ranges are only observed",
-        "fxquant/ops/site.py",
+        "fxquant/sites/call_site.py",
         "if self.weight_quant is not None and self.phase.round:",
         "if self.weight_quant is not None:",
         ("tests/test_phases.py::test_observing_rounds_nothing",),

@@ -26,8 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 
-from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
 from fxquant.schemes import QuantScheme
+from fxquant.sites.integer import Dequantize, IntegerOp, Quantize
 
 Codes = NDArray[np.int64]
 Buffers = dict[str, Any]  # every number of an operator, under its name, and its "rounding"

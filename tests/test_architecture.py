@@ -20,6 +20,7 @@ LAYERS = (
     ("fake_quant",),
     ("graph",),
     ("ops",),
+    ("sites",),
     ("pipeline",),
     ("overrides",),
     ("passes",),

@@ -11,7 +11,7 @@ from torch import nn
 
 import fxquant
 from fxquant import QuantConfig, QuantScheme, darts
-from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
+from fxquant.sites.integer import Dequantize, IntegerOp, Quantize
 from tests import laws
 from tests.strategies import NetSpec, chain, net_specs
 

@@ -38,8 +38,8 @@ from fxquant.fake_quant import (
     Transform,
 )
 from fxquant.observers import MinMax, Observer
-from fxquant.ops.flow import sites
 from fxquant.schemes import UINT8, Channels, dequantize, quantize, round_half_up
+from fxquant.sites.flow import sites
 from tests import laws
 from tests.strategies import chain, net_specs
 

@@ -13,8 +13,8 @@ from torch import nn
 import fxquant
 from fxquant import INQ, LSQ, Override, QuantConfig, QuantScheme
 from fxquant.errors import ConfigError, NonFiniteError, StageError
-from fxquant.ops.flow import sites
 from fxquant.schemes import INT8_WEIGHT, UINT8, Channels
+from fxquant.sites.flow import sites
 from tests import laws
 from tests.strategies import chain, net_specs
 

@@ -33,10 +33,10 @@ from fxquant.kernels.sums import (
 )
 from fxquant.ops.accumulator import IntegerCall, Operand
 from fxquant.ops.cat import CAT
-from fxquant.ops.integer import IntegerOp
 from fxquant.ops.operands import OperandNumbers
 from fxquant.rounding import GEMMLOWP, HALF_UP, ROUNDINGS
 from fxquant.schemes import UINT8, QuantScheme
+from fxquant.sites.integer import IntegerOp
 from tests import laws, reference
 from tests.strategies import chain
 from tests.test_reference import (

@@ -14,7 +14,7 @@ import fxquant
 from fxquant import BINARY, INQ, TERNARY, TWN, QuantConfig
 from fxquant.errors import ConfigError, DataError
 from fxquant.mixed_precision import Layer, Sensitivity, cheapest
-from fxquant.ops.flow import sites
+from fxquant.sites.flow import sites
 from tests import laws
 from tests.strategies import chain, net_specs
 

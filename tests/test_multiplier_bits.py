@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 import fxquant
 from fxquant import QuantConfig
 from fxquant.errors import ConfigError
-from fxquant.ops.integer import IntegerOp
 from fxquant.rounding import HALF_UP, rounding_named, shortened, with_multiplier_bits
+from fxquant.sites.integer import IntegerOp
 from tests import laws
 from tests.strategies import chain, net_specs
 

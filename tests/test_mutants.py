@@ -18,6 +18,7 @@ def test_every_file_has_its_tests():
     files = {
         *(f"fxquant/forms/{path.name}" for path in (ROOT / "fxquant/forms").glob("[!_]*.py")),
         *(f"fxquant/ops/{path.name}" for path in (ROOT / "fxquant/ops").glob("*.py")),
+        *(f"fxquant/sites/{path.name}" for path in (ROOT / "fxquant/sites").glob("[!_]*.py")),
         *(f"passes/{path.name}" for path in (ROOT / "passes").glob("[!_]*.py")),
         *("fxquant/schemes.py", "fxquant/rounding.py", "fxquant/intmath.py"),
     }

@@ -11,7 +11,7 @@ from torch import fx, nn
 import fxquant
 from fxquant import Override, QuantConfig, QuantScheme
 from fxquant.errors import ConfigError
-from fxquant.ops.flow import sites
+from fxquant.sites.flow import sites
 from tests import laws
 from tests.strategies import NetSpec, net_specs
 

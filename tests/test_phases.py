@@ -10,7 +10,7 @@ from torch import nn
 import fxquant
 from fxquant import LSQ, Phase, PhaseSchedule, QuantConfig, set_phase
 from fxquant.errors import ConfigError, StageError, UncalibratedError
-from fxquant.ops.phase import PhasedSite
+from fxquant.sites.phase import PhasedSite
 from tests import laws
 from tests.strategies import chain, net_specs
 

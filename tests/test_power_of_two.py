@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 import fxquant
 from fxquant import LSQ, TQT, QuantConfig, QuantScheme
 from fxquant.errors import ConfigError
-from fxquant.ops.integer import IntegerOp, Quantize
 from fxquant.schemes import next_power_of_two, range_to_numbers, range_to_qparams
+from fxquant.sites.integer import IntegerOp, Quantize
 from tests import laws
 from tests.strategies import chain, net_specs
 

@@ -13,9 +13,9 @@ import fxquant
 from fxquant import BINARY, LSQ, TERNARY, TWN, DoReFa, QuantConfig
 from fxquant.errors import ConfigError, DataError, UncalibratedError
 from fxquant.fake_quant import AdaptiveRounding, ObservedWeight
-from fxquant.ops.flow import sites
-from fxquant.ops.parameters import parameters_of
 from fxquant.schemes import Channels, round_half_up
+from fxquant.sites.flow import sites
+from fxquant.sites.parameters import parameters_of
 from tests import laws
 from tests.strategies import chain, net_specs
 

@@ -27,12 +27,12 @@ from fxquant.fake_quant import ActivationFakeQuant
 from fxquant.graph.edit import called_module
 from fxquant.observers import Observer
 from fxquant.ops import OPS
-from fxquant.ops.flow import sites
-from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
 from fxquant.ops.new_zeros import NEW_ZEROS
-from fxquant.ops.site import CallSite
 from fxquant.ops.zero import ZERO
 from fxquant.schemes import QParams
+from fxquant.sites.call_site import CallSite
+from fxquant.sites.flow import sites
+from fxquant.sites.integer import Dequantize, IntegerOp, Quantize
 from tests import reference
 
 CONFIGS = {

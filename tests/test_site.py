@@ -77,7 +77,7 @@ def test_files_that_a_page_links_to(link: str, found: list[str]):
     [
         ("passes/fold_bn.py", "reference/passes/fold_bn.md"),
         ("fxquant/ops/linear.py", "reference/operators/linear.md"),
-        ("fxquant/ops/width.py", "files/fxquant/ops/width.py.md"),
+        ("fxquant/sites/width.py", "files/fxquant/sites/width.py.md"),
         ("docs/guides/see.md", "guides/see.md"),
         ("SECURITY.md", "project/security.md"),
     ],

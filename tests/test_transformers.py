@@ -22,7 +22,7 @@ from fxquant.graph.compare import largest_differences
 from fxquant.graph.spell_out import spelled_out
 from fxquant.graph.trace import trace
 from fxquant.graph.values import assertions, scalars
-from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
+from fxquant.sites.integer import Dequantize, IntegerOp, Quantize
 from tests import laws
 
 WIDTH, HEADS, TOKENS = 12, 3, 5

@@ -159,11 +159,11 @@ TESTS: dict[str, list[str]] = {
     "fxquant/ops/conv_transpose.py": [
         *SPELLINGS, *networks("transposed transposed_1d transposed_3d"), *laws(*TRANSPOSED),
     ],
-    "fxquant/ops/flow.py": [
+    "fxquant/sites/flow.py": [
         "tests/passes/test_insert_fake_quant.py", "tests/passes/test_insert_observers.py", *WHOLE,
         *MANY,
     ],
-    "fxquant/ops/integer.py": [
+    "fxquant/sites/integer.py": [
         *networks("convs readers moves"),
         "tests/test_reference.py::test_convert_leaves_the_prepared_network_as_it_is", *WHOLE,
     ],
@@ -176,19 +176,19 @@ TESTS: dict[str, list[str]] = {
         *SPELLINGS, *networks(POOLS), *RECORDS, *laws("max_pool1d", "max_pool2d", "max_pool3d"),
     ],
     "fxquant/ops/mean.py": [*SPELLINGS, *networks("means"), *laws("mean")],
-    "fxquant/ops/move.py": [
+    "fxquant/sites/move.py": [
         "tests/passes/test_equalize_cross_layer.py", *networks("moves joined"), *WHOLE,
     ],
-    "fxquant/ops/foldable.py": [
+    "fxquant/sites/foldable.py": [
         "tests/passes/test_fold_bn.py", "tests/passes/test_fuse_conv_bn_relu.py",
         *networks("linears"), *float_networks("convs Joined", "default,fold"),
     ],
     "fxquant/ops/pad.py": [
         *SPELLINGS, *networks("constants", "default,symmetric"), *laws("pad", "pad_value"),
     ],
-    "fxquant/ops/reading.py": ["tests/passes/test_fix_shapes.py", *SPELLINGS],
+    "fxquant/sites/reading.py": ["tests/passes/test_fix_shapes.py", *SPELLINGS],
     "fxquant/ops/relu.py": [*SPELLINGS, ALONE, *networks("readers"), *RECORDS, *laws("relu")],
-    "fxquant/ops/site.py": [
+    "fxquant/sites/call_site.py": [
         *networks("convs readers joined transposed separable", "default,symmetric,equalize"),
         *float_networks("convs Joined separable", "default,fold,equalize"), *WHOLE,
     ],
@@ -196,8 +196,8 @@ TESTS: dict[str, list[str]] = {
         "tests/ops/test_clamp.py", *SPELLINGS,
         *networks("convs readers joined separable", "default,equalize"), *WHOLE,
     ],
-    "fxquant/ops/verify.py": [
-        "tests/ops/test_verify.py", *networks("moves constants"), *WHOLE,
+    "fxquant/sites/verify.py": [
+        "tests/sites/test_verify.py", *networks("moves constants"), *WHOLE,
     ],
     "fxquant/ops/zero.py": [*SPELLINGS, ALONE, *networks("constants"), *RECORDS, *laws("zero")],
     "fxquant/ops/affine.py": ["tests/ops/test_arithmetic.py", *SPELLINGS, *networks("arithmetic")],
@@ -206,8 +206,8 @@ TESTS: dict[str, list[str]] = {
     ],
     "fxquant/ops/elu.py": [*TABLES, *laws("elu")],
     "fxquant/ops/exp.py": [*TABLES, *laws("exp")],
-    "fxquant/ops/phase.py": ["tests/test_phases.py"],
-    "fxquant/ops/mixed.py": ["tests/test_modes.py"],
+    "fxquant/sites/phase.py": ["tests/test_phases.py"],
+    "fxquant/sites/mixed.py": ["tests/test_modes.py"],
     "fxquant/forms/onnx.py": ["tests/export/test_onnx.py"],
     "fxquant/forms/qdq.py": ["tests/export/test_onnx.py"],
     "fxquant/forms/movable.py": ["tests/export/test_onnx.py", "tests/export/test_tflite.py"],
@@ -227,7 +227,7 @@ TESTS: dict[str, list[str]] = {
     "fxquant/ops/operands.py": [
         "tests/test_intmath.py", "tests/ops/test_arithmetic.py", *networks("readers mixed gated"),
     ],
-    "fxquant/ops/parameters.py": [
+    "fxquant/sites/parameters.py": [
         "tests/passes/test_fold_bn.py", "tests/passes/test_absorb_high_bias.py", *WHOLE,
     ],
     "fxquant/ops/scale.py": [
@@ -250,8 +250,8 @@ TESTS: dict[str, list[str]] = {
     "fxquant/ops/weighted_sum.py": [
         *RECORDS, "tests/passes/test_weigh_terms.py", *networks("mixed"), *laws("weighted_sum"),
     ],
-    "fxquant/ops/width.py": [
-        "tests/ops/test_width.py", "tests/passes/test_bound_masks.py", *networks("attention"),
+    "fxquant/sites/width.py": [
+        "tests/sites/test_width.py", "tests/passes/test_bound_masks.py", *networks("attention"),
     ],
     "fxquant/ops/factor_and_offset.py": [
         "tests/ops/test_arithmetic.py", "tests/ops/test_batch_norm.py", *networks("arithmetic"),
@@ -569,10 +569,11 @@ def main(arguments: list[str]) -> int:
     options: Any = parser.parse_args(arguments)
     present = {
         path.relative_to(ROOT).as_posix()
-        for folder in ("fxquant/forms", "fxquant/ops", "passes")
+        for folder in ("fxquant/forms", "fxquant/ops", "fxquant/sites", "passes")
         for path in (ROOT / folder).glob("*.py")
     }
-    if unlisted := present - {"fxquant/forms/__init__.py", "passes/__init__.py"} - TESTS.keys():
+    empty = {f"{folder}/__init__.py" for folder in ("fxquant/forms", "fxquant/sites", "passes")}
+    if unlisted := present - empty - TESTS.keys():
         sys.exit(f"TESTS does not say which tests concern {', '.join(sorted(unlisted))}")
     files = [f for f in TESTS if not options.words or any(word in f for word in options.words)]
     if not files:

@@ -66,7 +66,7 @@ MODULES = (
     "fxquant.graph.trace",
     "fxquant.graph.edit",
     "fxquant.ops.spec",
-    "fxquant.ops.flow",
+    "fxquant.sites.flow",
     "fxquant.darts",
 )
 

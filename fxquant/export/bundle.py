@@ -30,9 +30,9 @@ from fxquant.files import need_path, writing
 from fxquant.graph.edit import called_module, get_attribute
 from fxquant.graph.nested import leaves
 from fxquant.graph.place import describe, place_of
-from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
-from fxquant.ops.move import is_move
 from fxquant.rounding import Rounding
+from fxquant.sites.integer import Dequantize, IntegerOp, Quantize
+from fxquant.sites.move import is_move
 
 VERSION = 1
 

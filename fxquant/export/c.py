@@ -25,9 +25,9 @@ from fxquant.export.walk import Like, Walk
 from fxquant.graph.edit import called_module
 from fxquant.graph.nested import leaves
 from fxquant.graph.place import describe
-from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
-from fxquant.ops.move import is_move
 from fxquant.schemes import QParams
+from fxquant.sites.integer import Dequantize, IntegerOp, Quantize
+from fxquant.sites.move import is_move
 
 
 class Files(NamedTuple):

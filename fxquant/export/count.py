@@ -11,8 +11,8 @@ from torch import Tensor, fx
 from fxquant.export.walk import Like, Walk, walk
 from fxquant.graph.edit import called_module, state_bytes
 from fxquant.graph.nested import leaves
-from fxquant.ops.integer import IntegerOp
 from fxquant.ops.moments import MomentNumbers
+from fxquant.sites.integer import IntegerOp
 
 
 class Counts(NamedTuple):

@@ -25,12 +25,12 @@ from fxquant.files import ending_of
 from fxquant.forms.onnx import OnnxCall, OnnxGraph, Value, of_values
 from fxquant.graph.edit import called_module, get_attribute, map_nodes
 from fxquant.graph.nested import leaves, mapped
-from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
-from fxquant.ops.move import is_move
 from fxquant.ops.spec import OpSpec
 from fxquant.rounding import FP32_RNE
 from fxquant.schemes import QuantScheme
 from fxquant.see.grid import grids_of
+from fxquant.sites.integer import Dequantize, IntegerOp, Quantize
+from fxquant.sites.move import is_move
 
 
 def export_onnx(

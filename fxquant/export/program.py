@@ -18,8 +18,8 @@ from fxquant.errors import ExportError
 from fxquant.export.walk import walk, zeros
 from fxquant.graph.edit import Site, called_module, replace_site
 from fxquant.graph.nested import mapped
-from fxquant.ops.integer import IntegerOp
 from fxquant.rounding import Rounding
+from fxquant.sites.integer import IntegerOp
 
 
 def export_program(

@@ -23,7 +23,7 @@ from fxquant.forms.onnx import Node, OnnxGraph, Value
 from fxquant.graph.edit import called_module
 from fxquant.graph.nested import leaves
 from fxquant.graph.place import place_of
-from fxquant.ops.integer import Quantize
+from fxquant.sites.integer import Quantize
 
 if TYPE_CHECKING:
     import onnx

@@ -28,10 +28,10 @@ from fxquant.forms.tflite import TfliteCall, TfliteGraph, Value
 from fxquant.graph.edit import called_module, get_attribute, map_nodes
 from fxquant.graph.nested import leaves, mapped
 from fxquant.graph.place import describe
-from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
-from fxquant.ops.move import is_move
 from fxquant.rounding import GEMMLOWP, Rounding
 from fxquant.see.grid import grids_of
+from fxquant.sites.integer import Dequantize, IntegerOp, Quantize
+from fxquant.sites.move import is_move
 
 
 def export_tflite(

@@ -23,9 +23,9 @@ from fxquant.extras import needs_extra
 from fxquant.graph.around import unwrap
 from fxquant.graph.compare import arguments_apart, equal_in_eval
 from fxquant.graph.tensors import is_sharded
-from fxquant.ops.phase import Phase
 from fxquant.phases import PhasePlan, set_phase
 from fxquant.pipeline import Stage, need_prepared, stage_of
+from fxquant.sites.phase import Phase
 
 with needs_extra("lightning"):
     from lightning.pytorch import Callback, LightningModule, Trainer

@@ -27,8 +27,8 @@ from fxquant.ops.factor_and_offset import (
     affine_numbers,
     affine_onnx,
 )
-from fxquant.ops.site import batch_norm_affine
 from fxquant.ops.spec import (
+    Affine,
     Call,
     OpSpec,
     Output,
@@ -50,6 +50,19 @@ def fixed_batch_norm(
 ) -> Tensor:
     """[N, C, ...] through statistics that no mode changes; same shape."""
     return F.batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
+
+
+def batch_norm_affine(batch_norm: object) -> Affine:
+    """A batch norm in eval() as `y = factor · x + offset`.
+
+        factor = γ / √(σ² + ε)        offset = β - μ · factor
+    """
+    bn: Any = batch_norm
+    factor = torch.rsqrt(bn.running_var + bn.eps)
+    if bn.weight is not None:
+        factor = factor * bn.weight
+    offset = -bn.running_mean * factor
+    return Affine(factor, offset if bn.bias is None else offset + bn.bias)
 
 
 _by_signature = signature_reader(F.batch_norm)

@@ -26,7 +26,7 @@ from fxquant.graph.merge import item
 from fxquant.graph.modes import DROPOUT_CALLS
 from fxquant.graph.values import ASSERTIONS, ATTRIBUTES, QUERIES
 from fxquant.ops import OPS
-from fxquant.ops.move import MOVE_ATTRIBUTES, MOVE_FUNCTIONS, MOVE_METHODS
+from fxquant.sites.move import MOVE_ATTRIBUTES, MOVE_FUNCTIONS, MOVE_METHODS
 
 _OURS = (*ASSERTIONS, on_copy, with_part, item)
 _NUMBERS: tuple[tuple[ModuleType, tuple[str, ...]], ...] = (

@@ -37,11 +37,11 @@ from fxquant.graph.edit import module_at
 from fxquant.graph.merge import Choice, OnlyIf, Switch, TrainOnly
 from fxquant.graph.own import attributes_of
 from fxquant.observers import Observer
-from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
-from fxquant.ops.mixed import IntegerLayer, QuantizedLayer
-from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.saved.graphs import read_graph, write_graph
 from fxquant.saved.values import Json, Reader, Writer
+from fxquant.sites.call_site import CallSite, InputQuantizer
+from fxquant.sites.integer import Dequantize, IntegerOp, Quantize
+from fxquant.sites.mixed import IntegerLayer, QuantizedLayer
 
 OWN: tuple[type[nn.Module], ...] = (
     *(CallSite, InputQuantizer, Switch, Choice, TrainOnly, OnlyIf),

@@ -23,12 +23,12 @@ from fxquant.fake_quant import ByChance, Clipped, Nearest, Plain, Tanh
 from fxquant.observers import CALIBRATORS
 from fxquant.ops import op_named
 from fxquant.ops.accumulator import Operand
-from fxquant.ops.integer import Facts
-from fxquant.ops.phase import Phase
 from fxquant.ops.spec import Clamp, OpSpec
 from fxquant.rounding import Rounding, rounding_named
 from fxquant.saved.callables import function_named, name_of
 from fxquant.schemes import Channels, QuantScheme
+from fxquant.sites.integer import Facts
+from fxquant.sites.phase import Phase
 
 Json = Any  # what json.loads gives
 

@@ -21,9 +21,9 @@ from fxquant.graph.edit import (
     get_attribute,
     replace_site,
 )
-from fxquant.ops.mixed import QuantizedLayer
-from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.pipeline import Stage, need_prepared, set_stage, stage_of
+from fxquant.sites.call_site import CallSite, InputQuantizer
+from fxquant.sites.mixed import QuantizedLayer
 
 
 def as_float(prepared: fx.GraphModule) -> fx.GraphModule:

@@ -28,13 +28,13 @@ from fxquant.graph.network import Network
 from fxquant.graph.steps import Steps
 from fxquant.graph.tensors import copy_of
 from fxquant.graph.trace import trace
-from fxquant.ops.integer import Dequantize
 from fxquant.pipeline import PREPARED, Stage, history, say_stage, stage_of
 from fxquant.see.as_float import as_float
 from fxquant.see.comparison import Comparison
 from fxquant.see.grid import grids_of
 from fxquant.see.kind import kind_of
 from fxquant.see.measure import Measure
+from fxquant.sites.integer import Dequantize
 
 # a node's name, what the reference gave in real numbers, and what the candidate did
 Watch = Callable[[str, Any, Any], None]

@@ -13,15 +13,15 @@ from fxquant.api import convert
 from fxquant.audit import Audit, AuditRow, audit
 from fxquant.errors import FxQuantError
 from fxquant.graph.edit import SITES, called_module, get_attribute, state_bytes
-from fxquant.ops.integer import IntegerOp
-from fxquant.ops.mixed import IntegerLayer, QuantizedLayer
-from fxquant.ops.site import CallSite
 from fxquant.pipeline import Stage, stage_of
 from fxquant.schemes import QParams
 from fxquant.see.compare import measured
 from fxquant.see.comparison import Comparison, Row
 from fxquant.see.grid import grids_of
 from fxquant.see.histogram import Distribution, Histogram
+from fxquant.sites.call_site import CallSite
+from fxquant.sites.integer import IntegerOp
+from fxquant.sites.mixed import IntegerLayer, QuantizedLayer
 
 
 @dataclass(frozen=True)

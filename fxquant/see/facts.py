@@ -15,11 +15,11 @@ from fxquant.errors import StageError
 from fxquant.graph.edit import SITES, get_attribute, module_at
 from fxquant.graph.place import example_of, place_of
 from fxquant.graph.values import scalars
-from fxquant.ops.mixed import QuantizedLayer
-from fxquant.ops.site import CallSite
 from fxquant.pipeline import Stage, say_stage, stage_of
 from fxquant.see.grid import Grid, grids_of
 from fxquant.see.kind import kind_of, name_of
+from fxquant.sites.call_site import CallSite
+from fxquant.sites.mixed import QuantizedLayer
 
 if TYPE_CHECKING:
     import networkx  # imported where it is used: it would make `import fxquant` slow

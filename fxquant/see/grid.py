@@ -9,10 +9,10 @@ from torch import Tensor, fx
 
 from fxquant.fake_quant import ActivationFakeQuant
 from fxquant.graph.edit import called_module
-from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
-from fxquant.ops.move import is_move
-from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.schemes import QParams, QuantScheme
+from fxquant.sites.call_site import CallSite, InputQuantizer
+from fxquant.sites.integer import Dequantize, IntegerOp, Quantize
+from fxquant.sites.move import is_move
 
 
 class Grid(NamedTuple):

@@ -10,10 +10,10 @@ from fxquant.fake_quant import ActivationFakeQuant
 from fxquant.graph.edit import get_attribute, module_at
 from fxquant.graph.merge import Switch, TrainOnly
 from fxquant.ops import spelled_as
-from fxquant.ops.integer import Dequantize, IntegerOp, Quantize
-from fxquant.ops.mixed import IntegerLayer, QuantizedLayer
-from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.spec import Call
+from fxquant.sites.call_site import CallSite, InputQuantizer
+from fxquant.sites.integer import Dequantize, IntegerOp, Quantize
+from fxquant.sites.mixed import IntegerLayer, QuantizedLayer
 
 _OURS = {
     **{Quantize: "quantize", Dequantize: "dequantize", InputQuantizer: "fake_quant"},

@@ -24,8 +24,8 @@ from fxquant.extras import needs_extra
 from fxquant.fake_quant import ActivationFakeQuant
 from fxquant.files import ending_of, write_whole
 from fxquant.graph.edit import called_module
-from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.pipeline import need_prepared
+from fxquant.sites.call_site import CallSite, InputQuantizer
 
 _PICTURES = ("png", "svg", "pdf")
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import fxquant
 from fxquant import darts
-from fxquant.ops.flow import sites
+from fxquant.sites.flow import sites
 from tests import laws
 from tests.edge_cases.checks import IMAGE, Net, conv, kept, refused, run, settle_norms
 

@@ -11,7 +11,7 @@ from torch import nn
 import fxquant
 from fxquant.errors import AccumulatorError
 from fxquant.intmath import accumulator_limit
-from fxquant.ops.flow import sites
+from fxquant.sites.flow import sites
 from tests import laws
 from tests.edge_cases.checks import IMAGE, Net, contract, conv, explains, kept, left_alone, refused
 

@@ -14,9 +14,9 @@ from fxquant import QuantScheme
 from fxquant.errors import UncalibratedError
 from fxquant.fake_quant import LearnedStep, fake_quantize
 from fxquant.observers import MinMax, MovingAverage, Observer
-from fxquant.ops.flow import sites
 from fxquant.rounding import HALF_UP, divide_half_up, rescale_of, shift_half_up
 from fxquant.schemes import UINT8, QParams, code_of, quantize, range_to_qparams, round_half_up
+from fxquant.sites.flow import sites
 from tests import laws
 from tests.edge_cases.checks import IMAGE, Net, contract, conv, explains, kept, settle_norms
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import fxquant
 from fxquant.errors import UnsupportedOperatorError
-from fxquant.ops.integer import IntegerOp, Quantize
+from fxquant.sites.integer import IntegerOp, Quantize
 from tests import laws
 from tests.ops.calls import integers, qparams
 

@@ -17,11 +17,11 @@ from fxquant import QuantConfig
 from fxquant.graph.edit import called_module
 from fxquant.ops import OPS, op_named
 from fxquant.ops.clamp import ClampNumbers
-from fxquant.ops.flow import sites
-from fxquant.ops.integer import IntegerOp
 from fxquant.ops.spec import Output, not_spelled
 from fxquant.ops.table import TableNumbers
 from fxquant.rounding import HALF_UP, ROUNDINGS
+from fxquant.sites.flow import sites
+from fxquant.sites.integer import IntegerOp
 from tests import laws
 
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 import fxquant
 from fxquant import QuantConfig, QuantScheme
 from fxquant.intmath import sum_of_mean
-from fxquant.ops.integer import IntegerOp, Quantize
 from fxquant.rounding import FP32_RNE, GEMMLOWP, HALF_EVEN, ROUNDINGS, RUY, Rounding
 from fxquant.schemes import QParams
+from fxquant.sites.integer import IntegerOp, Quantize
 from tests import laws
 from tests.ops.calls import all_codes, integers, pairs, qparams
 from tests.test_rounding import NEAREST, REAL, litert_add, multiplied, quantized_multiplier

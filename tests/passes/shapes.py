@@ -2,7 +2,7 @@
 
 from torch import fx
 
-from fxquant.ops.flow import sites
+from fxquant.sites.flow import sites
 
 
 def shape(gm: fx.GraphModule) -> str:

@@ -10,8 +10,8 @@ from torch import nn
 
 from fxquant.graph.place import example_of, place_of
 from fxquant.graph.trace import trace
-from fxquant.ops.flow import sites
 from fxquant.passes import Canonicalize
+from fxquant.sites.flow import sites
 from tests.passes.shapes import shape
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fxquant
-from fxquant.ops.flow import sites
+from fxquant.sites.flow import sites
 from tests import laws
 from tests.strategies import NetSpec, Step, chain
 

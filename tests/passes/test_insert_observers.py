@@ -8,9 +8,9 @@ from fxquant.errors import StageError, UnsupportedOperatorError
 from fxquant.graph.place import example_of, place_of
 from fxquant.graph.trace import trace
 from fxquant.observers import Observer
-from fxquant.ops.flow import sites
-from fxquant.ops.site import InputQuantizer
 from fxquant.passes import Canonicalize, FuseConvBnRelu, InsertFakeQuant, InsertObservers
+from fxquant.sites.call_site import InputQuantizer
+from fxquant.sites.flow import sites
 from tests.strategies import chain
 
 

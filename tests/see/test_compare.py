@@ -17,7 +17,7 @@ from torch import nn
 from fxquant import QuantConfig, as_float, compare, convert, prepare_qat
 from fxquant.darts import DARTS_V2, NetworkCIFAR
 from fxquant.errors import ConfigError, DataError, MissingExtraError, StageError, UncalibratedError
-from fxquant.ops.site import CallSite
+from fxquant.sites.call_site import CallSite
 from tests import laws
 from tests.strategies import NetSpec, Step, chain, net_specs
 

@@ -85,7 +85,7 @@ def test_alphas_are_in_the_state_dict_and_no_parameter_is_new(prepared):
 
 def test_the_mixed_operation_is_one_node(prepared):
     _, _, prepared = prepared
-    names = [site.op.name for _, site in fxquant.ops.flow.sites(prepared)]
+    names = [site.op.name for _, site in fxquant.sites.flow.sites(prepared)]
     assert "weighted_sum" in names
     assert "mul" not in names
     assert not any(

@@ -10,11 +10,11 @@ from fxquant.graph.edit import called_module, get_attribute, nodes_in
 from fxquant.graph.place import describe
 from fxquant.graph.values import scalars
 from fxquant.observers import Observer
-from fxquant.ops.flow import grids, inputs_of, integer_values, quantizer_of, sites
-from fxquant.ops.integer import IntegerOp, Quantize
-from fxquant.ops.move import is_move
-from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.spec import Output
+from fxquant.sites.call_site import CallSite, InputQuantizer
+from fxquant.sites.flow import grids, inputs_of, integer_values, quantizer_of, sites
+from fxquant.sites.integer import IntegerOp, Quantize
+from fxquant.sites.move import is_move
 
 
 def verify_observed(gm: fx.GraphModule) -> None:

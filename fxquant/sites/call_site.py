@@ -19,10 +19,11 @@ from torch import Tensor
 from fxquant.fake_quant import ActivationFakeQuant, WeightFakeQuant, round_to_grid
 from fxquant.intmath import ACCUMULATOR_BITS, Target
 from fxquant.observers import Observer
-from fxquant.ops.phase import PhasedSite
+from fxquant.ops.batch_norm import batch_norm_affine
 from fxquant.ops.spec import Affine, Clamp, OpSpec, Output, RealCall, Weights
 from fxquant.rounding import HALF_UP, Rounding, need_real
 from fxquant.schemes import Channels, QParams, code_of, dequantize, quantize
+from fxquant.sites.phase import PhasedSite
 
 
 class CallSite(PhasedSite):
@@ -184,19 +185,6 @@ class InputQuantizer(PhasedSite):
         if not self.output.ready:
             return x
         return dequantize(self.rounding.quantize(x, self.output.qparams), self.output.qparams)
-
-
-def batch_norm_affine(batch_norm: object) -> Affine:
-    """A batch norm in eval() as `y = factor · x + offset`.
-
-        factor = γ / √(σ² + ε)        offset = β - μ · factor
-    """
-    bn: Any = batch_norm
-    factor = torch.rsqrt(bn.running_var + bn.eps)
-    if bn.weight is not None:
-        factor = factor * bn.weight
-    offset = -bn.running_mean * factor
-    return Affine(factor, offset if bn.bias is None else offset + bn.bias)
 
 
 def fold_affine(

@@ -21,19 +21,19 @@ from fxquant.graph.edit import called_module, map_nodes
 from fxquant.graph.place import example_of
 from fxquant.ops.add import ADD
 from fxquant.ops.cat import CAT
-from fxquant.ops.flow import site_of
 from fxquant.ops.layer_norm import LAYER_NORM
 from fxquant.ops.matmul import MATMUL
 from fxquant.ops.moments import longest_row
-from fxquant.ops.move import is_move
 from fxquant.ops.mul import MUL
 from fxquant.ops.normalize import NORMALIZE
 from fxquant.ops.rms_norm import RMS_NORM
-from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.softmax import SOFTMAX
 from fxquant.ops.spec import OpSpec, Output, as_tuple
 from fxquant.ops.sum_of_products import SUM_OF_PRODUCTS
 from fxquant.schemes import INT16
+from fxquant.sites.call_site import CallSite, InputQuantizer
+from fxquant.sites.flow import site_of
+from fxquant.sites.move import is_move
 
 _NORMS = (LAYER_NORM, RMS_NORM, NORMALIZE)
 _HAND_ON = (ADD, CAT)  # what they read may be wide, if what they give is

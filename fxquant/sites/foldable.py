@@ -7,8 +7,8 @@ from torch import fx
 from fxquant.graph.place import rank_of
 from fxquant.graph.sharing import read_elsewhere
 from fxquant.ops.batch_norm import BATCH_NORM
-from fxquant.ops.flow import inputs_of, site_of
 from fxquant.ops.linear import LINEAR
+from fxquant.sites.flow import inputs_of, site_of
 
 
 def can_take_norm(gm: fx.GraphModule, node: fx.Node) -> bool:

@@ -7,11 +7,11 @@ from fxquant.errors import VerifyError
 from fxquant.fake_quant import ObservedWeight
 from fxquant.graph.edit import replace_site
 from fxquant.ops import op_named
-from fxquant.ops.flow import sites
-from fxquant.ops.site import CallSite, InputQuantizer
-from fxquant.ops.verify import verify_fake_quant, verify_integer, verify_observed
 from fxquant.passes import InsertFakeQuant, InsertObservers
 from fxquant.schemes import INT8_WEIGHT, Channels
+from fxquant.sites.call_site import CallSite, InputQuantizer
+from fxquant.sites.flow import sites
+from fxquant.sites.verify import verify_fake_quant, verify_integer, verify_observed
 from tests import laws
 from tests.strategies import NetSpec, Step
 

@@ -7,8 +7,8 @@ from torch import nn
 
 import fxquant
 from fxquant.observers import Fixed
-from fxquant.ops.flow import sites
-from fxquant.ops.site import InputQuantizer
+from fxquant.sites.call_site import InputQuantizer
+from fxquant.sites.flow import sites
 from tests import laws
 
 

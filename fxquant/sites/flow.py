@@ -7,10 +7,10 @@ from torch import fx
 from fxquant.fake_quant import ActivationFakeQuant
 from fxquant.graph.edit import called_module, map_nodes
 from fxquant.graph.place import example_of
-from fxquant.ops.move import is_move
-from fxquant.ops.site import CallSite, InputQuantizer
 from fxquant.ops.spec import Output
 from fxquant.schemes import Channels
+from fxquant.sites.call_site import CallSite, InputQuantizer
+from fxquant.sites.move import is_move
 
 
 def sites(gm: fx.GraphModule) -> list[tuple[fx.Node, CallSite]]:

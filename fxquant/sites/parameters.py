@@ -11,8 +11,8 @@ from fxquant.errors import NonFiniteError
 from fxquant.graph.edit import free_path, set_parameter
 from fxquant.graph.held import held_value
 from fxquant.graph.place import copy_place
-from fxquant.ops.flow import layer_channels
 from fxquant.ops.spec import as_tuple
+from fxquant.sites.flow import layer_channels
 
 
 def value_of(gm: fx.GraphModule, node: fx.Node) -> Any:
