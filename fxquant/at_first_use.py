@@ -5,7 +5,8 @@ They are a sixth of what there is to import, and `import fxquant` leaves them ou
 
 from fxquant.config_file import load_config, save_config
 from fxquant.export import export_bundle, export_onnx, export_program, export_tflite, verify
-from fxquant.mixed_precision import Chosen, Sensitivity, choose_bits, sensitivity
+from fxquant.layer_costs import Sensitivity, sensitivity
+from fxquant.mixed_precision import Chosen, choose_bits
 from fxquant.presets import preset
 from fxquant.reconstruction import learn_rounding
 from fxquant.saved import load, save

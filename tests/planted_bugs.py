@@ -74,7 +74,7 @@ BUGS = (
     ),
     Bug(
         "sensitivity takes shaped weights for real ones",
-        "fxquant/mixed_precision.py",
+        "fxquant/layer_costs.py",
         "as_float(prepare_ptq(model, example_inputs, real))",
         "as_float(prepare_ptq(model, example_inputs, replace(config, overrides=())))",
         ("tests/test_mixed_precision.py::test_it_is_compared_with_the_float_model",),
@@ -1434,7 +1434,7 @@ BUGS = (
     ),
     Bug(
         "a field of a public record has no word in its docstring",
-        "fxquant/mixed_precision.py",
+        "fxquant/layer_costs.py",
         "one of `layers` at a time, with each of `bits`;",
         "one layer at a time;",
         ("tests/test_public_names.py",),

@@ -13,7 +13,8 @@ from torch import nn
 import fxquant
 from fxquant import BINARY, INQ, TERNARY, TWN, QuantConfig
 from fxquant.errors import ConfigError, DataError
-from fxquant.mixed_precision import Layer, Sensitivity, cheapest
+from fxquant.layer_costs import Layer, Sensitivity
+from fxquant.mixed_precision import cheapest
 from fxquant.sites.flow import sites
 from tests import laws
 from tests.strategies import chain, net_specs

@@ -6,7 +6,7 @@ from torch import nn
 
 import fxquant
 from fxquant import QuantConfig, QuantScheme
-from fxquant.mixed_precision import Sensitivity
+from fxquant.layer_costs import Sensitivity
 from fxquant.schemes import UINT8
 from tests import laws
 
