@@ -1348,9 +1348,7 @@ BUGS = (
     Bug(
         "names of modules go into code as they are",
         "fxquant/saved/modules.py",
-        """    if _ATOM.fullmatch(name) is None:
-        raise FileError(f"{path!r} is no path of a module")
-""",
+        "    require_name(name, path)\n",
         "",
         (f"{DAMAGED}[a path with code]",),
     ),
@@ -1363,7 +1361,7 @@ BUGS = (
     ),
     Bug(
         "a tied parameter comes back twice",
-        "fxquant/saved/modules.py",
+        "fxquant/saved/tensors.py",
         "tensor = None if key is None else made.get(key)",
         "tensor = None",
         ("tests/saved/test_files.py::test_what_is_tied_stays_tied",),

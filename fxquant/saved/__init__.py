@@ -38,10 +38,9 @@ from fxquant.saved.modules import (
     paths_of,
     read_attributes,
     read_modules,
-    read_tensors,
     write_modules,
-    write_tensors,
 )
+from fxquant.saved.tensors import read_tensors, write_tensors
 from fxquant.saved.values import Json, Reader, Writer
 
 __all__ = ["load", "save"]

@@ -1,4 +1,4 @@
-"""Modules as JSON and back: which class, which plain attributes, which tensors under which names.
+"""Modules as JSON and back: which class, which plain attributes.
 
     torch's own     {"class": "torch.nn.Conv2d", "attributes": {"stride": …}}
     fxquant's own   {"class": "fxquant.CallSite", …}
@@ -10,12 +10,10 @@ A module is made without its constructor, as a copy is: its attributes are all t
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, get_type_hints
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from fxquant.errors import FileError
@@ -38,6 +36,7 @@ from fxquant.graph.merge import Choice, OnlyIf, Switch, TrainOnly
 from fxquant.graph.own import attributes_of
 from fxquant.observers import Observer
 from fxquant.saved.graphs import read_graph, write_graph
+from fxquant.saved.tensors import require_name
 from fxquant.saved.values import Json, Reader, Writer
 from fxquant.sites.call_site import CallSite, InputQuantizer
 from fxquant.sites.integer import Dequantize, IntegerOp, Quantize
@@ -52,7 +51,6 @@ OWN: tuple[type[nn.Module], ...] = (
 )
 _HIDDEN: tuple[type[nn.Module], ...] = (NonDynamicallyQuantizableLinear,)  # not in torch.nn
 _MADE_ANEW = ("_body", "_numbers", *IntegerOp.MADE_ANEW)
-_ATOM = re.compile(r'[^."\\\x00-\x1f]+')  # generated code has such names between quotes
 
 
 def _class_name(module: nn.Module) -> str | None:
@@ -193,8 +191,7 @@ def _of_the_user(entry: Json, model: nn.Module | None) -> nn.Module:
 def _put(root: nn.Module, path: str, module: nn.Module) -> None:
     """At the end of what its owner holds, also where it stood there before."""
     owner_path, _, name = path.rpartition(".")
-    if _ATOM.fullmatch(name) is None:
-        raise FileError(f"{path!r} is no path of a module")
+    require_name(name, path)
     owner = root.get_submodule(owner_path)
     owner._modules.pop(name, None)
     owner.add_module(name, module)
@@ -260,85 +257,3 @@ def holds(root: nn.Module, path: str) -> bool:
         return False
     tables = (module._modules, module._parameters, module._buffers)
     return any(name in table for table in tables) or type(vars(module).get(name)) is float
-
-
-# ------------------------------------------------------------------------ tensors
-
-
-def tensors_of(root: nn.Module) -> Iterator[tuple[str, str, Tensor | None, bool]]:
-    """Path, kind, value and persistence of every parameter and buffer, under all its names."""
-    for path, module in root.named_modules():
-        prefix = f"{path}." if path else ""
-        for name, parameter in module._parameters.items():
-            yield prefix + name, "parameter", parameter, True
-        for name, buffer in module._buffers.items():
-            persistent = name not in module._non_persistent_buffers_set
-            yield prefix + name, "buffer", buffer, persistent
-
-
-def write_tensors(root: nn.Module) -> tuple[Json, dict[str, Tensor]]:
-    """Where which tensor lies, as JSON, and the tensors, each once, in the order of memory."""
-    slots: list[Json] = []
-    keys: dict[int, str] = {}
-    written: dict[str, Tensor] = {}
-    for path, kind, tensor, persistent in tensors_of(root):
-        if tensor is None:
-            slots.append({"path": path, "kind": kind, "tensor": None})
-            continue
-        _check_tensor(path, tensor)
-        key = keys.setdefault(id(tensor), path)
-        order = _order(tensor)
-        written[key] = tensor.detach().permute(order).contiguous().cpu()
-        slot = {"path": path, "kind": kind, "tensor": key, "persistent": persistent}
-        slots.append(slot | {"requires_grad": tensor.requires_grad, "order": order})
-    return slots, written
-
-
-def _check_tensor(path: str, tensor: Tensor) -> None:
-    plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
-    if not plain or tensor.device.type == "meta" or tensor.layout is not torch.strided:
-        raise FileError(
-            f"'{path}' is a {type(tensor).__name__} on {tensor.device}, {tensor.layout}: only "
-            "plain, dense tensors can be saved.\n"
-            "What to do: gather what is distributed first (get_model_state_dict with "
-            "full_state_dict=True), and load it into a network that is not."
-        )
-
-
-def _order(tensor: Tensor) -> list[int]:
-    """The axes as they lie in memory, outermost first: channels_last stays channels_last."""
-    return sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
-
-
-def read_tensors(root: nn.Module, slots: Json, tensors: dict[str, Tensor]) -> None:
-    """Give every module under `root` its parameters and buffers."""
-    made: dict[str, Tensor] = {}
-    for slot in slots:
-        owner, _, name = slot["path"].rpartition(".")
-        if _ATOM.fullmatch(name) is None:
-            raise FileError(f"{slot['path']!r} is no path of a tensor")
-        module, key = root.get_submodule(owner), slot["tensor"]
-        tensor = None if key is None else made.get(key)
-        if tensor is None and key is not None:
-            tensor = made[key] = _as_it_was(tensors[key], slot)
-        _assign(module, name, tensor, slot)
-
-
-def _as_it_was(tensor: Tensor, slot: Json) -> Tensor:
-    order = slot["order"]
-    back = sorted(range(len(order)), key=order.__getitem__)
-    tensor = tensor.permute(back)
-    if slot["kind"] == "parameter":
-        return nn.Parameter(tensor, requires_grad=slot["requires_grad"])
-    return tensor.requires_grad_(slot["requires_grad"])
-
-
-def _assign(module: nn.Module, name: str, tensor: Tensor | None, slot: Json) -> None:
-    for table in (module._parameters, module._buffers):  # of a module of the user's
-        table.pop(name, None)
-    if slot["kind"] == "parameter":
-        module.register_parameter(name, tensor)  # type: ignore[arg-type]  # or it says why not
-    elif slot["kind"] == "buffer":
-        module.register_buffer(name, tensor, persistent=slot.get("persistent", True))
-    else:
-        raise FileError(f"'{slot['path']}' is neither a parameter nor a buffer")
