@@ -213,6 +213,7 @@ TESTS: dict[str, list[str]] = {
     "fxquant/forms/movable.py": ["tests/export/test_onnx.py", "tests/export/test_tflite.py"],
     "fxquant/forms/tflite.py": ["tests/export/test_tflite.py"],
     "fxquant/forms/tflite_ways.py": ["tests/export/test_tflite.py"],
+    "fxquant/forms/weight_scales.py": ["tests/export/test_onnx.py", "tests/export/test_tflite.py"],
     "fxquant/ops/gelu.py": [*TABLES, *laws("gelu")],
     "fxquant/ops/hardsigmoid.py": [*TABLES, *laws("hardsigmoid")],
     "fxquant/ops/hardswish.py": [*TABLES, *laws("hardswish")],

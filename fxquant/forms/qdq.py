@@ -17,12 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxquant.forms.onnx import OnnxCall, Value, pad_codes
+from fxquant.forms.weight_scales import weight_scales
 from fxquant.schemes import QParams
 
 QdqForm = Callable[[OnnxCall], Value | None]
 """None where this call has to stay in integer operators."""
-
-_NEAR = 8  # so many float32 numbers beside an estimate are looked at
 
 
 def grids_of(call: OnnxCall) -> tuple[QParams, ...] | None:
@@ -139,21 +138,8 @@ class _Block(NamedTuple):
 def weight_and_bias(call: OnnxCall, x: QParams, weight: Tensor, axis: int) -> tuple[Value, Value]:
     """Those of a layer as real numbers, whose integers and scales are constants."""
     n, graph = call.numbers, call.graph
-    scale = weight_scale(n.multiplier, x.scale, call.output.scale)
+    scale = weight_scales(n, x.scale, call.output.scale, graph.place)
     zero = torch.zeros_like(scale, dtype=torch.int8)
     w = to_real(graph.weight(weight), scale, zero, axis)
     b = to_real(graph.value(n.bias), x.scale * scale, torch.zeros_like(n.bias), 0)
     return w, b
-
-
-def weight_scale(multiplier: Tensor, s_x: Tensor, s_y: Tensor) -> Tensor:
-    """The scales s_w of which s_x·s_w/s_y, in float32, are the multipliers: float32 [C].
-
-    They were made so; the numbers of a layer keep the multipliers alone.
-    """
-    estimate = (multiplier.double() * s_y.double() / s_x.double()).float()
-    ulp = torch.nextafter(estimate, torch.full_like(estimate, torch.inf)) - estimate
-    near = estimate + ulp * torch.arange(-_NEAR, _NEAR + 1)[:, None]
-    fits = s_x * near / s_y == multiplier
-    chosen = fits.to(torch.int8).argmax(0)
-    return near.gather(0, chosen[None])[0]

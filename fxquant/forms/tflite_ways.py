@@ -19,15 +19,13 @@ import torch
 from torch import Tensor
 
 from fxquant.forms.tflite import LAST, TfliteCall, Value, together
-from fxquant.rounding import GEMMLOWP, RUY, Rescale, Rounding, round_half_away
-from fxquant.schemes import SMALLEST_SCALE
+from fxquant.rounding import GEMMLOWP, RUY, Rescale, round_half_away
 
 TWO_STEPS = (GEMMLOWP, RUY)  # LiteRT's own: one rounds so in its reference, one in its optimized
 ACTIVATIONS = {
     "NONE": (-math.inf, math.inf), "RELU": (0.0, math.inf), "RELU6": (0.0, 6.0),
     "RELU_N1_TO_1": (-1.0, 1.0),
 }
-_NEAR = 8  # so many float32 numbers beside an estimate are looked at
 
 
 def every_code(x: Value) -> Tensor:
@@ -238,24 +236,3 @@ def two(values: Sequence[int], missing: int) -> tuple[int, int]:
     """A setting for rows and columns of a picture, `missing` for those that there are not."""
     rows, columns = [missing] * (2 - len(values)) + list(values)
     return rows, columns
-
-
-def scale_that_gives(
-    rounding: Rounding, n: tuple[Tensor, Tensor], beside: Tensor, below: Tensor
-) -> Tensor | None:
-    """The float32 scales s of which s·beside/below are those multipliers and shifts, [C]; None if
-    there are none.
-
-    Multipliers were made so of the scale of a weight; the numbers of a layer keep them alone.
-    """
-    multiplier, shift = n
-    factor = torch.ldexp(multiplier.double(), -shift)
-    estimate = (factor * below.double() / beside.double()).float().clamp(min=SMALLEST_SCALE)
-    ulp = torch.nextafter(estimate, torch.full_like(estimate, torch.inf)) - estimate
-    near = (estimate + ulp * torch.arange(-_NEAR, _NEAR + 1)[:, None]).clamp(min=SMALLEST_SCALE)
-    beside, below = beside.to(rounding.reals), below.to(rounding.reals)
-    found = rounding.rescale(beside * near.to(rounding.reals) / below)
-    fits = (found.multiplier == multiplier) & (found.shift == shift)
-    if not fits.any(0).all():
-        return None
-    return near.gather(0, fits.to(torch.int8).argmax(0)[None])[0]

@@ -27,7 +27,8 @@ from fxquant.forms.onnx import (
 )
 from fxquant.forms.tflite import LAST, TfliteCall
 from fxquant.forms.tflite import Value as TfliteValue
-from fxquant.forms.tflite_ways import Frame, fused, padded, scale_that_gives, two
+from fxquant.forms.tflite_ways import Frame, fused, padded, two
+from fxquant.forms.weight_scales import weight_scales
 from fxquant.intmath import (
     LayerNumbers,
     accumulator_bound,
@@ -188,12 +189,7 @@ def _scale_of_weight(call: TfliteCall, x: TfliteValue) -> Tensor:
     n: LayerNumbers = call.numbers
     if x.grid is None or not x.grid.scheme.is_byte or n.weight.dtype is not torch.int8:
         raise call.refuse("has codes or weights of more than 8 bits", "quantize it with 8")
-    scale = scale_that_gives(
-        n.rounding, (n.multiplier, n.shift), x.grid.scale, call.output.scale
-    )
-    if scale is None:
-        raise call.refuse("has multipliers that no float32 scale of its weight gives",
-                          "export what `convert` gave, of a network in float32")
+    scale = weight_scales(n, x.grid.scale, call.output.scale, call.graph.place)
     left = (HIGH_MUL_SHIFT - n.shift).clamp(min=0)
     if n.rounding.reals is torch.float64 and bool(
         ((n.bound + n.bias.abs()) << left >= 2**HIGH_MUL_SHIFT).any()
