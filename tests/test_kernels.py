@@ -683,3 +683,14 @@ def test_inductor_gives_the_same_integers_of_large_networks(name, choice):
 def test_float32_kernels_are_the_reference_everywhere(name, config):
     quantized = chosen(case(name, config).quantized, "float32")
     assert_equals_reference(quantized, case(name, config).inputs(3))
+
+
+def test_parts_leave_out_no_channel():
+    x = torch.randn(2, 600, 5, 5)
+    prepared = fxquant.prepare_qat(nn.Conv2d(600, 4, 3), x)
+    laws.settle(prepared, x)
+    quantized = fxquant.convert(prepared)
+    fxquant.use_kernels(quantized, "float32")
+    assert "in 4 parts" in str(fxquant.audit(quantized))
+    with pytest.raises(RuntimeError, match="to have 600 channels, but got 700"):
+        quantized(torch.randn(2, 700, 5, 5))

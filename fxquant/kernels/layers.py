@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,14 +29,18 @@ from fxquant.kernels.sums import (
 @dataclass(frozen=True, eq=False)
 class LayerKernel:
     """Codes of another number of dimensions than `dims`, such as one image without a batch, go to
-    `otherwise`, and so do those of another device, whose memory oneDNN would read unasked: there
-    torch says what is wrong. The channels of its result lie along `axis`.
+    `otherwise`, where torch says what is wrong, if anything is. So do those of another device,
+    whose memory oneDNN would read unasked; of other channels than `channels`, which sums in parts
+    would leave out; and of lengths below `least`, that hold no window. The channels of its result
+    lie along `axis`, as those of its input do.
     """
 
     sums: Sums
     finish: Finish | FinishByFloor
     dims: int | None
     axis: int
+    channels: int
+    least: tuple[int, ...]
     otherwise: Callable[..., Tensor]
     why: str
 
@@ -47,12 +52,19 @@ class LayerKernel:
     def __call__(self, *inputs: Tensor, **settings: Any) -> Tensor:
         """Codes of the input to codes of the output."""
         (codes,) = inputs
-        if codes.dim() != (self.dims or codes.dim()) or not codes.is_cpu:
+        if not self._takes(codes):
             return self.otherwise(codes, **settings)
         y = self.finish(self.sums(codes))
         if self.axis == -1:
             return y
         return y.permute(0, 3, 1, 2) if self.dims == 4 else y.movedim(-1, self.axis)
+
+    def _takes(self, codes: Tensor) -> bool:
+        shape = codes.shape
+        if not codes.is_cpu or not shape or len(shape) != (self.dims or len(shape)):
+            return False
+        lengths = shape[2:] if self.least else ()
+        return shape[self.axis] == self.channels and all(map(operator.ge, lengths, self.least))
 
 
 def layer_kernel(
@@ -61,6 +73,7 @@ def layer_kernel(
     """The first way that is exact; `otherwise` computes in float64."""
     refusals: list[str] = []
     g = layer.geometry
+    channels, least = layer.weight.shape[1] * (1 if g is None else g.groups), _least(layer)
     flat = g is not None and len(g.stride) == 1
     layer = in_two_dimensions(layer) if flat else layer
     for way in _ways(layer, choice):
@@ -71,11 +84,22 @@ def layer_kernel(
                 finish=finish(layer.numbers, found.bias, dtype),
                 dims=None if g is None else 2 + len(g.stride),
                 axis=-1 if g is None else 1,
+                channels=channels,
+                least=least,
                 otherwise=otherwise,
                 why="; ".join(refusals),
             )
         refusals.append(f"no {way.__name__.replace('_', ' ')}: {found.why}")
     return Plain(otherwise, "float64", "; ".join(refusals))
+
+
+def _least(layer: Layer) -> tuple[int, ...]:
+    """The shortest lengths that hold a window, padding included."""
+    g = layer.geometry
+    if g is None:
+        return ()
+    reaches = zip(g.dilation, layer.weight.shape[2:], g.padding, strict=True)
+    return tuple(d * (k - 1) + 1 - sum(padding) for d, k, padding in reaches)
 
 
 def _ways(layer: Layer, choice: KernelChoice) -> tuple[Way, ...]:

@@ -125,15 +125,18 @@ def _fast(
     function: Callable[..., Tensor], dims: int, call: IntegerCall, dtype: torch.dtype,
     choice: KernelChoice,
 ) -> Kernel:
+    plain = partial(_kernel(function, dims), call.numbers, dtype)
     if dtype.itemsize > 1:
-        return Plain(partial(_kernel(function, dims), call.numbers, dtype))
-    return Plain(partial(_on_bytes, function.__name__, dims))
+        return Plain(plain)
 
+    def on_bytes(codes: Tensor, **settings: Any) -> Tensor:
+        if not codes.numel():
+            return plain(codes, **settings)  # torch says which of them it takes
+        w = windows_of(settings, dims)
+        require_elements(function.__name__, w, codes.shape[-dims:])
+        return largest_in_windows(codes, w)
 
-def _on_bytes(name: str, dims: int, codes: Tensor, **settings: Any) -> Tensor:
-    w = windows_of(settings, dims)
-    require_elements(name, w, codes.shape[-dims:])
-    return largest_in_windows(codes, w)
+    return Plain(on_bytes)
 
 
 def _record(

@@ -5,6 +5,8 @@ integers lie within one step of quantize ∘ real ∘ dequantize, where nothing 
 of a prepared model and the converted one agree; the record is complete.
 """
 
+from typing import get_args
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from torch import nn
 import fxquant
 from fxquant import QuantConfig
 from fxquant.graph.edit import called_module
+from fxquant.kernels.kernel import KernelChoice
 from fxquant.ops import OPS, op_named
 from fxquant.ops.clamp import ClampNumbers
 from fxquant.ops.spec import Output, not_spelled
@@ -264,6 +267,28 @@ def test_eval_is_what_convert_gives(name):
     _, inputs, prepared, quantized = quantized_example(name, 0)
     for x in ([3 * i for i in inputs], [torch.zeros_like(i) for i in inputs]):
         laws.assert_equal(quantized(*x), prepared(*x))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_what_eval_refuses_every_kernel_refuses(name):
+    """Other channels, lengths without a window, nothing at all; what it takes, they take."""
+    _, (x, *others), prepared, quantized = quantized_example(name, 0)
+    for dim, length in enumerate(x.shape):
+        for other in {0, 1, 2, length + 1, 2 * length} - {length}:
+            given = torch.ones((*x.shape[:dim], other, *x.shape[dim + 1 :]), dtype=x.dtype)
+            expected = given_by(prepared, given, *others)
+            for choice in get_args(KernelChoice):
+                fxquant.use_kernels(quantized, choice)
+                found = given_by(quantized, given, *others)
+                laws.assert_equal(found, expected)
+
+
+def given_by(net, *inputs):
+    """None where it raises an error."""
+    try:
+        return net(*inputs)
+    except (RuntimeError, ValueError, IndexError):
+        return None
 
 
 @pytest.mark.parametrize(
