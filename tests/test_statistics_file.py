@@ -72,6 +72,8 @@ def text(tmp_path, calibrator=MinMax()) -> str:  # noqa: B008 - a frozen record
         ("calibrator: MinMax", "calibrator: MovingAverage", "cannot use what MovingAverage"),
         ("fxquant: 1", "fxquant: 0", "this is version '0'"),
         ("statistics:", "statistic:", "did you mean 'statistics'"),
+        ("value: classifier", "value: quantize_x", "'quantize_x' stands here a second time"),
+        ("low:", "data: '1'\n  low:", "has no data"),
         ("- value: quantize_x", "- &x", "nothing is said|no YAML|needs 'value'"),
     ],
 )
@@ -100,6 +102,17 @@ def test_data_that_is_none(tmp_path, data, message):
     (tmp_path / "stats.yaml").write_text("\n".join(lines))
     with pytest.raises(ConfigError, match=message):
         fxquant.load_statistics(prepared(KL()), tmp_path / "stats.yaml")
+
+
+def test_what_is_not_there(tmp_path):
+    path, lines = tmp_path / "stats.yaml", text(tmp_path).splitlines()
+    path.write_text(lines[0])
+    with pytest.raises(ConfigError, match="there is no 'statistics' here"):
+        fxquant.load_statistics(prepared(MinMax()), path)
+    second = [i for i, line in enumerate(lines) if "value:" in line][1]
+    path.write_text("\n".join(lines[:second]))
+    with pytest.raises(ConfigError, match="nothing is said of"):
+        fxquant.load_statistics(prepared(MinMax()), path)
 
 
 def test_what_a_calibrator_cannot_use(tmp_path):

@@ -49,6 +49,7 @@ OF_ROWS = {
     "twice": lambda x: torch.cat([x, x + 1]),
     "repeated": lambda x: x.repeat(2, 1, 1, 1),
     "a channel each": lambda x: x.flatten(0, 1)[:, None].expand(-1, 3, -1, -1),
+    "all for each": lambda x: x.flatten(0, 1)[None].expand(x.shape[0], -1, -1, -1),
     "one for all": lambda x: x.flatten(0, 1)[:1].expand(x.shape[0], -1, -1),
 }
 """What moves rows, in batches of any size."""
@@ -65,6 +66,12 @@ BY_ROWS = {
     "one by one": lambda x: x.unbind(0)[1],
 }
 """What an element becomes depends on how many rows there are."""
+
+NO_FORM = {
+    "several dimensions at once": lambda x: x[:, [0, 1], [2, 3]],
+    "a mask of several dimensions": lambda x: x[:, (torch.arange(28) % 3 == 0).reshape(4, 7)],
+}
+"""Moves that no file can hold, and why."""
 
 
 class Several(nn.Module):

@@ -137,6 +137,20 @@ def test_what_has_no_c_form_is_refused_and_leaves_nothing(message, tmp_path):
     fxquant.export_bundle(quantized, tmp_path / "bundle", IMAGE)  # without C it may be
 
 
+def test_c_of_values_of_five_dimensions_is_refused(tmp_path):
+    x = torch.randn(2, 3, 2, 4, 2, 3)
+    quantized = converted(Calls(lambda s, x: x + s.layers[0](x), nn.ReLU()), x)
+    with pytest.raises(ExportError, match="values of five dimensions have no C form"):
+        fxquant.export_bundle(quantized, tmp_path / "bundle", x, c=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_c_gives_codes_alone(tmp_path):
+    quantized = converted(Calls(lambda s, x: (s.layers[0](x), x), nn.ReLU()), IMAGE)
+    with pytest.raises(ExportError, match="is given as it is: C code gives codes"):
+        fxquant.export_bundle(quantized, tmp_path / "bundle", IMAGE, c=True)
+
+
 def test_c_of_what_takes_indices_is_refused(tmp_path):
     x = torch.tensor([[0, 1], [2, 3]])
     quantized = converted(nn.Sequential(nn.Embedding(4, 4), nn.Linear(4, 2)), x)

@@ -14,7 +14,7 @@ from fxquant.errors import ConfigError, DataError, ExportError, FileError, Stage
 from fxquant.ops import OPS
 from fxquant.rounding import ROUNDINGS
 from tests import laws
-from tests.export.networks import BY_ROWS, MOVES, OF_ROWS, Several
+from tests.export.networks import BY_ROWS, MOVES, NO_FORM, OF_ROWS, Several
 from tests.ops.test_laws import EXAMPLES, Call, quantized_example
 from tests.strategies import NetSpec, net_specs
 
@@ -127,6 +127,14 @@ def test_what_moves_elements_by_how_many_rows_there_are(name, tmp_path):
     with pytest.raises(ExportError, match=r"node '\w+'[\s\S]*What to do: fix.* batch=…"):
         fxquant.export_onnx(quantized, tmp_path / "net.onnx", x)
     is_equal(quantized, tmp_path / "net.onnx", [x], batch=8)
+
+
+@pytest.mark.parametrize("message", NO_FORM)
+def test_moves_without_a_form(message, tmp_path):
+    quantized, x = moving(NO_FORM[message])
+    with pytest.raises(ExportError, match=message):
+        fxquant.export_onnx(quantized, tmp_path / "net.onnx", x)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("settings", [

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import fxquant
+from fxquant.errors import ConfigError, StageError
 from fxquant.export import engines
 from tests import laws
 
@@ -79,3 +80,26 @@ def test_partings_stand_in_the_order_of_the_network(tmp_path, monkeypatch):
     )
     found = fxquant.verify(quantized, path, [x, x], ORT)
     assert [p.node for p in found.partings] == [first, last]
+
+
+def converted(model, x):
+    prepared = fxquant.prepare_qat(model, x)
+    laws.settle(prepared, x)
+    return fxquant.convert(prepared)
+
+
+def test_the_file_of_another_network(tmp_path):
+    _, path, x, _ = exported(tmp_path)
+    wider = converted(nn.Sequential(nn.Conv2d(4, 5, 1), nn.GELU()), x)
+    with pytest.raises(ConfigError, match=r"\[2, 5, 3, 3\] in the network and \[2, 4, 3, 3\]"):
+        fxquant.verify(wider, path, x, ORT)
+    twice = converted(Twice(), x)
+    with pytest.raises(ConfigError, match="gives 2 tensors and the file 1"):
+        fxquant.verify(twice, path, x, ORT)
+    with pytest.raises(StageError, match="integer network"):
+        fxquant.verify(nn.GELU(), path, x, ORT)
+
+
+class Twice(nn.Module):
+    def forward(self, x):
+        return torch.relu(x), x.sigmoid()

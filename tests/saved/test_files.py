@@ -189,6 +189,17 @@ def test_what_no_file_can_hold_is_said_with_its_place(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("value", [
+    {0.5: 1}, torch.ones(2), nn.ReLU(), object(), lambda: None,
+], ids=["a key", "a tensor", "a module from elsewhere", "an object", "a function of the user's"])
+def test_values_that_no_file_can_hold(value, tmp_path):
+    prepared = fxquant.prepare_qat(nn.Sequential(nn.Linear(2, 2)))
+    prepared.graph.find_nodes(op="output")[0].args = (value,)
+    with pytest.raises(FileError, match=r"node 'output'.* file"):
+        fxquant.save(prepared, tmp_path / "network.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unready_learned_step_starts_anew_where_it_came_back(tmp_path):
     spec = chain("conv", "relu")
     prepared = fxquant.prepare_qat(spec.build(), config=fxquant.QuantConfig(fake_quant=LSQ()))
