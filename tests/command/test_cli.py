@@ -50,9 +50,10 @@ def test_quantize_evaluate_inspect_and_statistics_of_a_file(monkeypatch, capsys,
     assert "top-5" in text
     assert fxquant.load_config(files["c.yaml"]).calibrator == KL()
 
-    code, text = call(monkeypatch, capsys, "evaluate", files["q.safetensors"], *DIGITS)
-    assert code == 0, text
-    assert "top-1" in text
+    for model in ((files["q.safetensors"],), (SMALL, "--weights", weights)):
+        code, text = call(monkeypatch, capsys, "evaluate", *model, *DIGITS)
+        assert code == 0, text
+        assert "top-1" in text
     code, text = call(
         monkeypatch, capsys, "inspect", files["q.safetensors"], "--passes", "--counts", *DIGITS[2:6]
     )
@@ -178,6 +179,8 @@ def test_other_modes(monkeypatch, capsys, mode):
         (("quantize", SMALL, *DIGITS, "--batch", "0"), "batch is a positive number, got 0"),
         (("quantize", SMALL, *DIGITS, "--mode", "dynamic", "--stats", "s.yaml"), "no statistics"),
         (("evaluate", SMALL, *DIGITS, "--channels", "2"), "channels are 1 or 3, got 2"),
+        (("evaluate", SMALL, *DIGITS, "--limit", "0"), "limit is a positive number, got 0"),
+        (("evaluate", SMALL, *DIGITS, "--weights", "none.pth"), "none.pth holds no weights"),
     ],
 )
 def test_one_clear_error_and_no_file(monkeypatch, capsys, tmp_path, arguments, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ import fxquant
 from fxquant import QuantConfig
 from fxquant.darts import DARTS_V2, NetworkCIFAR
 from fxquant.demo import CONFIG, FLOAT_RATE, FULL, QUICK, TUNING_RATE, Plan, load_digits, train
-from fxquant.errors import ConfigError, ExportError, StageError
+from fxquant.errors import ConfigError, ExportError, StageError, WriteError
 from fxquant.export.c_kernels import SHIFTS
 from tests import laws
 from tests.ops.test_laws import Call
@@ -341,3 +342,22 @@ def test_refusals(tmp_path):
     with pytest.raises(ExportError, match="conv_transpose2d has no C form"):
         fxquant.export_bundle(up, tmp_path / "c", x, c=True)
     assert not (tmp_path / "c").exists(), "a refusal leaves nothing"
+
+
+def test_a_bundle_that_cannot_take_its_place_leaves_the_former_one(tmp_path, monkeypatch):
+    folder, x = tmp_path / "bundle", torch.randn(2, 3, 9, 8)
+    quantized, *_ = bundle(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    replace, moved = os.replace, []
+
+    def once(source, target):
+        moved.append(target)
+        if len(moved) == 2:
+            raise OSError("no room")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", once)
+    with pytest.raises(WriteError, match="no room"):
+        fxquant.export_bundle(quantized, folder, x * 2)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

@@ -96,3 +96,17 @@ def test_what_cannot_be_followed():
         fxquant.export_program(fxquant.convert(prepared), x)
     with pytest.raises(ExportError, match="does not run on a batch"):
         fxquant.export_program(quantized, x[:, :, :4])
+
+
+def test_inputs_and_outputs_in_dictionaries():
+    class Net(nn.Linear):
+        def forward(self, given):
+            return {"sum": super().forward(given["x"]) + given["y"], "times": 2}
+
+    given = {"x": torch.randn(4, 3), "y": torch.randn(4, 2)}
+    prepared = fxquant.prepare_qat(Net(3, 2), [given])
+    laws.settle(prepared, given)
+    quantized = fxquant.convert(prepared)
+    program = fxquant.export_program(quantized, [given]).module()
+    fewer = {name: value[:3] for name, value in given.items()}
+    assert torch.equal(program(fewer)["sum"], quantized(fewer)["sum"])

@@ -9,7 +9,7 @@ from torch import nn
 
 import fxquant
 from fxquant.errors import CaptureError, UnsupportedOperatorError
-from fxquant.graph.attention import NotSpelledOutError
+from fxquant.graph.attention import NotSpelledOutError, scaled_dot_product_attention
 from fxquant.graph.einsum import read_equation
 from fxquant.graph.spell_out import spelled_out
 from fxquant.graph.trace import trace
@@ -173,6 +173,12 @@ def test_einsum(equation):
 def test_equations_of_no_matrix_product(equation, reason):
     with pytest.raises(NotSpelledOutError, match=reason):
         read_equation(equation, lambda i: 0)
+
+
+def test_a_mask_and_a_causal_one_are_too_many():
+    x, mask = torch.randn(2, 3, 4), torch.ones(3, 3)
+    with pytest.raises(NotSpelledOutError, match="attn_mask or is_causal=True, not both"):
+        scaled_dot_product_attention(x, x, x, attn_mask=mask, is_causal=True)
 
 
 def test_other_equations_are_for_parameters_alone():
