@@ -105,6 +105,7 @@ def prepare_ptq(
     return _prepare("prepare_ptq", model, example_inputs, config).eval()
 
 
+@torch.inference_mode(False)  # whose tensors no loss could train
 @_collecting_garbage_later()
 @identities_asked_once()
 def _prepare(
@@ -145,6 +146,7 @@ def _prepare(
     return gm
 
 
+@torch.inference_mode(False)
 @_collecting_garbage_later()
 def convert(prepared: fx.GraphModule) -> fx.GraphModule:
     """The integer network of a prepared model: `convert(p)(x)` equals `p.eval()(x)`, bit for bit.

@@ -216,3 +216,16 @@ def test_structures_of_outputs_are_kept():
     assert a["list"][1][1] == 3
     with pytest.raises(AssertionError, match="scale has been specialized"):
         quantized(x, 2.0)  # captured at its default: another value is refused, not ignored
+
+
+def test_what_is_made_in_inference_mode_trains_as_well():
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), torch.randn(2, 3, 6, 6)
+    with torch.inference_mode():
+        inside = torch.randn(2, 3, 6, 6)
+        prepared = fxquant.prepare_qat(net, inside)
+        prepared(inside)
+        quantized = fxquant.convert(prepared)
+        assert torch.equal(quantized(inside), prepared.eval()(inside))
+    prepared.train()(x).sum().backward()
+    quantized.load_state_dict(fxquant.convert(prepared).state_dict())
+    assert torch.equal(quantized(x), prepared.eval()(x))
