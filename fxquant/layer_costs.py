@@ -129,7 +129,7 @@ def sensitivity(
     Raises:
         ConfigError: bits that no weight can have.
         DataError: a batch is empty, holds NaN or infinity, or does not fit; or there is none.
-        … and whatever prepare_ptq raises.
+        FxQuantError: and whatever else prepare_ptq raises.
     """
     config = QuantConfig() if config is None else config
     schemes = _schemes(bits, config)

@@ -86,6 +86,14 @@ def test_the_page_of_a_file(source: str, page: str):
     assert pages.page_of(source) == page
 
 
+def test_links_to_pages_that_are_made_lead_somewhere():
+    made = (*pages.passes(), *pages.operators(), *pages.modules())
+    there = {page.uri for page in (pages.api(), pages.command_line(), *made)}
+    for path in pages.DOCS.rglob("*.md"):
+        linked = re.findall(r"\]\((?:\.\./)*(reference/[^)#]+)", path.read_text())
+        assert there.issuperset(linked), path
+
+
 def test_every_operator_has_a_page():
     assert {spec for _, specs in pages.operator_files() for spec in specs} == set(
         pages.fxquant.ops.OPS
