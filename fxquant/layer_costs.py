@@ -1,4 +1,11 @@
-"""How many bits each layer needs: one layer at a time has rounded weights, all else is real."""
+"""What it costs to round the weights of each layer to few bits, and what they take.
+
+    real       y = f(w_1, …, w_i, …, w_n)
+    rounded    ŷ = f(w_1, …, round(w_i), …, w_n)
+    cost       Σ (y - ŷ)² / Σ y², or the rise of the loss
+
+One layer at a time, with each number of bits; all else is real.
+"""
 
 from __future__ import annotations
 

@@ -113,6 +113,12 @@ def test_every_operator_file_is_listed():
     assert len(names) == len(set(names))
 
 
+def test_every_folder_has_a_row():
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in SOURCES} - {"fxquant"}
+    assert not [folder for folder in sorted(folders) if f"`{folder}/`" not in text]
+
+
 def test_torch_fx_private_names_stay_in_graph():
     for path in SOURCES:
         if part_of(path) != "graph":
