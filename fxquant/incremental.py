@@ -17,8 +17,8 @@ from fxquant.graph.edit import called_module
 from fxquant.graph.place import describe
 from fxquant.pipeline import PREPARED, say_stage, stage_of
 from fxquant.sites.call_site import CallSite
-from fxquant.sites.mixed import QuantizedLayer
 from fxquant.sites.parameters import parameters_of, refuse_nonfinite
+from fxquant.sites.quantized_layer import QuantizedLayer
 
 
 def fix_weights(prepared: fx.GraphModule, share: float) -> None:

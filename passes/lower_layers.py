@@ -17,8 +17,8 @@ from fxquant.graph.eval_only import drop_training, erase_dead
 from fxquant.graph.held import held_values
 from fxquant.graph.place import describe
 from fxquant.pipeline import Keeps, Log, Pass, Stage
-from fxquant.sites.mixed import QuantizedLayer
 from fxquant.sites.parameters import refuse_nonfinite
+from fxquant.sites.quantized_layer import QuantizedLayer
 
 
 class LowerLayers(Pass):

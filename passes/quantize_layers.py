@@ -18,8 +18,8 @@ from fxquant.overrides import Choices
 from fxquant.pipeline import Keeps, Log, Pass, Stage
 from fxquant.schemes import Channels
 from fxquant.sites.flow import layer_channels, sites
-from fxquant.sites.mixed import QuantizedLayer
 from fxquant.sites.parameters import parameters_of
+from fxquant.sites.quantized_layer import QuantizedLayer
 
 
 class QuantizeLayers(Pass):

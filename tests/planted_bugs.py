@@ -879,7 +879,7 @@ BUGS = (
     ),
     Bug(
         "a dynamic range forgets its zero point",
-        "fxquant/sites/mixed.py",
+        "fxquant/sites/quantized_layer.py",
         "centred(quantize(x, q), q.zero_point, kind)",
         "quantize(x, q).to(kind)",
         ("tests/test_modes.py::test_a_dynamic_linear_layer_by_hand",),

@@ -11,7 +11,7 @@ from torch import nn
 import fxquant
 from fxquant import Override, QuantConfig, QuantScheme
 from fxquant.errors import ConfigError, NonFiniteError, StageError
-from fxquant.sites.mixed import IntegerLayer, QuantizedLayer
+from fxquant.sites.quantized_layer import IntegerLayer, QuantizedLayer
 from tests import laws
 from tests.strategies import NetSpec, chain, net_specs
 

@@ -207,7 +207,7 @@ TESTS: dict[str, list[str]] = {
     "fxquant/ops/elu.py": [*TABLES, *laws("elu")],
     "fxquant/ops/exp.py": [*TABLES, *laws("exp")],
     "fxquant/sites/phase.py": ["tests/test_phases.py"],
-    "fxquant/sites/mixed.py": ["tests/test_modes.py"],
+    "fxquant/sites/quantized_layer.py": ["tests/test_modes.py"],
     "fxquant/forms/onnx.py": ["tests/export/test_onnx.py"],
     "fxquant/forms/qdq.py": ["tests/export/test_onnx.py"],
     "fxquant/forms/movable.py": ["tests/export/test_onnx.py", "tests/export/test_tflite.py"],

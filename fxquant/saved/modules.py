@@ -40,7 +40,7 @@ from fxquant.saved.tensors import require_name
 from fxquant.saved.values import Json, Reader, Writer
 from fxquant.sites.call_site import CallSite, InputQuantizer
 from fxquant.sites.integer import Dequantize, IntegerOp, Quantize
-from fxquant.sites.mixed import IntegerLayer, QuantizedLayer
+from fxquant.sites.quantized_layer import IntegerLayer, QuantizedLayer
 
 OWN: tuple[type[nn.Module], ...] = (
     *(CallSite, InputQuantizer, Switch, Choice, TrainOnly, OnlyIf),

@@ -23,7 +23,7 @@ from fxquant.graph.edit import (
 )
 from fxquant.pipeline import Stage, need_prepared, set_stage, stage_of
 from fxquant.sites.call_site import CallSite, InputQuantizer
-from fxquant.sites.mixed import QuantizedLayer
+from fxquant.sites.quantized_layer import QuantizedLayer
 
 
 def as_float(prepared: fx.GraphModule) -> fx.GraphModule:

@@ -21,7 +21,7 @@ from fxquant.see.grid import grids_of
 from fxquant.see.histogram import Distribution, Histogram
 from fxquant.sites.call_site import CallSite
 from fxquant.sites.integer import IntegerOp
-from fxquant.sites.mixed import IntegerLayer, QuantizedLayer
+from fxquant.sites.quantized_layer import IntegerLayer, QuantizedLayer
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fxquant.pipeline import Stage, say_stage, stage_of
 from fxquant.see.grid import Grid, grids_of
 from fxquant.see.kind import kind_of, name_of
 from fxquant.sites.call_site import CallSite
-from fxquant.sites.mixed import QuantizedLayer
+from fxquant.sites.quantized_layer import QuantizedLayer
 
 if TYPE_CHECKING:
     import networkx  # imported where it is used: it would make `import fxquant` slow

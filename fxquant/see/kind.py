@@ -13,7 +13,7 @@ from fxquant.ops import spelled_as
 from fxquant.ops.spec import Call
 from fxquant.sites.call_site import CallSite, InputQuantizer
 from fxquant.sites.integer import Dequantize, IntegerOp, Quantize
-from fxquant.sites.mixed import IntegerLayer, QuantizedLayer
+from fxquant.sites.quantized_layer import IntegerLayer, QuantizedLayer
 
 _OURS = {
     **{Quantize: "quantize", Dequantize: "dequantize", InputQuantizer: "fake_quant"},
