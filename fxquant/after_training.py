@@ -12,11 +12,12 @@ from torch import fx, nn
 
 from fxquant.batches import arguments, named
 from fxquant.errors import UncalibratedError
+from fxquant.graph.held import held_value
 from fxquant.graph.sharing import parameter_reads, shared_parameter
 from fxquant.pipeline import need_prepared
 from fxquant.sites.call_site import CallSite
 from fxquant.sites.flow import sites
-from fxquant.sites.parameters import parameters_of, set_bias, value_of
+from fxquant.sites.parameters import parameters_of, set_bias
 from fxquant.sites.phase import Phase, PhasedSite
 
 
@@ -39,7 +40,7 @@ def reestimate_batch_norm(prepared: fx.GraphModule, batches: Iterable[Any]) -> N
     """
     _need_trained(prepared, "reestimate_batch_norm")
     nodes = [node.kwargs.get("batch_norm") for node, _ in sites(prepared)]
-    found = [value_of(prepared, node) for node in nodes if isinstance(node, fx.Node)]
+    found = [held_value(prepared, node) for node in nodes if isinstance(node, fx.Node)]
     norms = list(dict.fromkeys(found))  # one that is called twice once
     if prepared.training:
         norms = [norm for norm in norms if norm.training]  # the user froze the others

@@ -29,6 +29,7 @@ from fxquant.graph.edit import (
     set_source,
     source_of,
 )
+from fxquant.graph.held import held_value
 from fxquant.graph.normal import Normal, set_normal
 from fxquant.graph.place import take_in
 from fxquant.graph.sharing import parameter_reads, read_elsewhere, shared_parameter
@@ -43,7 +44,6 @@ from fxquant.sites.parameters import (
     parameters_of,
     set_bias,
     set_weight,
-    value_of,
     why_not_shifted,
 )
 
@@ -70,10 +70,10 @@ class FoldBatchNorm(Pass):
             ):
                 reason = why_not(gm, layers, norm, reads) if layers else None
                 if layers and reason is None:
-                    fold(gm, layers, norm, value_of(gm, module))
+                    fold(gm, layers, norm, held_value(gm, module))
                     log.change(norm, f"folded into {', '.join(layer.name for layer in layers)}")
                     folded.add(str(module.target))
-                    reads[id(value_of(gm, module))] -= 1
+                    reads[id(held_value(gm, module))] -= 1
                     break
                 reasons += [reason] if reason else []
             else:

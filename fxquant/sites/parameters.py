@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, fx, nn
 
@@ -15,16 +13,11 @@ from fxquant.ops.spec import as_tuple
 from fxquant.sites.flow import layer_channels
 
 
-def value_of(gm: fx.GraphModule, node: fx.Node) -> Any:
-    """What a get_attr node reads, or what is computed from such nodes alone."""
-    return held_value(gm, node)
-
-
 def parameters_of(gm: fx.GraphModule, layer: fx.Node) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of the layer at `layer`."""
     weight, bias = layer.kwargs["weight"], layer.kwargs["bias"]
     assert isinstance(weight, fx.Node)
-    return value_of(gm, weight), value_of(gm, bias) if isinstance(bias, fx.Node) else None
+    return held_value(gm, weight), held_value(gm, bias) if isinstance(bias, fx.Node) else None
 
 
 def set_weight(gm: fx.GraphModule, layer: fx.Node, weight: Tensor) -> None:
