@@ -1,10 +1,10 @@
-"""Numbers of a graph that follow the batch, in larger batches than were run.
+"""Numbers that follow the batch: what they are in batches of other sizes than were run.
 
-    x[: x.shape[0] - 1]             n - 1 of any n
-    x[: 9 * x.shape[0] // 10]       n - 1 of 2, 3 and 6, and 90 of 100
-    if x.shape[0] > 8: …            captured as what it is not
+    x[: x.shape[0] - 1]             n - 1 of any n: a line
+    x[: 9 * x.shape[0] // 10]       n - 1 of 2, 3 and 6, but 90 of 100: refused
+    x.shape[0] > 8                  False of 2, 3 and 6, but True of 100: refused
 
-Shapes go on in a line, and arithmetic on them is done over: no tensor is needed for it.
+Shapes are taken to go on in a line, and arithmetic on them is done again: that needs no tensor.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ _OTHERS = (1, 7, 100, 4099)
 def require_lines(
     graph: fx.Graph, runs: Sequence[Mapping[fx.Node, Any]], rows: Sequence[int]
 ) -> None:
-    """Refuse numbers that the runs, of so many rows each, show in a line which other batches leave.
+    """Refuse a number that lies on a line in the runs, of so many rows each, and leaves it in other
+    batches.
 
     Raises:
-        ExportError: names the number, and two batches.
+        ExportError: names the number, and what it is in two batches.
     """
     numbers = scalars(graph)
     computed = [node for node in graph.nodes if node in numbers]
@@ -62,8 +63,8 @@ def _value(node: fx.Node, values: Mapping[fx.Node, Any], held: Any) -> Any:
 
 
 def _continued(found: Sequence[Any], rows: Sequence[int], size: int) -> Any:
-    """What whole numbers are for `size` rows, on the line through those of the runs; None where
-    there is none.
+    """What whole numbers become for `size` rows on the line through those of the runs; None where
+    they lie on none.
     """
     first = found[0]
     if isinstance(first, (tuple, list)) and len({*map(len, found)}) == 1:

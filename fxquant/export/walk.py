@@ -83,8 +83,8 @@ def walk(quantized: fx.GraphModule, example_inputs: Any, batch: int | None) -> W
     Raises:
         StageError: `quantized` did not come from convert.
         ConfigError: `example_inputs` are no arguments, or `batch` is no size.
-        ExportError: it does not run on other batch sizes than that of the example, and `batch` is
-            None.
+        ExportError: it does not run on `batch` rows, or, where `batch` is None, on any number of
+            them; or a number in it then leaves the line that it shows in the runs.
     """
     if not isinstance(quantized, fx.GraphModule) or stage_of(quantized) is not Stage.INTEGER:
         raise StageError(

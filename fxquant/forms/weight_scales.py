@@ -8,22 +8,21 @@ for s_w, and their engines make the same multipliers of it.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from fxquant.errors import ExportError
+from fxquant.intmath import LayerNumbers
 from fxquant.schemes import SMALLEST_SCALE
 
 _NEAR = 8  # so many float32 numbers beside an estimate are looked at
 
 
-def weight_scales(n: Any, s_x: Tensor, s_y: Tensor, place: str) -> Tensor:
-    """Of the numbers of a layer, the float32 scales of its weight [C], for inputs and outputs of
-    those scales, 0-dim.
+def weight_scales(n: LayerNumbers, s_x: Tensor, s_y: Tensor, place: str) -> Tensor:
+    """The scales of a layer's weight, float32 [C], from its numbers and the scales of its input and
+    its output, both 0-dim.
 
-    Raises ExportError, which names the node at `place`, where there are none.
+    Raises ExportError, which names the node `place`, where no scales give these numbers.
     """
     factor = torch.ldexp(n.multiplier.double(), -n.shift)
     estimate = (factor * s_y.double() / s_x.double()).float().clamp(min=SMALLEST_SCALE)

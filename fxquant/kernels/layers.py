@@ -28,11 +28,13 @@ from fxquant.kernels.sums import (
 
 @dataclass(frozen=True, eq=False)
 class LayerKernel:
-    """Codes of another number of dimensions than `dims`, such as one image without a batch, go to
-    `otherwise`, where torch says what is wrong, if anything is. So do those of another device,
-    whose memory oneDNN would read unasked; of other channels than `channels`, which sums in parts
-    would leave out; and of lengths below `least`, that hold no window. The channels of its result
-    lie along `axis`, as those of its input do.
+    """The sums of a layer and what requantizes them, for codes such as it was made for.
+
+    Others go to `otherwise`, where torch says what is wrong, if anything is: codes of another
+    number of dimensions than `dims`, such as one image without a batch; on another device, whose
+    memory oneDNN would read unasked; of other channels than `channels`, some of which sums in
+    parts would leave out; of lengths below `least`, which hold no window. Channels lie along
+    `axis`, those of the input and those of the result.
     """
 
     sums: Sums

@@ -131,7 +131,7 @@ def _fast(
 
     def on_bytes(codes: Tensor, **settings: Any) -> Tensor:
         if not codes.numel():
-            return plain(codes, **settings)  # torch says which of them it takes
+            return plain(codes, **settings)  # torch says which empty shapes it takes
         w = windows_of(settings, dims)
         require_elements(function.__name__, w, codes.shape[-dims:])
         return largest_in_windows(codes, w)
