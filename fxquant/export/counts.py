@@ -41,11 +41,17 @@ def require_lines(
             expected = _continued(found, rows, size)
             values[node] = expected if is_query(node) else _value(node, values, found[0])
             if None not in (expected, values[node]) and values[node] != expected:
-                raise ExportError(
-                    f"{describe(node)} follows the batch otherwise than one for one: "
-                    f"{values[node]} of {size} rows, {found[-1]} of {rows[-1]}.\n"
-                    "What to do: fix the size of batches, batch=…"
+                raise follows_otherwise(
+                    node, f"{values[node]} of {size} rows, {found[-1]} of {rows[-1]}"
                 )
+
+
+def follows_otherwise(node: fx.Node, found: object) -> ExportError:
+    """What is wrong with a node that gives what was `found`, in batches of several sizes."""
+    return ExportError(
+        f"{describe(node)} follows the batch otherwise than one for one: {found}.\n"
+        "What to do: fix the size of batches, batch=…"
+    )
 
 
 def _value(node: fx.Node, values: Mapping[fx.Node, Any], held: Any) -> Any:

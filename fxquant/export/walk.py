@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import ConfigError, ExportError, StageError
-from fxquant.export.counts import require_lines
+from fxquant.export.counts import follows_otherwise, require_lines
 from fxquant.graph.nested import leaves, mapped
 from fxquant.graph.place import describe
 from fxquant.graph.values import assertions, scalars
@@ -63,10 +63,7 @@ class Walk(NamedTuple):
         """
         found = merged([run[node] for run in self.runs])
         if any(isinstance(part, Varying) for part in leaves(found)):
-            raise ExportError(
-                f"{describe(node)} follows the batch otherwise than one for one: {found}.\n"
-                "What to do: fix the size of batches, batch=…"
-            )
+            raise follows_otherwise(node, found)
         return found
 
     def like(self, node: fx.Node) -> Like:
