@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import fxquant
-from fxquant.graph.edit import call_site, called_module, erase
+from fxquant.graph.edit import called_module, erase, insert_site
 from fxquant.graph.trace import trace
 from fxquant.ops.silu import SILU
 from fxquant.ops.table import table_numbers, table_reader
@@ -61,7 +61,7 @@ class WriteMish(RewritePass):
         """What to do."""
         (node,) = match
         with gm.graph.inserting_before(node):
-            site = call_site(gm, f"mish_{node.name}", CallSite(MISH), node.args[:1])
+            site = insert_site(gm, f"mish_{node.name}", CallSite(MISH), node.args[:1])
         erase(node, use_instead=site)
         return "written as mish"
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import UnsupportedOperatorError
-from fxquant.graph.edit import call_site, erase, map_nodes
+from fxquant.graph.edit import erase, insert_site, map_nodes
 from fxquant.graph.held import held, held_value
 from fxquant.graph.place import copy_place, describe, example_of, rank_of
 from fxquant.ops.add import ADD
@@ -170,7 +170,7 @@ def _add_mask(gm: fx.GraphModule, node: fx.Node, fill: Fill) -> fx.Node:
     low, high = (FLOOR, 0.0) if fill.holds else (0.0, FLOOR)
     with gm.graph.inserting_before(node):
         mask = gm.graph.call_function(torch.where, (fill.mask, low, high))
-        total = call_site(gm, node.name, CallSite(ADD), (fill.x, mask))
+        total = insert_site(gm, node.name, CallSite(ADD), (fill.x, mask))
     copy_place(fill.mask, mask)
     copy_place(node, total)
     name = node.name

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxquant.graph.edit import call_site, erase, get_attribute, nodes_in, set_source
+from fxquant.graph.edit import erase, get_attribute, insert_site, nodes_in, set_source
 from fxquant.graph.held import held
 from fxquant.graph.modes import is_dropout_switched_off
 from fxquant.graph.place import copy_place
@@ -81,7 +81,7 @@ def _replace(gm: fx.GraphModule, node: fx.Node, op: OpSpec, call: Call) -> fx.No
     with gm.graph.inserting_before(node):
         inputs = tuple(_argument(gm, node, value) for value in call.inputs)
         options = {name: _argument(gm, node, value) for name, value in call.options.items()}
-        site = call_site(gm, node.name, CallSite(op), inputs, options)
+        site = insert_site(gm, node.name, CallSite(op), inputs, options)
     copy_place(node, site)
     name = node.name
     erase(node, site)

@@ -17,7 +17,7 @@ from torch import fx
 from torch.nn.utils.parametrize import is_parametrized
 
 from fxquant.errors import UnsupportedOperatorError
-from fxquant.graph.edit import call_site, called_module, set_source, source_of
+from fxquant.graph.edit import called_module, insert_site, set_source, source_of
 from fxquant.graph.held import held
 from fxquant.graph.merge import TrainOnly, item
 from fxquant.graph.place import copy_place, describe, place_of
@@ -148,7 +148,7 @@ def _before_moves(
 def _add_entrance(gm: fx.GraphModule, value: fx.Node, observer: Observer) -> fx.Node:
     entrance = InputQuantizer(observer)
     with gm.graph.inserting_after(_after_inputs(value)):
-        node = call_site(gm, f"quantize_{value.name}", entrance, (value,))
+        node = insert_site(gm, f"quantize_{value.name}", entrance, (value,))
     copy_place(value, node)
     set_source(gm, node, source_of(gm, value))
     return node

@@ -17,10 +17,10 @@ from torch import Tensor, fx
 from fxquant.errors import UncalibratedError
 from fxquant.fake_quant import ActivationFakeQuant
 from fxquant.graph.edit import (
-    call_site,
     called_module,
     constant_site,
     erase,
+    insert_site,
     map_nodes,
     nodes_in,
     replace_site,
@@ -100,7 +100,7 @@ def _add_exits(gm: fx.GraphModule, quantizers: dict[fx.Node, ActivationFakeQuant
             continue
         dequantize = Dequantize(quantizer.qparams)
         with gm.graph.inserting_after(node):
-            exit_ = call_site(gm, f"dequantize_{node.name}", dequantize, (node,))
+            exit_ = insert_site(gm, f"dequantize_{node.name}", dequantize, (node,))
         copy_place(node, exit_)
         for reader in readers:
             reader.replace_input_with(node, exit_)

@@ -15,7 +15,7 @@ import math
 
 from torch import Tensor, fx
 
-from fxquant.graph.edit import call_site, erase, set_source, source_of
+from fxquant.graph.edit import erase, insert_site, set_source, source_of
 from fxquant.graph.held import held
 from fxquant.graph.place import copy_place, example_of, rank_of
 from fxquant.ops.mul import MUL
@@ -63,7 +63,7 @@ def _why_not_number(factor: fx.Node, x: fx.Node) -> str | None:
 
 def _replace(gm: fx.GraphModule, node: fx.Node, x: fx.Node, factor: fx.Node) -> None:
     with gm.graph.inserting_before(node):
-        term = call_site(gm, node.name, CallSite(WEIGHTED_SUM), (x,), {"factors": (factor,)})
+        term = insert_site(gm, node.name, CallSite(WEIGHTED_SUM), (x,), {"factors": (factor,)})
     copy_place(node, term)
     set_source(gm, term, source_of(gm, node))
     name = node.name

@@ -22,7 +22,7 @@ class Site(nn.Module):
     source: str
 
 
-def call_site(
+def insert_site(
     gm: fx.GraphModule, name: str, module: Site, args: tuple[Any, ...],
     kwargs: dict[str, Any] | None = None,
 ) -> fx.Node:

@@ -26,7 +26,7 @@ from torch import fx, nn
 
 from fxquant.errors import CaptureError
 from fxquant.graph.apart import Difference, parts, whole_difference
-from fxquant.graph.edit import Site, call_site, called_module, module_at, nodes_in
+from fxquant.graph.edit import Site, called_module, insert_site, module_at, nodes_in
 from fxquant.graph.guard import require_shapes
 from fxquant.graph.live import LiveFloat, read_in, replace_numbers
 from fxquant.graph.place import copy_place, describe, place_of, set_example
@@ -120,7 +120,7 @@ class _ByTheMode(_Parting):
     def join(self, gm: fx.GraphModule, reader: fx.Node, base: Any, other: Any) -> Any:
         # in the mode of whoever gave the training's value
         source = next(iter(nodes_in((other, base))), reader)
-        node = call_site(gm, "switch", Switch(_owner(gm, source)), (base, other))
+        node = insert_site(gm, "switch", Switch(_owner(gm, source)), (base, other))
         copy_place(reader, node)
         return node
 
@@ -132,7 +132,7 @@ class _ByTheMode(_Parting):
         inputs: tuple[fx.Node, ...],
         first: fx.Node,
     ) -> fx.Node:
-        return call_site(gm, "train_only", TrainOnly(body, outputs, _owner(gm, first)), inputs)
+        return insert_site(gm, "train_only", TrainOnly(body, outputs, _owner(gm, first)), inputs)
 
 
 class _ByACondition(_Parting):
@@ -147,7 +147,7 @@ class _ByACondition(_Parting):
                 "What to do: make one comparison of the two, or put a submodule that both "
                 "modes call between them."
             )
-        return call_site(gm, "choice", Choice(), (self.condition, base, other))
+        return insert_site(gm, "choice", Choice(), (self.condition, base, other))
 
     def region(
         self,
@@ -158,7 +158,7 @@ class _ByACondition(_Parting):
         first: fx.Node,
     ) -> fx.Node:
         module = OnlyIf(body, outputs, _owner(gm, first))
-        return call_site(gm, "only_if", module, (self.condition, *inputs))
+        return insert_site(gm, "only_if", module, (self.condition, *inputs))
 
 
 def merge(gm: fx.GraphModule, training: fx.Graph) -> None:
