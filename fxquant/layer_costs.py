@@ -31,8 +31,8 @@ from fxquant.graph.tensors import tensors_in
 from fxquant.schemes import QuantScheme
 from fxquant.see.as_float import as_float
 from fxquant.sites.call_site import CallSite
-from fxquant.sites.flow import layer_channels, sites
-from fxquant.sites.parameters import parameters_of
+from fxquant.sites.flow import sites
+from fxquant.sites.parameters import layer_channels, parameters_of
 
 _PICTURES = ("png", "svg", "pdf")
 Loss = Callable[[Any, Any], Tensor]

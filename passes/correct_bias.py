@@ -32,9 +32,9 @@ from fxquant.ops.mean import MEAN, spaces
 from fxquant.ops.spec import Clamp
 from fxquant.pipeline import Keeps, Log, Pass, Stage
 from fxquant.sites.call_site import CallSite
-from fxquant.sites.flow import inputs_of, layer_channels, site_of, sites
+from fxquant.sites.flow import inputs_of, site_of, sites
 from fxquant.sites.move import apply_move, is_move
-from fxquant.sites.parameters import fold_input_affine, parameters_of, set_bias
+from fxquant.sites.parameters import fold_input_affine, layer_channels, parameters_of, set_bias
 
 
 class CorrectBias(Pass):

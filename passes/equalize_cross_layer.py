@@ -44,9 +44,9 @@ from fxquant.ops.weighted_sum import WEIGHTED_SUM
 from fxquant.pipeline import Log, Pass, Stage
 from fxquant.schemes import INT8_WEIGHT, Channels, QuantScheme
 from fxquant.sites.call_site import CallSite
-from fxquant.sites.flow import inputs_of, layer_channels, site_of
+from fxquant.sites.flow import inputs_of, site_of
 from fxquant.sites.move import apply_move, hands_on, is_move
-from fxquant.sites.parameters import parameters_of, set_bias, set_weight
+from fxquant.sites.parameters import layer_channels, parameters_of, set_bias, set_weight
 
 _SUMS = (ADD, WEIGHTED_SUM)
 _FIXED = 0  # the class whose factor is 1

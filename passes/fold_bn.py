@@ -37,10 +37,11 @@ from fxquant.ops.batch_norm import BATCH_NORM, batch_norm_affine
 from fxquant.ops.cat import CAT
 from fxquant.pipeline import Keeps, Log, Pass, Stage
 from fxquant.sites.call_site import fold_affine
-from fxquant.sites.flow import inputs_of, layer_channels, site_of, sites
+from fxquant.sites.flow import inputs_of, site_of, sites
 from fxquant.sites.foldable import can_take_norm, why_not_one
 from fxquant.sites.parameters import (
     fold_input_affine,
+    layer_channels,
     parameters_of,
     set_bias,
     set_weight,

@@ -23,8 +23,8 @@ from fxquant.pipeline import Keeps, Log, Pass, Stage
 from fxquant.rounding import HALF_UP, Rounding
 from fxquant.schemes import INT8_WEIGHT, UINT8, QuantScheme
 from fxquant.sites.call_site import CallSite, InputQuantizer
-from fxquant.sites.flow import grids, inputs_of, layer_channels, quantizer_of, sites
-from fxquant.sites.parameters import parameters_of
+from fxquant.sites.flow import grids, inputs_of, quantizer_of, sites
+from fxquant.sites.parameters import layer_channels, parameters_of
 
 STRAIGHT_THROUGH: FakeQuant = StraightThrough()
 

@@ -17,8 +17,8 @@ from fxquant.graph.place import describe
 from fxquant.overrides import Choices
 from fxquant.pipeline import Keeps, Log, Pass, Stage
 from fxquant.schemes import Channels
-from fxquant.sites.flow import layer_channels, sites
-from fxquant.sites.parameters import parameters_of
+from fxquant.sites.flow import sites
+from fxquant.sites.parameters import layer_channels, parameters_of
 from fxquant.sites.quantized_layer import QuantizedLayer
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from torch import fx
 
 from fxquant.fake_quant import ActivationFakeQuant
-from fxquant.graph.edit import called_module, map_nodes
-from fxquant.graph.place import example_of
+from fxquant.graph.edit import called_module
 from fxquant.ops.spec import Output
-from fxquant.schemes import Channels
 from fxquant.sites.call_site import CallSite, InputQuantizer
 from fxquant.sites.move import is_move
 
@@ -36,16 +34,6 @@ def quantizer_of(gm: fx.GraphModule, node: fx.Node) -> ActivationFakeQuant:
 def inputs_of(node: fx.Node) -> list[fx.Node]:
     """The activations that a site's node reads: its positional arguments."""
     return [arg for arg in node.args if isinstance(arg, fx.Node)]
-
-
-def layer_channels(gm: fx.GraphModule, node: fx.Node) -> Channels:
-    """Where the output channels lie in the weight that the layer at `node` reads."""
-    site = site_of(gm, node)
-    axis = site.op.weight_axis if site is not None else None
-    groups = map_nodes(node.kwargs.get("groups", 1), example_of)  # a linear layer has none
-    assert axis is not None
-    assert isinstance(groups, int)  # as ops/layer.py sees to
-    return Channels(axis, groups)
 
 
 def integer_values(gm: fx.GraphModule) -> set[fx.Node]:

@@ -1,4 +1,4 @@
-"""The weight and bias of a layer in a graph: read, replaced, refused, and asked what they admit."""
+"""The weight and bias of a layer in a graph: where their channels lie, read, replaced, refused."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant.errors import NonFiniteError
-from fxquant.graph.edit import free_path, set_parameter
+from fxquant.graph.edit import free_path, map_nodes, set_parameter
 from fxquant.graph.held import held_value
-from fxquant.graph.place import copy_place
+from fxquant.graph.place import copy_place, example_of
 from fxquant.ops.spec import as_tuple
-from fxquant.sites.flow import layer_channels
+from fxquant.schemes import Channels
+from fxquant.sites.flow import site_of
 
 
 def parameters_of(gm: fx.GraphModule, layer: fx.Node) -> tuple[Tensor, Tensor | None]:
@@ -18,6 +19,16 @@ def parameters_of(gm: fx.GraphModule, layer: fx.Node) -> tuple[Tensor, Tensor | 
     weight, bias = layer.kwargs["weight"], layer.kwargs["bias"]
     assert isinstance(weight, fx.Node)
     return held_value(gm, weight), held_value(gm, bias) if isinstance(bias, fx.Node) else None
+
+
+def layer_channels(gm: fx.GraphModule, node: fx.Node) -> Channels:
+    """Where the output channels lie in the weight that the layer at `node` reads."""
+    site = site_of(gm, node)
+    axis = site.op.weight_axis if site is not None else None
+    groups = map_nodes(node.kwargs.get("groups", 1), example_of)  # a linear layer has none
+    assert axis is not None
+    assert isinstance(groups, int)  # as ops/layer.py sees to
+    return Channels(axis, groups)
 
 
 def set_weight(gm: fx.GraphModule, layer: fx.Node, weight: Tensor) -> None:
