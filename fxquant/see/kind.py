@@ -10,10 +10,10 @@ from fxquant.fake_quant import ActivationFakeQuant
 from fxquant.graph.edit import get_attribute, module_at
 from fxquant.graph.merge import Switch, TrainOnly
 from fxquant.ops import spelled_as
-from fxquant.ops.spec import Call
 from fxquant.sites.call_site import CallSite, InputQuantizer
 from fxquant.sites.integer import Dequantize, IntegerOp, Quantize
 from fxquant.sites.quantized_layer import IntegerLayer, QuantizedLayer
+from fxquant.sites.reading import read_spelling
 
 _OURS = {
     **{Quantize: "quantize", Dequantize: "dequantize", InputQuantizer: "fake_quant"},
@@ -26,10 +26,8 @@ def kind_of(gm: fx.GraphModule, node: fx.Node) -> str:
     if node.op in ("placeholder", "output"):
         return "input" if node.op == "placeholder" else "output"
     if node.op in ("call_function", "call_method"):
-        calls = ((op, op.read(node.args, node.kwargs)) for op in spelled_as(node.target))
-        spelled = (op for op, call in calls if isinstance(call, Call))
-        op = next(spelled, None)
-        return op.name if op is not None else name_of(node.target)
+        found = read_spelling(node, node.args, node.kwargs)
+        return found[0].name if isinstance(found, tuple) else name_of(node.target)
     if node.op == "get_attr":
         value = get_attribute(gm, str(node.target))
         return "parameter" if isinstance(value, nn.Parameter) else type(value).__name__
