@@ -24,7 +24,7 @@ def require_name(name: str, path: str) -> None:
         raise FileError(f"{path!r} is no path of a module or a tensor")
 
 
-def tensors_of(root: nn.Module) -> Iterator[tuple[str, str, Tensor | None, bool]]:
+def _tensors_of(root: nn.Module) -> Iterator[tuple[str, str, Tensor | None, bool]]:
     """Path, kind, value and persistence of every parameter and buffer, under all its names."""
     for path, module in root.named_modules():
         prefix = f"{path}." if path else ""
@@ -40,7 +40,7 @@ def write_tensors(root: nn.Module) -> tuple[Json, dict[str, Tensor]]:
     slots: list[Json] = []
     keys: dict[int, str] = {}
     written: dict[str, Tensor] = {}
-    for path, kind, tensor, persistent in tensors_of(root):
+    for path, kind, tensor, persistent in _tensors_of(root):
         if tensor is None:
             slots.append({"path": path, "kind": kind, "tensor": None})
             continue
