@@ -18,7 +18,7 @@ import fxquant
 from fxquant.errors import ConfigError
 from fxquant.intmath import FLOAT32_EXACT, LayerNumbers
 from fxquant.kernels import canary
-from fxquant.kernels.bytes import Windows, byte_table, largest_in_windows
+from fxquant.kernels.bytes import byte_table
 from fxquant.kernels.finish import Finish, FinishByFloor, finish
 from fxquant.kernels.sums import (
     Found,
@@ -31,6 +31,7 @@ from fxquant.kernels.sums import (
     int8_convolution,
     int8_matmul,
 )
+from fxquant.kernels.windows import Windows, largest_in_windows
 from fxquant.ops.accumulator import IntegerCall, Operand
 from fxquant.ops.cat import CAT
 from fxquant.ops.operands import OperandNumbers

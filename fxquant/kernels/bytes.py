@@ -1,17 +1,14 @@
-"""Kernels on codes of one byte: tables of all 256 results, maxima of shifted tensors.
+"""Tables of functions of one code of one byte, whatever they are: 256 results each.
 
-    table       q_y = table[q_x]         whatever the function of one code is
-    windows     q_y = max over the window, one dimension after the other
+    q_y = table[q_x]
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import reduce
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fxquant.schemes import QuantScheme
@@ -43,56 +40,3 @@ def byte_table(function: Callable[[Tensor], Tensor], scheme: QuantScheme) -> Byt
     stored = torch.arange(256).to(torch.uint8).view(scheme.dtype)
     table = function(stored)
     return None if torch.equal(table, stored) else ByteTable(stored, table)
-
-
-class Windows(NamedTuple):
-    """Of a pool over the last dimensions: a number for each."""
-
-    kernel: Sequence[int]
-    stride: Sequence[int]
-    padding: Sequence[int]
-    dilation: Sequence[int]
-    ceil_mode: bool
-
-
-def largest_in_windows(codes: Tensor, w: Windows) -> Tensor:
-    """max over each window; padding is never the largest."""
-    n = len(w.kernel)
-    lengths = codes.shape[-n:]
-    counts = [window_count(lengths[i], w, i) for i in range(n)]
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-        codes = _written_first(codes)
-    behind = [max(_reach(counts[i], w, i) - lengths[i] - w.padding[i], 0) for i in range(n)]
-    if any(w.padding) or any(behind):
-        widths = [width for i in reversed(range(n)) for width in (w.padding[i], behind[i])]
-        codes = F.pad(codes, widths, value=torch.iinfo(codes.dtype).min)
-    for i in range(n):
-        starts = (offset * w.dilation[i] for offset in range(w.kernel[i]))
-        span = (counts[i] - 1) * w.stride[i] + 1
-        shifted = [_every(codes.narrow(i - n, start, span), i - n, w.stride[i]) for start in starts]
-        codes = reduce(torch.maximum, shifted)
-    return codes
-
-
-def _written_first(codes: Tensor) -> Tensor:
-    """A copy that inductor has to write, since strides mean nothing else: it would compute `codes`
-    anew for each window that holds them. A copy, because parts of tensors have no such strides."""
-    copy = codes.clone()
-    return copy.as_strided(copy.shape, copy.stride())
-
-
-def _every(x: Tensor, dim: int, step: int) -> Tensor:
-    return x if step == 1 else x.movedim(dim, 0)[::step].movedim(0, dim)
-
-
-def window_count(length: int, w: Windows, i: int) -> int:
-    """How many windows there are over so many elements of dimension i, as torch counts them."""
-    room = length + 2 * w.padding[i] - w.dilation[i] * (w.kernel[i] - 1) - 1
-    count = (-(-room // w.stride[i]) if w.ceil_mode else room // w.stride[i]) + 1
-    starts_behind = w.ceil_mode and (count - 1) * w.stride[i] >= length + w.padding[i]
-    return count - 1 if starts_behind else count
-
-
-def _reach(count: int, w: Windows, i: int) -> int:
-    """How far the last window reaches, from the first on."""
-    return (count - 1) * w.stride[i] + w.dilation[i] * (w.kernel[i] - 1) + 1

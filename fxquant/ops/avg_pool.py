@@ -32,7 +32,7 @@ from fxquant.forms.tflite_ways import (
     two,
 )
 from fxquant.intmath import centred, per_channel, sum_of_mean
-from fxquant.kernels.bytes import Windows
+from fxquant.kernels.windows import Windows, padding_behind
 from fxquant.ops.accumulator import Accumulator, IntegerCall, reach
 from fxquant.ops.spec import (
     Call,
@@ -43,7 +43,7 @@ from fxquant.ops.spec import (
     per_dimension,
     signature_reader,
 )
-from fxquant.ops.windows import padding_behind, windows_of
+from fxquant.ops.windows import windows_of
 from fxquant.rounding import HALF_AWAY, Rounding
 
 

@@ -19,8 +19,8 @@ from fxquant.forms.onnx import OnnxCall, OnnxForm, Value
 from fxquant.forms.tflite import TfliteCall, TfliteForm
 from fxquant.forms.tflite import Value as TfliteValue
 from fxquant.forms.tflite_ways import Frame, padded, pictures, pool, two
-from fxquant.kernels.bytes import largest_in_windows
 from fxquant.kernels.kernel import Kernel, KernelChoice, Plain
+from fxquant.kernels.windows import largest_in_windows, padding_behind
 from fxquant.ops.accumulator import IntegerCall, adds_nothing
 from fxquant.ops.selection import (
     NoNumbers,
@@ -29,7 +29,7 @@ from fxquant.ops.selection import (
     selection_kernel,
 )
 from fxquant.ops.spec import OpSpec, Output, module_options
-from fxquant.ops.windows import padding_behind, require_elements, windows_of
+from fxquant.ops.windows import require_elements, windows_of
 
 
 def max_pool1d(

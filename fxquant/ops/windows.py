@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fxquant.errors import ShapeError
-from fxquant.kernels.bytes import Windows, window_count
+from fxquant.kernels.windows import Windows, window_count
 from fxquant.ops.spec import per_dimension
 
 
@@ -43,15 +43,3 @@ def require_elements(name: str, w: Windows, lengths: Sequence[int]) -> None:
                     f"{last}; it would give -inf, for which there is no integer.\n"
                     "What to do: hand it more elements, or pool with less padding or dilation."
                 )
-
-
-def padding_behind(w: Windows, lengths: Sequence[int], counts: Sequence[int]) -> list[int]:
-    """How much to pad behind so many elements for so many windows, as far as the last one reaches:
-    that is ceil_mode in numbers.
-    """
-    return [
-        max((count - 1) * step + d * (k - 1) + 1 - length - before, 0)
-        for count, length, k, step, before, d in zip(
-            counts, lengths, w.kernel, w.stride, w.padding, w.dilation, strict=True
-        )
-    ]
