@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from fxquant.intmath import FLOAT32_EXACT, LayerNumbers
 from fxquant.kernels import canary
 from fxquant.kernels.bytes import byte_table
 from fxquant.kernels.finish import Finish, FinishByFloor, finish
+from fxquant.kernels.kernel import KernelChoice
 from fxquant.kernels.sums import (
     Found,
     Geometry,
@@ -695,3 +697,24 @@ def test_parts_leave_out_no_channel():
     assert "in 4 parts" in str(fxquant.audit(quantized))
     with pytest.raises(RuntimeError, match="to have 600 channels, but got 700"):
         quantized(torch.randn(2, 700, 5, 5))
+
+
+@pytest.mark.parametrize("choice", get_args(KernelChoice))
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(4, 8, 3, padding=2), (1, 4, 6, 0)),
+        (nn.Conv2d(4, 8, 1, padding=1, groups=4), (2, 4, 0, 5)),
+        (nn.Conv1d(4, 8, 2, padding=2, stride=3), (1, 4, 0)),
+        (nn.Conv3d(4, 8, 2, padding=1), (1, 4, 3, 0, 3)),
+    ],
+    ids=str,
+)
+def test_padding_alone_is_no_input(layer, shape, choice):
+    x = torch.randn(2, 4, *[6] * len(shape[2:]))
+    prepared = fxquant.prepare_qat(layer, x)
+    laws.settle(prepared, x)
+    quantized = chosen(fxquant.convert(prepared), choice)
+    for network in (prepared.eval(), quantized):
+        with pytest.raises(RuntimeError, match="zero"):
+            network(torch.zeros(shape))

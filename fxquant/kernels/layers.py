@@ -96,12 +96,12 @@ def layer_kernel(
 
 
 def _least(layer: Layer) -> tuple[int, ...]:
-    """The shortest lengths that hold a window, padding included."""
+    """The shortest lengths that hold a window, padding included, which alone is no input."""
     g = layer.geometry
     if g is None:
         return ()
     reaches = zip(g.dilation, layer.weight.shape[2:], g.padding, strict=True)
-    return tuple(d * (k - 1) + 1 - sum(padding) for d, k, padding in reaches)
+    return tuple(max(d * (k - 1) + 1 - sum(padding), 1) for d, k, padding in reaches)
 
 
 def _ways(layer: Layer, choice: KernelChoice) -> tuple[Way, ...]:
