@@ -718,3 +718,26 @@ def test_padding_alone_is_no_input(layer, shape, choice):
     for network in (prepared.eval(), quantized):
         with pytest.raises(RuntimeError, match="zero"):
             network(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("choice", get_args(KernelChoice))
+@pytest.mark.parametrize(
+    ("pool", "shape"),
+    [
+        (nn.MaxPool1d(2), (7,)),
+        (nn.MaxPool1d(2), (1, 1, 4, 7)),
+        (nn.MaxPool1d(3, 1), (1, 4, 2)),
+        (nn.MaxPool2d(2), (1, 1, 4, 7, 7)),
+        (nn.MaxPool2d((1, 2), 1), (1, 4, 3, 1)),
+        (nn.MaxPool3d((1, 1, 3), 1), (1, 4, 3, 3, 2)),
+    ],
+    ids=str,
+)
+def test_a_pool_of_other_shapes_is_refused_by_every_kernel(pool, shape, choice):
+    x = torch.randn(2, 4, *[6] * int(type(pool).__name__[-2]))
+    prepared = fxquant.prepare_qat(pool, x)
+    laws.settle(prepared, x)
+    quantized = chosen(fxquant.convert(prepared), choice)
+    for network in (pool, prepared.eval(), quantized):
+        with pytest.raises(RuntimeError):
+            network(torch.zeros(shape))

@@ -29,7 +29,7 @@ from fxquant.ops.selection import (
     selection_kernel,
 )
 from fxquant.ops.spec import OpSpec, Output, module_options
-from fxquant.ops.windows import require_elements, windows_of
+from fxquant.ops.windows import has_windows, require_elements, windows_of
 
 
 def max_pool1d(
@@ -130,10 +130,10 @@ def _fast(
         return Plain(plain)
 
     def on_bytes(codes: Tensor, **settings: Any) -> Tensor:
-        if not codes.numel():
-            return plain(codes, **settings)  # torch says which empty shapes it takes
-        w = windows_of(settings, dims)
-        require_elements(function.__name__, w, codes.shape[-dims:])
+        w, lengths = windows_of(settings, dims), codes.shape[-dims:]
+        if not codes.numel() or codes.dim() - dims not in (1, 2) or not has_windows(w, lengths):
+            return plain(codes, **settings)  # torch says which shapes it takes
+        require_elements(function.__name__, w, lengths)
         return largest_in_windows(codes, w)
 
     return Plain(on_bytes)

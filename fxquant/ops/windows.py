@@ -23,6 +23,11 @@ def windows_of(settings: Mapping[str, Any], dims: int) -> Windows:
     )
 
 
+def has_windows(w: Windows, lengths: Sequence[int]) -> bool:
+    """Whether there is a window over so many elements."""
+    return all(window_count(length, w, i) > 0 for i, length in enumerate(lengths))
+
+
 def require_elements(name: str, w: Windows, lengths: Sequence[int]) -> None:
     """Refuse pools of which a window lies in the padding alone: its largest element would be -inf.
     Only what is dilated can step over all elements.
