@@ -61,7 +61,16 @@ class _Proxy(fx.Proxy):
     def __index__(self) -> int:
         """The number that it is now, for whoever needs a plain one; for others it is refused."""
         assert isinstance(self.tracer, Tracer)
-        return self.tracer.number(self)
+        return int(self.tracer.number(self, int))
+
+    def __int__(self) -> int:
+        """The same of any number, such as a square root: a side of so many patches."""
+        assert isinstance(self.tracer, Tracer)
+        return int(self.tracer.number(self, bool, int, float))
+
+    def __float__(self) -> float:
+        assert isinstance(self.tracer, Tracer)
+        return float(self.tracer.number(self, bool, int, float))
 
     @property
     def data(self) -> fx.Proxy:
@@ -278,11 +287,11 @@ class Tracer(fx.Tracer):
             return bool(value)
         return super().to_bool(obj)
 
-    def number(self, obj: fx.Proxy) -> int:
-        """What `obj` is now, where that is an integer that the model's shapes decide."""
+    def number(self, obj: fx.Proxy, *kinds: type[float]) -> float:
+        """What `obj` is now, where that is a number of one of these kinds that shapes decide."""
         value = self.examples.of(obj.node)
-        if type(value) is not int:
-            raise TypeError(f"'{obj}' is no integer that shapes decide")
+        if type(value) not in kinds:
+            raise TypeError(f"'{obj}' is no {kinds[-1].__name__} that shapes decide")
         if obj.node not in self.held:
             self._guard(obj, value, "a number")
         return value

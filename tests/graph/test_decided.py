@@ -1,6 +1,7 @@
 """What parameters and shapes decide, and what is written into parts of it."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -148,6 +149,29 @@ def test_a_size_is_a_number_where_only_a_number_will_do():
     gm = captured(lambda m, x: sum(x[:, i] for i in range(x.shape[1])))
     with pytest.raises(ShapeError, match="a number in '' was captured for other shapes"):
         gm(torch.randn(2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: x.reshape(-1, int(x.shape[1] ** 0.5), 2, 4),
+        lambda m, x: x.reshape(-1, int(math.sqrt(x.shape[1])), 2, 4),
+        lambda m, x: x.reshape(int(x.shape[1] * x.shape[2] / 2 / 2), -1),
+        lambda m, x: x * float(x.shape[1] / 3),
+        lambda m, x: x * int(x.shape[1] > 3),
+    ],
+)
+def test_a_number_of_any_kind_is_asserted(function):
+    """The sides of so many patches, windows in a batch: `int` has to give a plain number."""
+    gm = captured(function)
+    with pytest.raises(ShapeError, match="a number in '' was captured for other shapes"):
+        gm(torch.randn(2, 1, 4))
+
+
+@pytest.mark.parametrize("kind", [int, float])
+def test_a_value_is_no_number(kind):
+    with pytest.raises(CaptureError, match=r"(?s)mean.' is no .* that shapes decide.*What to do"):
+        trace(Net(lambda m, x: x * kind(x.mean())), (X,))
 
 
 @pytest.mark.parametrize(
