@@ -19,8 +19,8 @@ from fxquant.graph.edit import map_nodes
 from fxquant.graph.place import describe
 from fxquant.graph.values import is_query, scalars
 
-_OTHERS = (1, 7, 100, 4099)
-"""Rows for which numbers are computed, beside those of the runs."""
+_OTHERS = (*range(1, 131), *(2**bits + more for bits in range(8, 17) for more in (-1, 0, 1)))
+"""Rows for which numbers are computed: whatever is small, and around powers of two."""
 
 
 def require_lines(
@@ -64,7 +64,7 @@ def _value(node: fx.Node, values: Mapping[fx.Node, Any], held: Any) -> Any:
     args, kwargs = map_nodes((node.args, node.kwargs), values.__getitem__)
     try:
         return function(*args, **kwargs)
-    except (ArithmeticError, ValueError, TypeError):  # such a batch has no such number
+    except (ArithmeticError, LookupError, ValueError, TypeError):  # such a batch has no such number
         return None
 
 

@@ -58,6 +58,7 @@ BY_ROWS = {
     "half": lambda x: x[: x.shape[0] // 2],
     "nine in ten": lambda x: x[: 9 * x.shape[0] // 10],
     "eight at most, counted": lambda x: x[: min(x.shape[0], 8)],
+    "of five alone": lambda x: x[:, : 3 + (x.shape[0] == 5)],
     "a quarter less": lambda x: x[x.shape[0] // 4 :],
     "as many channels": lambda x: x[:, : x.shape[0]],
     "two each": lambda x: x.flatten(0, 1)[:1].expand(2 * x.shape[0], -1, -1),
