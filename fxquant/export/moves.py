@@ -164,10 +164,11 @@ def _slices(steps: Sequence[fx.Node]) -> list[Any]:
     sizes = [_size(s, dim) for s in steps]
     told = [g.get("end") for g in given]
     ends = [size if end is None else end for end, size in zip(told, sizes, strict=True)]
-    to_the_end = all(end >= size for end, size in zip(ends, sizes, strict=True))
     same = len({*ends}) == 1 and ends[0] < _FAR
-    end = None if to_the_end and not same else _place(ends, sizes)
-    return [dim, _place([g.get("start") or 0 for g in given], sizes), end, given[0].get("step", 1)]
+    end = None if _all_behind(ends, sizes) and not same else _place(ends, sizes)
+    start = _place([g.get("start") or 0 for g in given], sizes)
+    step = [g.get("step", 1) for g in given]
+    return [dim, start, end, step[0] if len({*step}) == 1 else Varying(tuple(step))]
 
 
 def _selects(steps: Sequence[fx.Node]) -> list[Any]:
@@ -182,10 +183,16 @@ def _size(step: fx.Node, dim: int) -> int:
     return size
 
 
+def _all_behind(ends: Sequence[int], sizes: Sequence[int]) -> bool:
+    """Whether they lie behind all elements, and as far in every batch."""
+    gaps = {min(end - size, _FAR) for end, size in zip(ends, sizes, strict=True)}
+    return len(gaps) == 1 and min(gaps) >= 0
+
+
 def _place(places: Sequence[Any], sizes: Sequence[int]) -> Any:
     """A place along a dimension, counted from its start, or from its end as numbers below 0."""
     behind = {place - size for place, size in zip(places, sizes, strict=True)}
-    if len({*places}) > 1 and len(behind) == 1 and max(behind) < 0:
+    if len({*places}) > 1 and len(behind) == 1 and min(places) >= 0 > max(behind):
         return behind.pop()
     return places[0] if len({*places}) == 1 else Varying(tuple(places))
 
