@@ -1461,7 +1461,7 @@ BUGS = (
     Bug(
         "all but the last row are all",
         "fxquant/export/moves.py",
-        "    end = None if to_the_end and not same else _place(ends, sizes)",
+        "    end = None if _all_behind(ends, sizes) and not same else _place(ends, sizes)",
         "    end = None if not same else _place(ends, sizes)",
         ("tests/export/test_onnx.py::test_what_moves_rows",),
     ),

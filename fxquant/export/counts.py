@@ -1,8 +1,8 @@
 """Numbers that follow the batch: what they are in batches of other sizes than were run.
 
     x[: x.shape[0] - 1]             n - 1 of any n: a line
-    x[: 9 * x.shape[0] // 10]       n - 1 of 2, 3 and 6, but 90 of 100: refused
-    x.shape[0] > 8                  False of 2, 3 and 6, but True of 100: refused
+    x[: 9 * x.shape[0] // 10]       n - 1 of 2, 3 and 6, but 9 of 11: refused
+    x.shape[0] > 8                  False of 2, 3 and 6, but True of 9: refused
 
 Shapes are taken to go on in a line, and arithmetic on them is done again: that needs no tensor.
 """

@@ -289,7 +289,7 @@ class Tracer(fx.Tracer):
 
     def number(self, obj: fx.Proxy, *kinds: type[float]) -> float:
         """What `obj` is now, where that is a number of one of these kinds that shapes decide."""
-        value = self.examples.of(obj.node)
+        value: float = self.examples.of(obj.node)
         if type(value) not in kinds:
             raise TypeError(f"'{obj}' is no {kinds[-1].__name__} that shapes decide")
         if obj.node not in self.held:

@@ -66,8 +66,8 @@ def test_what_is_on_the_line_of_few_batches_stays_on_it(steps, rows):
 
 
 @pytest.mark.parametrize(("steps", "other"), [
-    ([(operator.mul, 9), (operator.floordiv, 10)], "90 of 100 rows, 5 of 6"),
-    ([(operator.gt, 8)], "True of 100 rows, False of 6"),
+    ([(operator.mul, 9), (operator.floordiv, 10)], "9 of 11 rows, 5 of 6"),
+    ([(operator.gt, 8)], "True of 9 rows, False of 6"),
 ])
 def test_it_says_where_a_number_leaves_the_line(steps, other):
     gm, number = counting(steps)
