@@ -167,7 +167,10 @@ class _Writer:
         read = leaves(node.args)
         codes = tuple(self.values[x] for x in read)
         grids = tuple(self.grids.get(x) for x in read)
-        settings = map_nodes(node.kwargs, lambda n: self.values.get(n, self.walk.of(n)))
+        number = self.walk.of if module.op.allocates else self.walk.setting
+        settings = map_nodes(
+            node.kwargs, lambda n: self.values[n] if n in self.values else number(n)
+        )
         like = self.walk.like(node)
         output = self.grids[node]
         assert output is not None  # an integer operator knows what its codes stand for

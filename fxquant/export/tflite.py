@@ -137,7 +137,9 @@ class _Writer:
                 f"{describe(node)}: LiteRT has no operators that give the integers of "
                 f"{module.op.name}.\nWhat to do: export_onnx, or a network without it."
             )
-        settings = map_nodes(node.kwargs, lambda n: self.values.get(n, self.walk.of(n)))
+        settings = map_nodes(
+            node.kwargs, lambda n: self.values[n] if n in self.values else self.walk.setting(n)
+        )
         kernel = partial(module.op.kernel, module.numbers, module.scheme.dtype)
         numbers = {key: x for key, x in settings.items() if key not in module.op.indices}
         call = TfliteCall(

@@ -66,6 +66,19 @@ class Walk(NamedTuple):
             raise follows_otherwise(node, found)
         return found
 
+    def setting(self, node: fx.Node) -> Any:
+        """A number that an operator is called with.
+
+        Raises ExportError for one that follows the batch.
+        """
+        found = [run[node] for run in self.runs]
+        if any(value != found[0] for value in found):
+            raise ExportError(
+                f"{describe(node)} follows the batch, and an operator computes by it: "
+                f"{Varying(tuple(found))}.\nWhat to do: fix the size of batches, batch=…"
+            )
+        return found[0]
+
     def like(self, node: fx.Node) -> Like:
         """The shape and the type of the tensor that a node gives."""
         found = self.of(node)

@@ -64,4 +64,5 @@ NEW_ZEROS = OpSpec(
     kernel=_kernel,
     accumulator=adds_nothing,
     onnx=_onnx,
+    allocates=True,
 )

@@ -137,6 +137,7 @@ class OpSpec:
     qdq           the real operator between codes, if an engine is known to give the kernel's
                   integers so, under fp32_rne
     indices       the options that are integer tensors of the network: they say what to pick
+    allocates     whether its options are the shape of its result, which may follow the batch
     real          the options that end in the numbers: the kernel takes the others
     fast          `fast(call, dtype, choice)`: a kernel that gives what `kernel` gives, for numbers
                   that stand still, as those of a converted network do
@@ -159,6 +160,7 @@ class OpSpec:
     tflite: TfliteForm | None = None
     qdq: QdqForm | None = None
     indices: tuple[str, ...] = ()
+    allocates: bool = False
     real: tuple[str, ...] = ()
     fast: FastKernel | None = None
 

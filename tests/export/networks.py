@@ -62,6 +62,8 @@ BY_ROWS = {
     "up to the twelfth, counted": lambda x: x[: 12 - x.shape[0]],
     "from the seventh last, counted": lambda x: x[x.shape[0] - 7 :],
     "as far apart": lambda x: x[:: x.shape[0]],
+    "pooled to as many": lambda x: F.adaptive_avg_pool2d(x, (x.shape[0], 2)),
+    "padded by as many": lambda x: F.pad(x, (0, x.shape[0])),
     "a quarter less": lambda x: x[x.shape[0] // 4 :],
     "as many channels": lambda x: x[:, : x.shape[0]],
     "two each": lambda x: x.flatten(0, 1)[:1].expand(2 * x.shape[0], -1, -1),
