@@ -21,6 +21,7 @@ from torch import Tensor, fx
 
 import fxquant
 from fxquant.errors import ConfigError, ExportError
+from fxquant.export.bundle_schema import SCHEMA, VERSION
 from fxquant.export.c import Files, c_files
 from fxquant.export.count import count_node
 from fxquant.export.moves import apply_to
@@ -33,8 +34,6 @@ from fxquant.graph.place import describe, place_of
 from fxquant.rounding import Rounding
 from fxquant.sites.integer import Dequantize, IntegerOp, Quantize
 from fxquant.sites.move import is_move
-
-VERSION = 1
 
 
 def export_bundle(
@@ -149,18 +148,29 @@ def _node(walked: Walk, node: fx.Node, numbers: dict[str, Tensor]) -> dict[str, 
             numbers[node.name] = value
         return entry | {"kind": "constant"}
     if isinstance(module, (Quantize, Dequantize)):
-        kind = "quantize" if isinstance(module, Quantize) else "dequantize"
-        rounding = module.rounding.name if isinstance(module, Quantize) else None
-        codes = {"scheme": str(module.scheme), "scale": float(module.scale),
-                 "zero_point": int(module.zero_point)}
-        return entry | {"kind": kind, "rounding": rounding, "codes": codes}
-    if not isinstance(module, IntegerOp) and not is_move(walked.gm, node):
-        raise ExportError(
-            f"{describe(node)} computes in float, between integers: a bundle holds integers.\n"
-            "What to do: convert the network without keep_float."
-        )
-    if not isinstance(module, IntegerOp):
+        return entry | _boundary(module)
+    if isinstance(module, IntegerOp):
+        return entry | _operator(walked, node, module, numbers)
+    if is_move(walked.gm, node):
         return entry | {"kind": "move", "places": _places(walked, node, numbers)}
+    raise ExportError(
+        f"{describe(node)} computes in float, between integers: a bundle holds integers.\n"
+        "What to do: convert the network without keep_float."
+    )
+
+
+def _boundary(module: Quantize | Dequantize) -> dict[str, Any]:
+    """Where real numbers become codes, or codes real numbers."""
+    codes = {"scheme": str(module.scheme), "scale": float(module.scale),
+             "zero_point": int(module.zero_point)}
+    if isinstance(module, Quantize):
+        return {"kind": "quantize", "rounding": module.rounding.name, "codes": codes}
+    return {"kind": "dequantize", "rounding": None, "codes": codes}
+
+
+def _operator(
+    walked: Walk, node: fx.Node, module: IntegerOp, numbers: dict[str, Tensor]
+) -> dict[str, Any]:
     fields = {}
     rounding = None
     for name, value in module.numbers._asdict().items():  # type: ignore[attr-defined]
@@ -171,11 +181,10 @@ def _node(walked: Walk, node: fx.Node, numbers: dict[str, Tensor]) -> dict[str, 
             fields[name] = f"{node.name}.{name}"
     codes = {"scheme": str(module.scheme), "scale": module.facts.scale,
              "zero_point": module.facts.zero_point}
-    counts = count_node(walked, node)
-    return entry | {
+    return {
         "kind": "operator", "operator": module.op.name, "text": module.text, "codes": codes,
         "rounding": rounding, "settings": _plain(dict(node.kwargs)), "numbers": fields,
-        "counts": counts._asdict(),
+        "counts": count_node(walked, node)._asdict(),
     }
 
 
@@ -210,66 +219,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_plain(part) for part in value]
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
-
-
-_CODES = {
-    "type": "object",
-    "description": "a code q stands for (q - zero_point) * scale",
-    "properties": {
-        "scheme": {"type": "string"},
-        "scale": {"type": "number", "exclusiveMinimum": 0},
-        "zero_point": {"type": "integer"},
-    },
-    "required": ["scheme", "scale", "zero_point"],
-}
-_GIVES = {
-    "type": "array",
-    "items": {
-        "type": "object",
-        "properties": {
-            "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-            "type": {"type": "string"},
-        },
-        "required": ["shape", "type"],
-    },
-}
-SCHEMA: dict[str, Any] = {
-    "$schema": "https://json-schema.org/draft/2020-12/schema",
-    "title": "An integer network: nodes in the order in which they run",
-    "type": "object",
-    "required": ["format", "network", "nodes", "outputs"],
-    "properties": {
-        "format": {"const": VERSION},
-        "fxquant": {"type": "string"},
-        "network": {"type": "string"},
-        "outputs": {"type": "array", "items": {"type": "string"}},
-        "nodes": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["name", "module", "reads", "gives", "kind"],
-                "properties": {
-                    "name": {"type": "string"},
-                    "module": {"type": "string"},
-                    "reads": {"type": "array", "items": {"type": "string"}},
-                    "gives": _GIVES,
-                    "kind": {
-                        "enum": ["input", "constant", "quantize", "dequantize", "operator", "move"]
-                    },
-                    "operator": {"type": "string"},
-                    "text": {"type": "string"},
-                    "rounding": {"type": ["string", "null"]},
-                    "codes": _CODES,
-                    "settings": {"type": "object"},
-                    "numbers": {
-                        "type": "object",
-                        "description": "names of tensors in numbers.safetensors",
-                        "additionalProperties": {"type": "string"},
-                    },
-                    "places": {"type": "array", "items": {"type": "string"}},
-                    "counts": {"type": "object"},
-                },
-            },
-        },
-    },
-}

@@ -122,10 +122,10 @@ def _kernel(function: Callable[..., Tensor], dims: int) -> Callable[..., Tensor]
 
 
 def _fast(
-    function: Callable[..., Tensor], dims: int, call: IntegerCall, dtype: torch.dtype,
+    name: str, kernel: Callable[..., Tensor], dims: int, call: IntegerCall, dtype: torch.dtype,
     choice: KernelChoice,
 ) -> Kernel:
-    plain = partial(_kernel(function, dims), call.numbers, dtype)
+    plain = partial(kernel, call.numbers, dtype)
     if dtype.itemsize > 1:
         return Plain(plain)
 
@@ -133,7 +133,7 @@ def _fast(
         w, lengths = windows_of(settings, dims), codes.shape[-dims:]
         if not codes.numel() or codes.dim() - dims not in (1, 2) or not has_windows(w, lengths):
             return plain(codes, **settings)  # torch says which shapes it takes
-        require_elements(function.__name__, w, lengths)
+        require_elements(name, w, lengths)
         return largest_in_windows(codes, w)
 
     return Plain(on_bytes)
@@ -142,8 +142,9 @@ def _fast(
 def _record(
     function: Callable[..., Tensor], spellings: tuple[Any, ...], module: type[nn.Module], dims: int
 ) -> OpSpec:
+    name, kernel = function.__name__, _kernel(function, dims)
     return OpSpec(
-        name=function.__name__,
+        name=name,
         function=function,
         functions=spellings,
         methods=(),
@@ -154,11 +155,11 @@ def _record(
         homogeneous=False,
         weight_axis=None,
         numbers=no_numbers,
-        kernel=_kernel(function, dims),
+        kernel=kernel,
         accumulator=adds_nothing,
         onnx=_onnx(dims),
         tflite=_tflite(dims),
-        fast=partial(_fast, function, dims),
+        fast=partial(_fast, name, kernel, dims),
     )
 
 
