@@ -22,10 +22,11 @@ from torch import Tensor, fx
 from fxquant.graph.normal import Normal, normal_of, set_normal
 from fxquant.graph.place import rank_of
 from fxquant.graph.sharing import parameter_reads, shared_parameter
+from fxquant.ops.fold import fold_input_affine
 from fxquant.ops.linear import LINEAR
 from fxquant.pipeline import Keeps, Log, RewritePass, Stage
 from fxquant.sites.flow import site_of
-from fxquant.sites.parameters import fold_input_affine, parameters_of, set_bias, why_not_shifted
+from fxquant.sites.parameters import parameters_of, set_bias, why_not_shifted
 
 _DEVIATIONS = 3.0
 

@@ -27,6 +27,7 @@ from fxquant.ops.adaptive_avg_pool import ADAPTIVE_AVG_POOLS
 from fxquant.ops.add import ADD
 from fxquant.ops.avg_pool import AVG_POOLS
 from fxquant.ops.cat import CAT
+from fxquant.ops.fold import fold_input_affine
 from fxquant.ops.linear import LINEAR
 from fxquant.ops.mean import MEAN, spaces
 from fxquant.ops.spec import Clamp
@@ -34,7 +35,7 @@ from fxquant.pipeline import Keeps, Log, Pass, Stage
 from fxquant.sites.call_site import CallSite
 from fxquant.sites.flow import inputs_of, site_of, sites
 from fxquant.sites.move import apply_move, is_move
-from fxquant.sites.parameters import fold_input_affine, layer_channels, parameters_of, set_bias
+from fxquant.sites.parameters import layer_channels, parameters_of, set_bias
 
 
 class CorrectBias(Pass):

@@ -35,12 +35,11 @@ from fxquant.graph.place import take_in
 from fxquant.graph.sharing import parameter_reads, read_elsewhere, shared_parameter
 from fxquant.ops.batch_norm import BATCH_NORM, batch_norm_affine
 from fxquant.ops.cat import CAT
+from fxquant.ops.fold import fold_input_affine, fold_output_affine
 from fxquant.pipeline import Keeps, Log, Pass, Stage
-from fxquant.sites.call_site import fold_affine
 from fxquant.sites.flow import inputs_of, site_of, sites
 from fxquant.sites.foldable import can_take_norm, why_not_one
 from fxquant.sites.parameters import (
-    fold_input_affine,
     layer_channels,
     parameters_of,
     set_bias,
@@ -137,7 +136,7 @@ def _fold_before(
             channels = layer_channels(gm, layer)
             part = slice(start, start + len(channels.rows(weight)))
             start = part.stop
-            _set(gm, layer, *fold_affine(weight, bias, factor[part], offset[part], channels))
+            _set(gm, layer, *fold_output_affine(weight, bias, factor[part], offset[part], channels))
             set_normal(layer, Normal(normal.mean[part], normal.deviation[part]))
     value = inputs_of(norm)[0]
     for layer in layers:

@@ -167,6 +167,10 @@ TESTS: dict[str, list[str]] = {
         *networks("convs readers moves"),
         "tests/test_reference.py::test_convert_leaves_the_prepared_network_as_it_is", *WHOLE,
     ],
+    "fxquant/ops/fold.py": [
+        "tests/passes/test_fold_bn.py", "tests/passes/test_absorb_high_bias.py",
+        "tests/passes/test_correct_bias.py",
+    ],
     "fxquant/ops/layer.py": [
         "tests/test_intmath.py", *networks("convs transposed_3d linears"),
         "tests/test_reference.py::test_autocast_does_not_reach_the_integers[convs]",

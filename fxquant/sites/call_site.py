@@ -20,9 +20,10 @@ from fxquant.fake_quant import ActivationFakeQuant, WeightFakeQuant, round_to_gr
 from fxquant.intmath import ACCUMULATOR_BITS, Target
 from fxquant.observers import Observer
 from fxquant.ops.batch_norm import batch_norm_affine
+from fxquant.ops.fold import fold_output_affine
 from fxquant.ops.spec import Affine, Clamp, OpSpec, Output, RealCall, Weights
 from fxquant.rounding import HALF_UP, Rounding, need_real
-from fxquant.schemes import Channels, QParams, code_of, dequantize, quantize
+from fxquant.schemes import QParams, code_of, dequantize, quantize
 from fxquant.sites.phase import PhasedSite
 
 
@@ -187,17 +188,9 @@ class InputQuantizer(PhasedSite):
         return dequantize(self.rounding.quantize(x, self.output.qparams), self.output.qparams)
 
 
-def fold_affine(
-    weight: Tensor, bias: Tensor | None, factor: Tensor, offset: Tensor, channels: Channels
-) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a layer whose output goes through `factor · y + offset`, both [C]."""
-    scaled = weight * channels.spread(factor, weight)
-    return scaled, offset if bias is None else bias * factor + offset
-
-
 def _fold(weights: Weights, affine: Affine) -> Weights:
     """Symmetric weights take a batch norm as a change of scale: their codes stay."""
-    weight, bias = fold_affine(weights.weight, weights.bias, *affine, weights.channels)
+    weight, bias = fold_output_affine(weights.weight, weights.bias, *affine, weights.channels)
     return weights._replace(weight=weight, bias=bias, scale=weights.scale * affine.factor.abs())
 
 

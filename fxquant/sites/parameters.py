@@ -56,18 +56,6 @@ def set_bias(gm: fx.GraphModule, layer: fx.Node, bias: Tensor) -> None:
     layer.kwargs = {**layer.kwargs, "bias": added}
 
 
-def fold_input_affine(
-    weight: Tensor, bias: Tensor | None, factor: Tensor, offset: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Weight [O, C/groups, ...], bias [O] of a layer that reads `factor·x + offset`, both [C]."""
-    groups = factor.numel() // weight.shape[1]
-    rows = weight.reshape(groups, -1, weight.shape[1], weight[0, 0].numel())
-    per_input = (groups, 1, weight.shape[1], 1)
-    scaled = (rows * factor.reshape(per_input)).reshape(weight.shape)
-    shift = (rows * offset.reshape(per_input)).sum((2, 3)).flatten()
-    return scaled, shift if bias is None else bias + shift
-
-
 def why_not_shifted(gm: fx.GraphModule, layer: fx.Node) -> str | None:
     """Why an offset on the layer's input is not the same offset at every place of its output, as
     a sentence, or None where it is.
