@@ -23,27 +23,29 @@ _OTHERS = (*range(1, 131), *(2**bits + more for bits in range(8, 17) for more in
 """Rows for which numbers are computed: whatever is small, and around powers of two."""
 
 
-def require_lines(
+def numbers_beyond(
     graph: fx.Graph, runs: Sequence[Mapping[fx.Node, Any]], rows: Sequence[int]
-) -> None:
-    """Refuse a number that lies on a line in the runs, of so many rows each, and leaves it in other
-    batches.
+) -> dict[int, dict[fx.Node, Any]]:
+    """What the numbers of a graph are in batches of other sizes than those that were run, of so
+    many rows each; None where that is not known.
 
     Raises:
-        ExportError: names the number, and what it is in two batches.
+        ExportError: a number lies on a line in the runs, and leaves it; names both, and the rows.
     """
     numbers = scalars(graph)
     computed = [node for node in graph.nodes if node in numbers]
+    beyond: dict[int, dict[fx.Node, Any]] = {}
     for size in _OTHERS:
-        values: dict[fx.Node, Any] = {}
+        values = beyond[size] = {}
         for node in computed:
             found = [run[node] for run in runs]
-            expected = _continued(found, rows, size)
+            expected = continued(found, rows, size)
             values[node] = expected if is_query(node) else _value(node, values, found[0])
             if None not in (expected, values[node]) and values[node] != expected:
                 raise follows_otherwise(
                     node, f"{values[node]} of {size} rows, {found[-1]} of {rows[-1]}"
                 )
+    return beyond
 
 
 def follows_otherwise(node: fx.Node, found: object) -> ExportError:
@@ -68,13 +70,13 @@ def _value(node: fx.Node, values: Mapping[fx.Node, Any], held: Any) -> Any:
         return None
 
 
-def _continued(found: Sequence[Any], rows: Sequence[int], size: int) -> Any:
+def continued(found: Sequence[Any], rows: Sequence[int], size: int) -> Any:
     """What whole numbers become for `size` rows on the line through those of the runs; None where
     they lie on none.
     """
     first = found[0]
     if isinstance(first, (tuple, list)) and len({*map(len, found)}) == 1:
-        parts = [_continued(part, rows, size) for part in zip(*found, strict=True)]
+        parts = [continued(part, rows, size) for part in zip(*found, strict=True)]
         return None if None in parts else tuple(parts)
     if all(value == first for value in found):
         return first

@@ -48,6 +48,7 @@ def move(
         if isinstance(several, (tuple, dict)):
             return several[key]  # type: ignore[index]
     tensors = [n for n in dict.fromkeys(nodes_in((node.args, node.kwargs))) if n in values]
+    _need_line(walk, node, tensors)
     runs = [_traced(walk.gm, node, tensors, run) for run in walk.runs]
     if len({tuple(str(n.target) for n in run.graph.nodes) for run in runs}) > 1:
         raise ExportError(
@@ -79,6 +80,30 @@ def move(
             others = map_nodes(others, lambda n: known.get(n, env[n]))
             env[step] = _step(node, steps, env, others, batch)
     raise AssertionError("a graph ends with its output")
+
+
+def _need_line(walk: Walk, node: fx.Node, tensors: Sequence[fx.Node]) -> None:
+    """Refuse a move by numbers that follow the batch, if its shape leaves its line in another one:
+    of four channels the first 2n are all of them, but of one row.
+    """
+    numbers = walk.numbers.intersection(node.all_input_nodes)
+    if all(run[n] == walk.runs[0][n] for run in walk.runs for n in numbers):
+        return
+    for rows in _ELSEWHERE:
+        shapes = {n: walk.shape_beyond(n, rows) for n in (*tensors, node)}
+        if None in shapes.values():
+            continue
+        given = {
+            n: torch.empty(shapes[n], dtype=walk.runs[0][n].dtype, device="meta") for n in tensors
+        }
+        try:
+            found = _applied(walk.gm, node, given, walk.beyond[rows])
+        except Exception:  # the network itself does not run on so many
+            continue
+        if found.shape != shapes[node]:
+            raise _follows_otherwise(
+                node, f"{list(found.shape)} of {rows} rows, {list(shapes[node])} expected"
+            )
 
 
 def _traced(
@@ -197,6 +222,7 @@ def _place(places: Sequence[Any], sizes: Sequence[int]) -> Any:
     return places[0] if len({*places}) == 1 else Varying(tuple(places))
 
 
+_ELSEWHERE = (1, 100)  # rows, other than those of the runs
 _FAR = 2**62
 _PLACES: dict[Any, Callable[[Sequence[fx.Node]], list[Any]]] = {
     aten.slice.Tensor: _slices, aten.select.int: _selects,

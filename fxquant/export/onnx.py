@@ -174,8 +174,9 @@ class _Writer:
         like = self.walk.like(node)
         output = self.grids[node]
         assert output is not None  # an integer operator knows what its codes stand for
+        rows = self._rows() if module.op.allocates else None
         return OnnxCall(
-            self.graph, module.numbers, like.dtype, codes, settings, grids, output, like.shape
+            self.graph, module.numbers, like.dtype, codes, settings, grids, output, like.shape, rows
         )
 
     def _give(self, node: fx.Node) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import ConfigError, ExportError, StageError
-from fxquant.export.counts import follows_otherwise, require_lines
+from fxquant.export.counts import continued, follows_otherwise, numbers_beyond
 from fxquant.graph.nested import leaves, mapped
 from fxquant.graph.place import describe
 from fxquant.graph.values import assertions, scalars
@@ -50,11 +50,13 @@ class Walk(NamedTuple):
 
     `runs`    for each run, what every node gave: `Like`s in the place of tensors
     `numbers` the nodes that give numbers, or check them
+    `beyond`  by the rows of other batches, what numbers are there; nothing if they have one size
     """
 
     gm: fx.GraphModule
     runs: tuple[dict[fx.Node, Any], ...]
     numbers: frozenset[fx.Node]
+    beyond: Mapping[int, Mapping[fx.Node, Any]]
 
     def of(self, node: fx.Node) -> Any:
         """What a node gives, None in the place of the number of rows, and of sizes that follow it.
@@ -65,6 +67,15 @@ class Walk(NamedTuple):
         if any(isinstance(part, Varying) for part in leaves(found)):
             raise follows_otherwise(node, found)
         return found
+
+    def shape_beyond(self, node: fx.Node, rows: int) -> Any:
+        """The shape of the tensor that a node gives of so many rows, if it goes on in a line; None
+        where it does not, or where there is no tensor.
+        """
+        likes = [run[node] for run in self.runs]
+        if not isinstance(likes[0], Like):
+            return None
+        return continued([like.shape for like in likes], _BATCHES, rows)
 
     def setting(self, node: fx.Node) -> Any:
         """A number that an operator is called with.
@@ -121,9 +132,8 @@ def walk(quantized: fx.GraphModule, example_inputs: Any, batch: int | None) -> W
             ) from error
         runs.append(recorder.found)
     graph = quantized.graph
-    if batch is None:
-        require_lines(graph, runs, _BATCHES)
-    return Walk(quantized, tuple(runs), frozenset(scalars(graph) | assertions(graph)))
+    beyond = numbers_beyond(graph, runs, _BATCHES) if batch is None else {}
+    return Walk(quantized, tuple(runs), frozenset(scalars(graph) | assertions(graph)), beyond)
 
 
 def _inputs_and_rows(example_inputs: Any) -> tuple[list[Any], int]:

@@ -407,8 +407,8 @@ class OnnxCall(NamedTuple):
 
     `numbers` are its integers, `dtype` and `codes` the types and values that it gives and reads;
     `settings` what its kernel takes beside them, plain numbers all; `sizes` are those of the
-    result, None for a batch of any size. `inputs` and `output` say what the codes stand for, None
-    where that is not known.
+    result, None for a batch of any size, and `rows` is then how large it is, int64 [1]. What the
+    codes stand for is said by `inputs`, None where that is not known, and `output`.
     """
 
     graph: OnnxGraph
@@ -419,6 +419,7 @@ class OnnxCall(NamedTuple):
     inputs: tuple[QParams | None, ...]
     output: QParams
     sizes: tuple[int | None, ...]
+    rows: Value | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -41,11 +41,10 @@ def _kernel(n: ZeroPoint, dtype: torch.dtype, codes: Tensor, size: Any) -> Tenso
 
 def _onnx(call: OnnxCall) -> Value:
     (x,), zero, size = call.codes, call.numbers.zero.to(call.dtype), call.settings["size"]
-    shape = call.graph.node("Shape", x, dtype=torch.int64)
-    if size is not None:  # a batch of any size is that of `x`
-        given = torch.tensor([1 if n is None else n for n in as_tuple(size)])
-        batch = torch.tensor([n is None for n in as_tuple(size)])
-        shape = call.graph.value(batch).where(shape.gather(torch.tensor([0])), given)
+    if size is None:
+        shape = call.graph.node("Shape", x, dtype=torch.int64)
+    else:
+        shape = call.graph.sizes(as_tuple(size), call.rows)
     return call.graph.node("Expand", zero, shape, dtype=call.dtype)
 
 

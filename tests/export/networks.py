@@ -50,6 +50,9 @@ OF_ROWS = {
     "repeated": lambda x: x.repeat(2, 1, 1, 1),
     "a channel each": lambda x: x.flatten(0, 1)[:, None].expand(-1, 3, -1, -1),
     "all for each": lambda x: x.flatten(0, 1)[None].expand(x.shape[0], -1, -1, -1),
+    "zeros beside each": lambda x: torch.cat(
+        [x.flatten(0, 1).new_zeros(x.shape[0], 3), x.flatten(1)], 1
+    ),
     "one for all": lambda x: x.flatten(0, 1)[:1].expand(x.shape[0], -1, -1),
 }
 """What moves rows, in batches of any size."""
@@ -61,6 +64,7 @@ BY_ROWS = {
     "of five alone": lambda x: x[:, : 3 + (x.shape[0] == 5)],
     "up to the twelfth, counted": lambda x: x[: 12 - x.shape[0]],
     "from the seventh last, counted": lambda x: x[x.shape[0] - 7 :],
+    "twice as many channels": lambda x: x[:, : 2 * x.shape[0]],
     "as far apart": lambda x: x[:: x.shape[0]],
     "pooled to as many": lambda x: F.adaptive_avg_pool2d(x, (x.shape[0], 2)),
     "padded by as many": lambda x: F.pad(x, (0, x.shape[0])),
