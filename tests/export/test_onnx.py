@@ -33,7 +33,7 @@ def is_equal(quantized, path, inputs, batch=None):
     far = [3 * x if x.is_floating_point() else x for x in inputs]
     found = fxquant.verify(quantized, path, [inputs, far], ORT)
     assert found.equal, str(found)
-    assert found.nodes >= 3
+    assert found.nodes >= 2  # zeros and what follows them read no codes
     return found
 
 
