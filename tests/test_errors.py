@@ -149,7 +149,7 @@ CATALOGUE = (
     Wrong("a sum leaves its accumulator", lambda: convert(trained(config=QuantConfig(accumulator_bits=16))), AccumulatorError, "27 products and may reach", f"channel . of node 'conv'.*{HERE}", r"accumulator_bits=1[89]"),
     # what cannot be captured
     capture("a decision on values", lambda s, x: s.conv(x) if x.sum() > 0 else x, "control flow"),
-    capture("values taken to numpy", lambda s, x: s.conv(x) + float(x.detach().numpy().sum()), "no integer"),
+    capture("values taken to numpy", lambda s, x: s.conv(x) + float(x.detach().numpy().sum()), "no number that shapes decide"),
     capture("a part is overwritten", lambda s, x: (x.__setitem__(0, 0), s.conv(x))[1], "torch.cat or torch.where"),
     capture("a buffer is written to", lambda s, x: s.conv(x) + s.table.add_(1).sum(), "writes to 'table'"),
     capture("an attribute is set", lambda s, x: (setattr(s, "seen", x), s.conv(x))[1], "'seen'", "forward of the model"),

@@ -291,7 +291,8 @@ class Tracer(fx.Tracer):
         """What `obj` is now, where that is a number of one of these kinds that shapes decide."""
         value: float = self.examples.of(obj.node)
         if type(value) not in kinds:
-            raise TypeError(f"'{obj}' is no {kinds[-1].__name__} that shapes decide")
+            name = "integer" if kinds == (int,) else "number"
+            raise TypeError(f"'{obj}' is no {name} that shapes decide")
         if obj.node not in self.held:
             self._guard(obj, value, "a number")
         return value
