@@ -158,7 +158,7 @@ def measure(name: str) -> dict[str, Any]:
         "top_1": float((ours.argmax(1) == labels).float().mean()),
         "mismatches": int((ours != evaluated).sum()),
     }
-    if row["decibels"] < GOOD:
+    if row["decibels"] < GOOD and row["float_top_1"] >= KNOWS:
         row["why"] = why(prepared, parts, real, ours)
     return row
 
